@@ -1,0 +1,49 @@
+"""Compress Vision Transformers of `transformers`, and get `transformers` models back.
+
+Importing the package registers the `Factored…` classes with the Auto classes; everything else is loaded on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .modeling_factored import FactoredLinear, register
+
+if TYPE_CHECKING:
+    from .compressor import ViTCompressor
+    from .config import CompressionConfig
+    from .evaluation import Evaluation, evaluate_model
+    from .planning import CompressionPlan
+    from .report import CompressionReport
+    from .statistics import Statistics
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CompressionConfig": "config",
+    "CompressionPlan": "planning",
+    "CompressionReport": "report",
+    "Evaluation": "evaluation",
+    "Statistics": "statistics",
+    "ViTCompressor": "compressor",
+    "evaluate_model": "evaluation",
+}
+
+__all__ = [
+    "CompressionConfig",
+    "CompressionPlan",
+    "CompressionReport",
+    "Evaluation",
+    "FactoredLinear",
+    "Statistics",
+    "ViTCompressor",
+    "evaluate_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register()

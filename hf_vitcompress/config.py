@@ -1,0 +1,209 @@
+"""What the user asks for: `CompressionConfig` and its presets."""
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from .errors import ConfigError
+
+Metric = Literal["weight", "diagonal", "activation", "row_fisher", "fisher"]
+Allocation = Literal["uniform", "greedy"]
+Precision = Literal["auto", "float32", "bfloat16"]
+OnBadImage = Literal["skip", "error"]
+
+BUDGETS = ("keep_ratio", "max_params", "max_macs", "max_accuracy_drop")
+DEFAULT_KEEP_RATIO = 0.5
+
+
+@dataclass(frozen=True)
+class CompressionConfig:
+    """Everything that decides how a model is compressed. Checked on construction; immutable.
+
+    Budget: give one; with none, `keep_ratio=0.5`.
+
+    Attributes:
+        keep_ratio: parameters of the compressed model ÷ parameters of the original, the whole model counted, in (0, 1].
+        max_params: parameters the compressed model may have.
+        max_macs: multiply-accumulates per image the compressed model may need.
+        max_accuracy_drop: top-1 accuracy the model may lose on the validation images, as a fraction (0.01 is one
+            point); the smallest plan that holds it is searched. Without labels, agreement with the dense model takes
+            the place of accuracy.
+        metric: the inner product the approximation error is measured in. `"weight"`: plain SVD; `"diagonal"`:
+            columns scaled by the inputs' standard deviation; `"activation"`: the layer's output error
+            (arXiv 2402.06004); `"row_fisher"`: rows scaled by gradient power (arXiv 2207.00112); `"fisher"`:
+            Kronecker-factored Fisher, the predicted loss increase itself.
+        allocation: `"greedy"`: ranks differ by layer, each block of ranks goes where it buys most; `"uniform"`: every
+            layer keeps the same share of its parameters.
+        correct_bias: move the mean of each layer's error into its bias.
+        correct_curves: correct predicted losses by losses measured on `measuring_images`.
+        token_weighting: in [0, 1], how far input moments weight tokens by the squared norm of the loss gradient at
+            the layer's input; 0 weights all tokens alike. Only for `metric="fisher"`.
+        damping: added to the eigenvalues of a metric before its inverse square root, relative to the largest one.
+        rank_multiple: ranks are multiples of this; 8 suits most hardware.
+        target_modules: patterns of layers to compress (`*`, `?`; any dotted tail of the name matches); `None`: all.
+        skip_modules: patterns of layers to leave dense.
+        num_images: calibration images to use at most; `None`: all.
+        batch_size: images in a calibration batch.
+        measuring_images: of the calibration images, how many only serve to correct the predicted losses.
+        fisher_probes: backward passes per batch, each with another random sign vector; more, less noise.
+        validation_images: images held out of calibration and used for `max_accuracy_drop`.
+        precision: arithmetic of the forward and backward passes; `"auto"` takes bfloat16 where the device gains.
+        on_bad_image: `"skip"` leaves out an image that cannot be read and counts it; `"error"` stops.
+        seed: of the random signs and of the choice of images.
+    """
+
+    keep_ratio: float | None = None
+    max_params: int | None = None
+    max_macs: int | None = None
+    max_accuracy_drop: float | None = None
+
+    metric: Metric = "fisher"
+    allocation: Allocation = "greedy"
+    correct_bias: bool = True
+    correct_curves: bool = True
+    token_weighting: float = 0.2
+    damping: float = 1e-6
+
+    rank_multiple: int = 8
+    target_modules: list[str] | None = None
+    skip_modules: list[str] = field(default_factory=list)
+
+    num_images: int | None = 1024
+    batch_size: int = 32
+    measuring_images: int = 192
+    fisher_probes: int = 4
+    validation_images: int = 512
+    precision: Precision = "auto"
+    on_bad_image: OnBadImage = "skip"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} are both given; a budget is one of {', '.join(BUDGETS)}.")
+        if not given:
+            object.__setattr__(self, "keep_ratio", DEFAULT_KEEP_RATIO)
+        for name, choices in (
+            ("metric", Metric),
+            ("allocation", Allocation),
+            ("precision", Precision),
+            ("on_bad_image", OnBadImage),
+        ):
+            _check_choice(name, getattr(self, name), get_args(choices))
+        _check_range("keep_ratio", self.keep_ratio, 0, 1, low_open=True)
+        _check_range("max_accuracy_drop", self.max_accuracy_drop, 0, 1)
+        _check_range("token_weighting", self.token_weighting, 0, 1)
+        _check_range("damping", self.damping, 0, 1, low_open=True)
+        for name in ("max_params", "max_macs", "num_images", "rank_multiple", "batch_size", "fisher_probes"):
+            _check_positive_int(name, getattr(self, name))
+        for name in ("measuring_images", "validation_images"):
+            _check_positive_int(name, getattr(self, name))
+        _check_range("seed", self.seed, 0, 2**63 - 1)
+        for name in ("target_modules", "skip_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value or []):
+                raise ConfigError(f"{name} must be a list of patterns, not {value!r}.")
+
+    @property
+    def budget(self) -> str:
+        """Name of the budget in force."""
+        return next(name for name in BUDGETS if getattr(self, name) is not None)
+
+    @property
+    def needs_gradients(self) -> bool:
+        return self.metric in ("row_fisher", "fisher")
+
+    def with_budget(self, **budget: float | int) -> "CompressionConfig":
+        """The same recipe under another budget, e.g. `config.with_budget(keep_ratio=0.3)`."""
+        return replace(self, **{**dict.fromkeys(BUDGETS), **budget})
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "CompressionConfig":
+        """A named recipe; `overrides` are further fields.
+
+        `"default"`: this package's own. `"svd"`: truncated SVD of the weights, one share for all layers.
+        `"fwsvd"`: Hsu et al., arXiv 2207.00112. `"svd_llm"`: Wang et al., arXiv 2403.07378 (truncation-aware
+        whitening). `"azizi2024"`: Azizi et al., arXiv 2402.06004 (activation-aware, mixed ranks by energy).
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"Unknown preset {name!r}.{_suggestion(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
+        return cls.from_dict({**PRESETS[name], **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the fields that are not `None`."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CompressionConfig":
+        """The reverse of `to_dict`; unknown names are refused. `preset` may name a recipe to start from."""
+        values = dict(values)
+        preset = values.pop("preset", None)
+        known = {f.name for f in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"Unknown setting {name!r}.{_suggestion(name, known)}")
+        if preset is not None:
+            return cls.preset(preset, **values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"A setting has a value of the wrong type: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write as YAML, or as JSON where the name ends in `.json`."""
+        text = json.dumps(self.to_dict(), indent=2) if Path(path).suffix == ".json" else yaml.safe_dump(self.to_dict())
+        Path(path).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CompressionConfig":
+        """Read YAML or JSON."""
+        return cls.from_dict(load_settings(path))
+
+
+def load_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML or JSON file, unchecked."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"There is no config file {str(path)!r}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} is neither YAML nor JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{str(path)!r} must hold `name: value` lines.")
+    return values
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "svd": {"metric": "weight", "allocation": "uniform", "correct_bias": False},
+    "fwsvd": {"metric": "row_fisher", "allocation": "uniform", "correct_bias": False},
+    "svd_llm": {"metric": "activation", "allocation": "uniform", "correct_bias": False},
+    "azizi2024": {"metric": "activation", "allocation": "greedy", "correct_bias": False},
+}
+
+
+def _suggestion(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is one of {', '.join(choices)}, not {value!r}.")
+
+
+def _check_range(name: str, value: Any, low: float, high: float, low_open: bool = False) -> None:
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high or (low_open and value == low):
+        raise ConfigError(f"{name} must lie in {'(' if low_open else '['}{low}, {high}], not {value!r}.")
+
+
+def _check_positive_int(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")

@@ -1,0 +1,59 @@
+"""What a model costs, counted and not measured: parameters, multiply-accumulates, bytes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Attributes:
+    parameters: all of the model's, heads and embeddings included.
+    macs: multiply-accumulates of one forward pass over one image.
+    bytes: size of the weights in the model's dtype.
+    """
+
+    parameters: int
+    macs: int
+    bytes: int
+
+
+def count_costs(model: PreTrainedModel) -> Costs:
+    parameters = list(model.parameters())
+    return Costs(
+        parameters=sum(p.numel() for p in parameters),
+        macs=count_macs(model),
+        bytes=sum(p.numel() * p.element_size() for p in parameters),
+    )
+
+
+def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """(channels, height, width) of the images the model's config is made for."""
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return model.config.num_channels, height, width
+
+
+def count_macs(model: PreTrainedModel) -> int:
+    """Multiply-accumulates per image: matrix products and convolutions, attention's two products included.
+
+    Counted by torch's own counter on a copy without storage. Norms, softmax and activations are not counted.
+    """
+    with init_empty_weights(include_buffers=True):
+        twin = type(model)._from_config(model.config, attn_implementation="eager", dtype=torch.float32)
+    twin.eval()
+    image = torch.empty(1, *image_shape(model), device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        twin(image)
+    return counter.get_total_flops() // 2
+
+
+def disk_bytes(folder: str | Path) -> int:
+    """Bytes of the weight files in a checkpoint folder."""
+    return sum(path.stat().st_size for path in Path(folder).iterdir() if path.suffix in WEIGHT_SUFFIXES)

@@ -1,0 +1,33 @@
+"""The errors a user can meet. Each names the thing that is wrong and what to do about it."""
+
+
+class VitCompressError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(VitCompressError, ValueError):
+    """A setting is unknown, out of range or contradicts another."""
+
+
+class UnsupportedModelError(VitCompressError, ValueError):
+    """The model cannot be found, or its architecture is not one this package knows."""
+
+
+class DataError(VitCompressError, ValueError):
+    """The images cannot be found, read or used."""
+
+
+class CalibrationError(VitCompressError, RuntimeError):
+    """The statistics cannot be computed, or do not belong to this model."""
+
+
+class BudgetError(VitCompressError, ValueError):
+    """No plan meets the budget; the message says which bound stands in the way."""
+
+
+class OutputError(VitCompressError, OSError):
+    """The result cannot be written."""
+
+
+class CalibrationWarning(UserWarning):
+    """The statistics are usable but weaker than they should be."""

@@ -1,0 +1,54 @@
+"""Writing results so that an interruption or a full disk leaves nothing half-written."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import OutputError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path, folder: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when not.
+
+    Raises:
+        OutputError: the disk is full or the place cannot be written to; `path` is as it was.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            temporary.mkdir()
+        yield temporary
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{str(target)!r} could not be written: {error}. Free some space or choose another place; what was there "
+            "before is untouched."
+        ) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def check_new_folder(path: str | Path, overwrite: bool = False) -> None:
+    """Refuse an output folder that exists and is not empty, before any work is done.
+
+    Raises:
+        OutputError: it exists (and `overwrite` is false), or is a file.
+    """
+    target = Path(path)
+    if target.is_file():
+        raise OutputError(f"The output {str(target)!r} is a file; give the name of a folder.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise OutputError(
+            f"The output folder {str(target)!r} exists and is not empty. Choose another name, or pass overwrite "
+            "(--overwrite) to replace it."
+        )

@@ -1,0 +1,92 @@
+"""Measured speed and memory, dense and compressed alternately in one run, so that both see the same machine."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from .costs import image_shape
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one forward pass over `batch_size` images.
+
+    Attributes:
+        dense, compressed: median seconds.
+        ratio: median of the pairs' compressed ÷ dense.
+        ratio_low, ratio_high: quartiles of the same.
+        batch_size, rounds, threads, device: how it was measured.
+    """
+
+    dense: float
+    compressed: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    batch_size: int
+    rounds: int
+    threads: int
+    device: str
+
+
+def measure_latency(
+    dense: PreTrainedModel, compressed: PreTrainedModel, batch_size: int = 32, rounds: int = 15
+) -> Latency:
+    """Time both models on the same random images, turn by turn, in their own dtype, after a warm-up."""
+    images = torch.randn(batch_size, *image_shape(dense), generator=torch.Generator().manual_seed(0))
+    pairs = []
+    for turn in range(rounds + 2):
+        seconds = [_time_forward(model, images.to(model.device, model.dtype)) for model in (dense, compressed)]
+        if turn >= 2:
+            pairs.append(seconds)
+    ratios = [small / large for large, small in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return Latency(
+        dense=statistics.median(large for large, _ in pairs),
+        compressed=statistics.median(small for _, small in pairs),
+        ratio=middle,
+        ratio_low=low,
+        ratio_high=high,
+        batch_size=batch_size,
+        rounds=rounds,
+        threads=torch.get_num_threads(),
+        device=_device_name(dense.device),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """The process's highest resident memory so far; on a GPU, the highest allocated there."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@torch.inference_mode()
+def _time_forward(model: PreTrainedModel, images: torch.Tensor) -> float:
+    training = model.training
+    model.eval()
+    _synchronize(model.device)
+    start = time.perf_counter()
+    model(pixel_values=images)
+    _synchronize(model.device)
+    seconds = time.perf_counter() - start
+    model.train(training)
+    return seconds
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{torch.cpu.get_capabilities().get('cpu_name', 'CPU')} ({torch.get_num_threads()} threads)"
+    return str(device)

@@ -1,0 +1,302 @@
+"""Factored Vision Transformers: ordinary `transformers` models whose linear layers are products of two smaller ones.
+
+This file needs torch and transformers only. It is copied beside every saved checkpoint, so that
+`from_pretrained(folder, trust_remote_code=True)` works where the package is not installed.
+
+For every dense class `X` in `FACTORED_ARCHITECTURES` there is a class `FactoredX(X)` and for its config a
+`Factored<Config>`, made on first use by `factored_model_class` and `factored_config_class` and reachable as
+attributes of this module. `register` hangs them on the Auto classes.
+"""
+
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, conversion_mapping
+from transformers.models.auto import modeling_auto
+
+MODEL_TYPE_PREFIX = "vitcompress_"
+
+REMOTE_FILE = "modeling_factored.py"
+
+# A dense class that is pointed at a factored checkpoint would find none of the factored weights and start from
+# random ones with nothing but a warning. On disk the config therefore carries this text in a field that every vision
+# config declares as a float: the dense config class refuses it, and its error shows the text. The real value stays
+# in `compression`; `FactoredConfigMixin.from_dict` puts it back.
+GUARD_FIELD = "initializer_range"
+GUARD_TEXT = (
+    "This checkpoint has factored layers, which a dense model class cannot hold. Run `pip install hf-vitcompress`, "
+    "then `import hf_vitcompress` and load it with an Auto class, or pass trust_remote_code=True to an Auto class."
+)
+
+
+class Architecture(NamedTuple):
+    """The dense classes of one model type: where they live, and which Auto classes build them.
+
+    `heads` maps an Auto class to its model classes; where there are several, `config.architectures` chooses and the
+    first is the default.
+    """
+
+    module: str
+    config: str
+    heads: dict[str, tuple[str, ...]]
+
+
+FACTORED_ARCHITECTURES: dict[str, Architecture] = {
+    "vit": Architecture(
+        "transformers.models.vit",
+        "ViTConfig",
+        {
+            "AutoModel": ("ViTModel",),
+            "AutoModelForImageClassification": ("ViTForImageClassification",),
+            "AutoModelForMaskedImageModeling": ("ViTForMaskedImageModeling",),
+        },
+    ),
+    "deit": Architecture(
+        "transformers.models.deit",
+        "DeiTConfig",
+        {
+            "AutoModel": ("DeiTModel",),
+            "AutoModelForImageClassification": (
+                "DeiTForImageClassification",
+                "DeiTForImageClassificationWithTeacher",
+            ),
+            "AutoModelForMaskedImageModeling": ("DeiTForMaskedImageModeling",),
+        },
+    ),
+}
+
+
+class FactoredLinear(nn.Module):
+    """`y = up(down(x))`, a linear layer of limited rank.
+
+    Args:
+        in_features: size of the last dimension of the input, `x (..., in_features)`.
+        out_features: size of the last dimension of the output, `y (..., out_features)`.
+        rank: rows of `down` and columns of `up`; at least 1.
+        bias: whether `up` adds a bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"A factored layer needs a rank of at least 1, not {rank}.")
+        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+
+    @property
+    def in_features(self) -> int:
+        return self.down.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.up.out_features
+
+    @property
+    def rank(self) -> int:
+        return self.down.out_features
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(hidden_states))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+class FactoredConfigMixin:
+    """Adds `compression` to a config: `{"layers": {module name: {"rank": r}}}`, shapes only.
+
+    Names are in-memory module names, with or without the prefix of the base model (`vit.layers.0.mlp.fc1` and
+    `layers.0.mlp.fc1` name the same layer of a headed and of a headless model).
+    """
+
+    compression: dict[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        if config_dict.get(GUARD_FIELD) == GUARD_TEXT:
+            compression = dict(config_dict["compression"])
+            config_dict = {**config_dict, GUARD_FIELD: compression.pop(GUARD_FIELD), "compression": compression}
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Write `config.json`, with the guard against dense classes and the way to the code beside it."""
+        content = json.loads(self.to_json_string(use_diff=use_diff))  # type: ignore[attr-defined]
+        content["compression"] = {**(content.get("compression") or {}), GUARD_FIELD: content[GUARD_FIELD]}
+        content[GUARD_FIELD] = GUARD_TEXT
+        content["auto_map"] = self._auto_map()
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def _auto_map(self) -> dict[str, str]:
+        module = REMOTE_FILE.removesuffix(".py")
+        auto_map = {"AutoConfig": f"{module}.{type(self).__name__}"}
+        heads = FACTORED_ARCHITECTURES[self.model_type.removeprefix(MODEL_TYPE_PREFIX)].heads  # type: ignore[attr-defined]
+        for auto_class, dense_names in heads.items():
+            names = [f"Factored{name}" for name in dense_names]
+            chosen = [name for name in names if name in (self.architectures or [])]  # type: ignore[attr-defined]
+            auto_map[auto_class] = f"{module}.{(chosen or names)[0]}"
+        return auto_map
+
+
+class FactoredModelMixin:
+    """Replaces, after the dense class has built itself, the layers that `config.compression` names.
+
+    Attributes:
+        companions: objects whose `save_pretrained(folder)` is called when the model is saved, such as its image
+            processor.
+    """
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.companions: list[Any] = []
+        self._factor_layers()
+        # A second time: the first saw the dense layers.
+        self.post_init()  # type: ignore[attr-defined]
+
+    def _factor_layers(self) -> None:
+        layers = (getattr(self.config, "compression", None) or {}).get("layers", {})  # type: ignore[attr-defined]
+        for name, shape in layers.items():
+            module_name, dense = self._find_layer(name)
+            if not isinstance(dense, nn.Linear):
+                raise ValueError(
+                    f"config.compression names {name!r}, which is a {type(dense).__name__} in "
+                    f"{type(self).__name__}; only nn.Linear layers can be factored."
+                )
+            factored = FactoredLinear(
+                dense.in_features,
+                dense.out_features,
+                shape["rank"],
+                bias=dense.bias is not None,
+                device=dense.weight.device,
+                dtype=dense.weight.dtype,
+            )
+            self.set_submodule(module_name, factored)  # type: ignore[attr-defined]
+
+    def _find_layer(self, name: str) -> tuple[str, nn.Module]:
+        prefix = f"{self.base_model_prefix}."  # type: ignore[attr-defined]
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            try:
+                return candidate, self.get_submodule(candidate)  # type: ignore[attr-defined]
+            except AttributeError:
+                continue
+        raise ValueError(
+            f"config.compression names the layer {name!r}, which {type(self).__name__} does not have. "
+            "The config belongs to another architecture or was edited by hand."
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with tensors under their in-memory names, this file, and the model's `companions`.
+
+        Everything is written beside `save_directory` first and then moved in, so that a full disk or an interruption
+        leaves no half-written checkpoint.
+        """
+        kwargs.setdefault("save_original_format", False)
+        target = os.path.abspath(save_directory)
+        if os.path.isfile(target):
+            raise NotADirectoryError(f"{target!r} is a file; give the name of a folder to save to.")
+        if kwargs.get("push_to_hub") or kwargs.get("distributed_checkpoint") or not kwargs.get("is_main_process", True):
+            super().save_pretrained(target, *args, **kwargs)  # type: ignore[misc]
+            return
+        os.makedirs(target, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
+            super().save_pretrained(staging, *args, **kwargs)  # type: ignore[misc]
+            shutil.copyfile(inspect.getsourcefile(FactoredLinear) or __file__, os.path.join(staging, REMOTE_FILE))
+            for companion in self.companions:
+                companion.save_pretrained(staging)
+            for old in os.listdir(target):
+                if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", old):
+                    os.remove(os.path.join(target, old))
+            for name in os.listdir(staging):
+                os.replace(os.path.join(staging, name), os.path.join(target, name))
+
+
+_classes: dict[str, type] = {}
+
+
+def factored_config_class(model_type: str) -> type[PreTrainedConfig]:
+    """The config class of the factored form of `model_type`, e.g. `FactoredViTConfig` for `"vit"`."""
+    architecture = FACTORED_ARCHITECTURES[model_type]
+    name = f"Factored{architecture.config}"
+    if name not in _classes:
+        dense = getattr(importlib.import_module(architecture.module), architecture.config)
+        body = {
+            "__module__": __name__,
+            "__doc__": f"`{dense.__name__}` with `compression`, the shapes of the factored layers.",
+            "__annotations__": {"compression": dict[str, Any] | None},
+            "compression": None,
+            "model_type": MODEL_TYPE_PREFIX + model_type,
+        }
+        _classes[name] = type(name, (FactoredConfigMixin, dense), body)
+    return _classes[name]
+
+
+def factored_model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The factored form of a dense model class, e.g. `FactoredViTModel` for `ViTModel`.
+
+    Raises:
+        KeyError: the class is not in `FACTORED_ARCHITECTURES`.
+    """
+    name = f"Factored{dense_class.__name__}"
+    if name not in _classes:
+        model_type = _model_type_of(dense_class.__name__)
+        config_class = factored_config_class(model_type)
+        body = {
+            "__module__": __name__,
+            "__doc__": f"`{dense_class.__name__}` in which the layers named by `config.compression` are factored.",
+            "config_class": config_class,
+            "config": None,
+        }
+        _classes[name] = type(name, (FactoredModelMixin, dense_class), body)
+        mapping = conversion_mapping.get_checkpoint_conversion_mapping(dense_class.__name__)
+        if mapping is not None:
+            # transformers finds the renaming of old checkpoints by class name; ours has another one.
+            conversion_mapping.register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
+    return _classes[name]
+
+
+def _model_type_of(class_name: str) -> str:
+    for model_type, architecture in FACTORED_ARCHITECTURES.items():
+        if any(class_name in classes for classes in architecture.heads.values()):
+            return model_type
+    raise KeyError(class_name)
+
+
+def register() -> None:
+    """Register every factored config and model class with the Auto classes; calling it again changes nothing."""
+    for model_type, architecture in FACTORED_ARCHITECTURES.items():
+        config_class = factored_config_class(model_type)
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        module = importlib.import_module(architecture.module)
+        for auto_name, class_names in architecture.heads.items():
+            models = tuple(factored_model_class(getattr(module, name)) for name in class_names)
+            auto_class = getattr(modeling_auto, auto_name)
+            # A tuple lets `config.architectures` choose, as transformers does for its own classes.
+            auto_class._model_mapping.register(config_class, models if len(models) > 1 else models[0], exist_ok=True)
+
+
+def __getattr__(name: str) -> type:
+    """The factored classes by name, for `trust_remote_code` and for `from … import FactoredViTModel`."""
+    if name.startswith("Factored"):
+        for model_type, architecture in FACTORED_ARCHITECTURES.items():
+            if name == f"Factored{architecture.config}":
+                return factored_config_class(model_type)
+            for class_name in {n for names in architecture.heads.values() for n in names}:
+                if name == f"Factored{class_name}":
+                    return factored_model_class(getattr(importlib.import_module(architecture.module), class_name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,63 @@
+"""Figures of a compression: ranks by layer, predicted loss over budgets. Needs matplotlib, imported on first use."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .report import CompressionReport, LayerReport
+
+
+def report_figure(report: "CompressionReport") -> "Figure":
+    """Share of parameters kept by layer, and predicted loss over keep ratios."""
+    from matplotlib.figure import Figure
+
+    curve = report.budget_curve
+    figure = Figure(figsize=(11, 4.2) if curve else (7, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2 if curve else 1, squeeze=False)[0]
+    kept_by_layer(axes[0], report.layers)
+    if curve:
+        loss_over_budget(axes[1], curve)
+        if report.predicted_loss is not None:
+            axes[1].plot(report.keep_ratio, report.predicted_loss, "o", color="C3", label="this model")
+            axes[1].legend(frameon=False)
+    figure.suptitle(f"{report.model}: {report.keep_ratio:.1%} of the parameters kept")
+    return figure
+
+
+def kept_by_layer(axes: "Axes", layers: Sequence["LayerReport"]) -> None:
+    """A map of blocks × kinds of layer: the share of parameters kept in colour, the rank written in."""
+    roles = list(dict.fromkeys(layer.role for layer in layers))
+    blocks = sorted({layer.block for layer in layers})
+    shares = [[float("nan")] * len(blocks) for _ in roles]
+    for layer in layers:
+        row, column = roles.index(layer.role), blocks.index(layer.block)
+        shares[row][column] = layer.parameters / layer.dense_parameters
+        text = "dense" if layer.rank is None else str(layer.rank)
+        dark = shares[row][column] < 0.55
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    image = axes.imshow(shares, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    axes.set_yticks(range(len(roles)), roles)
+    axes.set_xticks(range(len(blocks)), [str(block) for block in blocks])
+    axes.set_xlabel("block")
+    axes.set_title("rank of each layer")
+    axes.figure.colorbar(image, ax=axes, label="share of its parameters kept")
+
+
+def loss_over_budget(axes: "Axes", curve: Sequence[tuple[float, float]]) -> None:
+    axes.plot(*zip(*curve, strict=True), marker=".")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+    axes.set_xlabel("keep ratio (whole model)")
+    axes.set_ylabel("predicted KL from the dense model (nats)")
+    axes.set_title("predicted loss, scaled to measured losses")
+
+
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)

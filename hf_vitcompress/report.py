@@ -1,0 +1,187 @@
+"""What was kept, what it costs, what it predicts and what was measured: for the terminal, Markdown, JSON and PNG."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .costs import Costs
+from .evaluation import Evaluation, Interval
+from .files import atomic_path
+from .latency import Latency
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of the result; `rank` is `None` where it stayed dense, `predicted_loss` where no loss is predicted."""
+
+    name: str
+    role: str
+    block: int
+    shape: tuple[int, int]
+    rank: int | None
+    parameters: int
+    dense_parameters: int
+    predicted_loss: float | None
+
+
+@dataclass
+class CompressionReport:
+    """Everything known about one compression.
+
+    Attributes:
+        model: class of the compressed model.
+        dense, compressed: costs of both.
+        layers: one entry per layer that could have been compressed.
+        predicted_loss: KL from the dense model, nats per image, scaled to losses measured on calibration images;
+            `None` for metrics that predict no loss.
+        calibration_images: images the statistics come from.
+        bad_images: images that could not be read.
+        seconds: by stage.
+        settings: the recipe.
+        budget_curve: (keep ratio, predicted loss) pairs for other budgets.
+        evaluation, latency, disk_bytes: filled in by whoever measures them; `disk_bytes` maps dense and compressed.
+    """
+
+    model: str
+    dense: Costs
+    compressed: Costs
+    layers: list[LayerReport]
+    predicted_loss: float | None
+    calibration_images: int
+    bad_images: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    budget_curve: list[tuple[float, float]] = field(default_factory=list)
+    evaluation: Evaluation | None = None
+    latency: Latency | None = None
+    disk_bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def keep_ratio(self) -> float:
+        return self.compressed.parameters / self.dense.parameters
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """The before/after table: quantity, dense, compressed, change."""
+        dense, small = self.dense, self.compressed
+        rows = [
+            ("parameters", f"{dense.parameters:,}", f"{small.parameters:,}", _kept(small.parameters, dense.parameters)),
+            ("MACs per image", f"{dense.macs:,}", f"{small.macs:,}", _kept(small.macs, dense.macs)),
+            ("weights in memory", format_bytes(dense.bytes), format_bytes(small.bytes), _kept(small.bytes, dense.bytes)),
+        ]
+        if self.disk_bytes:
+            before, after = self.disk_bytes.get("dense"), self.disk_bytes["compressed"]
+            change = "" if before is None else _kept(after, before)
+            rows.append(("weights on disk", "" if before is None else format_bytes(before), format_bytes(after), change))
+        rows += _evaluation_rows(self.evaluation)
+        if self.predicted_loss is not None:
+            rows.append(("KL predicted", "0", f"{self.predicted_loss:.4f}", ""))
+        if self.latency is not None:
+            lat = self.latency
+            rows.append(
+                (
+                    f"latency, batch {lat.batch_size}",
+                    f"{lat.dense * 1000:.1f} ms",
+                    f"{lat.compressed * 1000:.1f} ms",
+                    f"{lat.ratio:.2f} × ({lat.ratio_low:.2f} to {lat.ratio_high:.2f})",
+                )
+            )
+        return rows
+
+    def to_markdown(self) -> str:
+        lines = ["| | dense | compressed | change |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows()]
+        lines += ["", "| layer | shape | rank | parameters kept | predicted loss |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {layer.name} | {layer.shape[0]} × {layer.shape[1]} | {layer.rank or 'dense'} | "
+            f"{layer.parameters / layer.dense_parameters:.0%} | {_loss(layer.predicted_loss)} |"
+            for layer in self.layers
+        ]
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "keep_ratio": self.keep_ratio}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `compression_report.json`, `.md` and `.png` into `folder`."""
+        from .plots import save_figure, report_figure
+
+        path = Path(folder) / "compression_report"
+        for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
+            with atomic_path(path.with_suffix(suffix)) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        save_figure(report_figure(self), path.with_suffix(".png"))
+
+    def render(self) -> "RenderableType":
+        """A rich table for the terminal."""
+        return table(("", "dense", "compressed", "change"), self.rows(), title=self.model)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(self.render())
+        return capture.get()
+
+
+def evaluation_report(evaluation: Evaluation) -> "RenderableType":
+    """A rich table of one evaluation."""
+    return table(("", "dense", "model", "change"), _evaluation_rows(evaluation), title=f"{evaluation.images} images")
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str | None = None) -> "RenderableType":
+    from rich.table import Table
+
+    grid = Table(*header, title=title)
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def format_bytes(count: int) -> str:
+    """Decimal units, as file managers and the Hub use them."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def format_percent(interval: Interval) -> str:
+    return f"{interval.value:.2%} ({interval.low:.2%} to {interval.high:.2%})"
+
+
+def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str, str]]:
+    if evaluation is None:
+        return [("top-1", NOT_MEASURED, NOT_MEASURED, "")]
+    rows = []
+    if evaluation.top1 is not None:
+        before = "" if evaluation.reference_top1 is None else format_percent(evaluation.reference_top1)
+        change = ""
+        if (drop := evaluation.top1_drop) is not None:
+            change = f"{-100 * drop.value:+.2f} points ({-100 * drop.high:+.2f} to {-100 * drop.low:+.2f})"
+        rows.append((f"top-1, n={evaluation.images}", before, format_percent(evaluation.top1), change))
+    if evaluation.agreement is not None:
+        rows.append(("agreement", "", format_percent(evaluation.agreement), ""))
+    if evaluation.kl is not None:
+        kl = evaluation.kl
+        name = "KL measured" if evaluation.agreement is not None else "relative error"
+        rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
+    return rows
+
+
+def _kept(after: int, before: int) -> str:
+    return f"{after / before:.1%} kept"
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"

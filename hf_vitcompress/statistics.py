@@ -1,0 +1,237 @@
+"""What calibration measures: streaming second moments, kept only on the narrow side of each layer.
+
+A layer `y = W x + b` of shape (out, in) enters the closed forms (see `factorization`) through two matrices on its
+*narrow* side, of size min(in, out)²:
+
+* out ≤ in: the gradient moment `G = E_image[Σ_tokens g gᵀ]`, and the covariance of the output, `W C Wᵀ`;
+* in < out: the covariance `C` of the input, and the moment of the gradient carried to the input, `Wᵀ G W`.
+
+The wide moments (1536² instead of 384² in a ViT-S) are never formed: they would be four fifths of the arithmetic. A
+square layer keeps `C` and `G` themselves, and layers that read the same tensor share one `C`.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import CalibrationError
+from .families import LayerInfo
+from .files import atomic_path
+from .scaling import CurveScaling
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Moment:
+    """Streaming weighted mean and second moment of vectors, shifted so that a large mean costs no precision.
+
+    Attributes:
+        weight: Σ w, a 0-d float64 tensor.
+        shift: (d,) float32, a point near the mean, taken from the first batch.
+        first: (d,) float64, Σ w (x − shift).
+        power: (d,) float32, Σ w (x − shift)².
+        second: (d, d) float32, Σ w (x − shift)(x − shift)ᵀ, or `None` where only the diagonal is needed.
+    """
+
+    weight: Tensor
+    shift: Tensor
+    first: Tensor
+    power: Tensor
+    second: Tensor | None
+
+    @classmethod
+    def empty(cls, size: int, full: bool, device: torch.device) -> "Moment":
+        return cls(
+            weight=torch.zeros((), dtype=torch.float64, device=device),
+            shift=torch.full((size,), torch.nan, device=device),
+            first=torch.zeros(size, dtype=torch.float64, device=device),
+            power=torch.zeros(size, device=device),
+            second=torch.zeros(size, size, device=device) if full else None,
+        )
+
+    def update(self, vectors: Tensor, weights: Tensor | None) -> None:
+        """Add `vectors` (n, d) float32, weighted by `weights` (n,) or all by 1."""
+        if torch.isnan(self.shift[0]):
+            self.shift.copy_(vectors.mean(0))
+        centered = vectors - self.shift
+        weighted = centered if weights is None else centered * weights[:, None]
+        self.weight += len(vectors) if weights is None else weights.sum(dtype=torch.float64)
+        self.first += weighted.sum(0, dtype=torch.float64)
+        self.power += (weighted * centered).sum(0)
+        if self.second is not None:
+            self.second.addmm_(weighted.T, centered)
+
+    @property
+    def mean(self) -> Tensor:
+        """(d,) float64."""
+        return self.shift.double() + self.first / self.weight
+
+    @property
+    def covariance(self) -> Tensor:
+        """(d, d) float64, symmetric."""
+        if self.second is None:
+            raise CalibrationError(f"Only the diagonal of this moment of size {len(self.shift)} was collected.")
+        offset = self.first / self.weight
+        second = self.second.double() / self.weight
+        return (second + second.T) / 2 - torch.outer(offset, offset)
+
+    @property
+    def moment(self) -> Tensor:
+        """`E[x xᵀ]` (d, d) float64, about zero."""
+        return self.covariance + torch.outer(self.mean, self.mean)
+
+    @property
+    def mean_square(self) -> Tensor:
+        """`E[x²]` (d,) float64, about zero."""
+        return self.variance + self.mean.square()
+
+    @property
+    def variance(self) -> Tensor:
+        """(d,) float64."""
+        return (self.power.double() / self.weight - (self.first / self.weight).square()).clamp_min(0)
+
+
+@dataclass
+class GradientMoment:
+    """Streaming `E_image[Σ_tokens g gᵀ]`, averaged over sign vectors too.
+
+    Attributes:
+        count: images × sign vectors, a 0-d float64 tensor.
+        power: (out,) float32, Σ g² of the gradient at the output.
+        second: (n, n) float32 on the narrow side, or `None` where only the diagonal is needed.
+    """
+
+    count: Tensor
+    power: Tensor
+    second: Tensor | None
+
+    @classmethod
+    def empty(cls, out_features: int, size: int | None, device: torch.device) -> "GradientMoment":
+        return cls(
+            count=torch.zeros((), dtype=torch.float64, device=device),
+            power=torch.zeros(out_features, device=device),
+            second=None if size is None else torch.zeros(size, size, device=device),
+        )
+
+    @property
+    def moment(self) -> Tensor:
+        """(n, n) float64, symmetric."""
+        if self.second is None:
+            raise CalibrationError(f"Only the diagonal of this moment of size {len(self.power)} was collected.")
+        second = self.second.double() / self.count
+        return (second + second.T) / 2
+
+    @property
+    def mean_square(self) -> Tensor:
+        """(out,) float64."""
+        return self.power.double() / self.count
+
+
+@dataclass
+class Statistics:
+    """Everything calibration learnt about a model; one serves any number of budgets.
+
+    Attributes:
+        inputs: by input name, moments of what the layers read (full where in ≤ out, else the diagonal).
+        outputs: by layer name, moments of `W x + b`, for layers with out < in.
+        gradients: by layer name, gradient moments on the narrow side; empty where no metric needs them.
+        images: images seen.
+        tokens: vectors seen by each input name.
+        bad_images: images that could not be read and were left out.
+        settings: what the statistics depend on (metric, seed, precision, …), plain data.
+        fingerprint: identifies the model's weights.
+        scaling: corrections of the predicted losses; `None` until they are measured.
+        timing: seconds by stage, plain data.
+    """
+
+    inputs: dict[str, Moment] = field(default_factory=dict)
+    outputs: dict[str, Moment] = field(default_factory=dict)
+    gradients: dict[str, GradientMoment] = field(default_factory=dict)
+    images: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+    bad_images: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    scaling: CurveScaling | None = None
+    timing: dict[str, float] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file, beside the target first and then renamed."""
+        tensors = {
+            f"{kind}/{name}/{f.name}": tensor.cpu().contiguous()
+            for kind in _KINDS
+            for name, moment in getattr(self, kind).items()
+            for f in fields(moment)
+            if (tensor := getattr(moment, f.name)) is not None
+        }
+        plain = {
+            "format_version": FORMAT_VERSION,
+            "images": self.images,
+            "tokens": self.tokens,
+            "bad_images": self.bad_images,
+            "settings": self.settings,
+            "fingerprint": self.fingerprint,
+            "scaling": None if self.scaling is None else asdict(self.scaling),
+            "timing": self.timing,
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"vitcompress_statistics": json.dumps(plain)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        """The reverse of `save`.
+
+        Raises:
+            CalibrationError: the file is missing, damaged or something else.
+        """
+        remedy = "Run the calibration again, or give the file that `vitcompress inspect --statistics` wrote."
+        if not Path(path).is_file():
+            raise CalibrationError(f"There is no statistics file {str(path)!r}. {remedy}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                plain = json.loads((file.metadata() or {})["vitcompress_statistics"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise CalibrationError(f"{str(path)!r} is not a complete statistics file ({error}). {remedy}") from error
+        if plain.pop("format_version") != FORMAT_VERSION:
+            raise CalibrationError(f"{str(path)!r} was written by another version of this package. {remedy}")
+        if (scaling := plain.pop("scaling")) is not None:
+            points = [(predicted, measured) for predicted, measured in scaling["points"]]
+            plain["scaling"] = CurveScaling(scaling["weights"], points)
+        return cls(**{kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}, **plain)
+
+    def check_layers(self, layers: Iterable[LayerInfo]) -> None:
+        """Refuse layers these statistics do not cover.
+
+        Raises:
+            CalibrationError: naming the first such layer.
+        """
+        for layer in layers:
+            if layer.input_name not in self.inputs:
+                raise CalibrationError(
+                    f"The statistics hold nothing about {layer.name!r}. They were collected from another model, or "
+                    "with other target_modules; calibrate this one."
+                )
+
+
+_KINDS: dict[str, type[Moment] | type[GradientMoment]] = {
+    "inputs": Moment,
+    "outputs": Moment,
+    "gradients": GradientMoment,
+}
+
+
+def _moments_from(tensors: dict[str, Tensor], kind: str, make: type) -> dict[str, Any]:
+    names = dict.fromkeys(key.split("/")[1] for key in tensors if key.startswith(f"{kind}/"))
+    return {
+        name: make(**{f.name: tensors.get(f"{kind}/{name}/{f.name}") for f in fields(make)})  # type: ignore[arg-type]
+        for name in names
+    }

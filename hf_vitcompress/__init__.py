@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .modeling_factored import FactoredLinear, register
+from .version import __version__
 
 if TYPE_CHECKING:
     from .compressor import ViTCompressor
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from .planning import CompressionPlan
     from .report import CompressionReport
     from .statistics import Statistics
-
-__version__ = "0.1.0"
 
 _HOME = {
     "CompressionConfig": "config",
@@ -36,6 +35,7 @@ __all__ = [
     "FactoredLinear",
     "Statistics",
     "ViTCompressor",
+    "__version__",
     "evaluate_model",
 ]
 

@@ -10,6 +10,7 @@ from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
 from .factorization import Factorization
+from .families import linear_layer
 from .modeling_factored import factored_config_class, factored_model_class
 from .planning import CompressionPlan
 
@@ -35,7 +36,7 @@ def build_model(
         if name.rpartition(".")[0] not in plan.ranks
     }
     for name, rank in plan.ranks.items():
-        linear = model.get_submodule(name)
+        linear = linear_layer(model, name)
         up, down = factorizations[name].factors(rank)
         bias = factorizations[name].corrected_bias(linear.weight.detach(), linear.bias, rank)
         tensors = {"up.weight": up, "down.weight": down, "up.bias": bias}
@@ -57,7 +58,7 @@ def _options(model: PreTrainedModel) -> dict[str, Any]:
     if "add_pooling_layer" in accepted:
         options["add_pooling_layer"] = getattr(model, "pooler", None) is not None
     if "use_mask_token" in accepted:
-        options["use_mask_token"] = model.embeddings.mask_token is not None
+        options["use_mask_token"] = model.get_submodule("embeddings").mask_token is not None
     return options
 
 
@@ -73,7 +74,7 @@ def approximated(
     try:
         with torch.no_grad():
             for name, rank in ranks.items():
-                linear = model.get_submodule(name)
+                linear = linear_layer(model, name)
                 saved[name] = (linear.weight.data, None if linear.bias is None else linear.bias.data)
                 up, down = factorizations[name].factors(rank)
                 bias = factorizations[name].corrected_bias(linear.weight.data, saved[name][1], rank)
@@ -83,7 +84,7 @@ def approximated(
         yield
     finally:
         for name, (weight, bias) in saved.items():
-            linear = model.get_submodule(name)
+            linear = linear_layer(model, name)
             linear.weight.data = weight
             if bias is not None:
                 linear.bias.data = bias

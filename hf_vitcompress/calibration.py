@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from .config import CompressionConfig
 from .data import ImageSource
 from .errors import CalibrationError, CalibrationWarning
-from .families import LayerInfo
+from .families import LayerInfo, linear_layer
 from .statistics import GradientMoment, Moment, Statistics
 
 CHECKPOINT_SECONDS = 30.0
@@ -166,8 +166,12 @@ class _Observer:
     statistics: Statistics
     layers: Sequence[LayerInfo]
     config: CompressionConfig
-    _seen: dict[str, Tensor] = field(default_factory=dict)
+    _seen: dict[str, tuple[Tensor, torch.dtype]] = field(default_factory=dict)
     _importance: dict[str, Tensor] = field(default_factory=dict)
+    _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._input_of = {layer.name: layer.input_name for layer in self.layers}
 
     @contextlib.contextmanager
     def attached(self, model: PreTrainedModel) -> Iterator[None]:
@@ -176,7 +180,7 @@ class _Observer:
         for layer in self.layers:
             first = layer.input_name in shared
             shared.discard(layer.input_name)
-            handles.append(model.get_submodule(layer.name).register_forward_hook(self._forward_hook(layer, first)))
+            handles.append(linear_layer(model, layer.name).register_forward_hook(self._forward_hook(layer, first)))
         try:
             yield
         finally:
@@ -185,47 +189,51 @@ class _Observer:
 
     def _forward_hook(self, layer: LayerInfo, first: bool) -> Callable[..., None]:
         statistics = self.statistics
-        single = sum(other.input_name == layer.input_name for other in self.layers) == 1
+        alone = sum(other.input_name == layer.input_name for other in self.layers) == 1
 
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0]
+            # Kept until the backward passes have told which tokens matter; autograd holds the same memory anyway.
             if first:
-                self._seen[layer.input_name] = _tokens(x, output.dtype)
+                self._seen[layer.input_name] = (x.detach(), output.dtype)
             if layer.name in statistics.outputs:
-                self._seen[layer.name] = _tokens(output)
+                self._seen[layer.name] = (output.detach(), output.dtype)
             if not output.requires_grad:
                 return
-            gradient = statistics.gradients[layer.name]
-            narrow_input = layer.in_features < layer.out_features and gradient.second is not None
+            total = statistics.gradients[layer.name].second
+            at_input = total.dim() == 2 and layer.in_features < layer.out_features
 
             def output_hook(grad: Tensor) -> None:
-                g = _tokens(grad)
-                gradient.power += g.square().sum(0)
-                if gradient.second is not None and not narrow_input:
-                    _add_product(gradient.second, g, grad.dtype)
-                elif narrow_input and not single:
-                    _add_product(gradient.second, g @ module.weight.detach().float(), torch.float32)
+                if at_input and alone:
+                    return  # the gradient at the input is this layer's own
+                g = self._tokens(grad, grad.dtype)
+                if at_input:
+                    _add_product(total, g @ module.weight.detach().float(), torch.float32)
+                elif total.dim() == 2:
+                    _add_product(total, g, grad.dtype)
+                else:
+                    total.add_(torch.linalg.vector_norm(g, dim=0).square())
 
             def input_hook(grad: Tensor) -> None:
-                g = _tokens(grad)
+                g = self._tokens(grad, output.dtype)
                 if first and self.config.token_weighting:
                     previous = self._importance.get(layer.input_name, 0)
-                    self._importance[layer.input_name] = previous + g.square().sum(-1)
-                if narrow_input and single:
-                    _add_product(gradient.second, g, output.dtype)
+                    self._importance[layer.input_name] = previous + torch.linalg.vector_norm(g, dim=-1).square()
+                if at_input and alone:
+                    _add_product(total, g, output.dtype)
 
             output.register_hook(output_hook)
-            if x.requires_grad and (first or (narrow_input and single)):
+            if x.requires_grad and (first or (at_input and alone)):
                 x.register_hook(input_hook)
 
         return hook
 
     def finish_batch(self, images: int = 0) -> None:
-        """Add the batch's inputs and outputs, now that the backward passes have told which tokens matter."""
-        for name, tokens in self._seen.items():
-            layer_input = self._input_of.get(name, name)
-            weights = self._token_weights(layer_input)
+        """Add the batch's inputs and outputs."""
+        for name, (activations, computed_in) in self._seen.items():
+            weights = self._token_weights(self._input_of.get(name, name))
             moment = self.statistics.inputs.get(name) or self.statistics.outputs[name]
+            tokens = self._tokens(activations, computed_in)
             moment.update(tokens, weights)
             if name in self.statistics.inputs:
                 self.statistics.tokens[name] = self.statistics.tokens.get(name, 0) + len(tokens)
@@ -234,8 +242,22 @@ class _Observer:
         self._seen.clear()
         self._importance.clear()
 
-    def __post_init__(self) -> None:
-        self._input_of = {layer.name: layer.input_name for layer in self.layers}
+    def _tokens(self, activations: Tensor, computed_in: torch.dtype) -> Tensor:
+        """(…, d) → (tokens, d) float32, rounded as the layer itself rounds its input under autocast.
+
+        The result is a buffer that the next call with the same shape overwrites: fresh memory for every product would
+        cost as much time as the product.
+        """
+        flat = activations.flatten(0, -2)
+        if flat.dtype != computed_in:
+            flat = self._buffer(flat.shape, computed_in, flat.device).copy_(flat)
+        return self._buffer(flat.shape, torch.float32, flat.device).copy_(flat)
+
+    def _buffer(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        key = (*shape, dtype.itemsize)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(shape, dtype=dtype, device=device)
+        return self._buffers[key]
 
     def _token_weights(self, input_name: str) -> Tensor | None:
         """`(1 − a) + a · ‖g‖² / mean ‖g‖²`, so that the weights average 1 in every batch."""
@@ -247,19 +269,13 @@ class _Observer:
         return (1 - share) + share * relative
 
 
-def _tokens(activations: Tensor, computed_in: torch.dtype | None = None) -> Tensor:
-    """(…, d) → (tokens, d) float32, rounded as the layer itself rounds its input under autocast."""
-    flat = activations.detach().flatten(0, -2)
-    return flat.to(computed_in or flat.dtype).float()
-
-
 def _add_product(total: Tensor, vectors: Tensor, computed_in: torch.dtype) -> None:
     """`total += vectorsᵀ vectors`, by the fast path of the processor where that is exact.
 
     Values that are bfloat16 already lose nothing when a float32 product takes them as bfloat16 and adds in float32,
     and on a CPU with bfloat16 instructions that is three times as fast.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (not in torch's type stubs)
     exact = computed_in == torch.bfloat16 and vectors.device.type == "cpu"
     previous = matmul.fp32_precision
     try:
@@ -273,31 +289,30 @@ def _add_product(total: Tensor, vectors: Tensor, computed_in: torch.dtype) -> No
 def _allocate(
     statistics: Statistics, layers: Sequence[LayerInfo], config: CompressionConfig, device: torch.device
 ) -> None:
-    full_inputs = config.metric in ("activation", "fisher")
+    full = config.metric in ("activation", "fisher")
     for layer in layers:
         wide_input = layer.in_features > layer.out_features
         if layer.input_name not in statistics.inputs:
-            statistics.inputs[layer.input_name] = Moment.empty(
-                layer.in_features, full_inputs and not wide_input, device
-            )
-        if full_inputs and wide_input:
-            statistics.outputs[layer.name] = Moment.empty(layer.out_features, True, device)
+            order = 2 if full and not wide_input else 1 if config.metric == "diagonal" else 0
+            statistics.inputs[layer.input_name] = Moment.empty(layer.in_features, order, device)
+        if full and wide_input:
+            statistics.outputs[layer.name] = Moment.empty(layer.out_features, 2, device)
         if config.needs_gradients:
-            size = layer.full_rank if config.metric == "fisher" else None
-            statistics.gradients[layer.name] = GradientMoment.empty(layer.out_features, size, device)
+            shape = (layer.full_rank,) * 2 if config.metric == "fisher" else (layer.out_features,)
+            statistics.gradients[layer.name] = GradientMoment.empty(shape, device)
 
 
 def _check_finite(statistics: Statistics) -> None:
     for name, moment in {**statistics.inputs, **statistics.outputs}.items():
-        if not torch.isfinite(moment.power).all():
+        if not moment.is_finite():
             raise CalibrationError(
                 f"The activations at {name!r} hold NaN or infinite values. Check the model's weights and the images, "
                 'or calibrate with precision="float32".'
             )
     for name, gradient in statistics.gradients.items():
-        if not torch.isfinite(gradient.power).all():
+        if not gradient.is_finite():
             raise CalibrationError(
-                f"The gradients at {name!r} hold NaN or infinite values; calibrate with precision=\"float32\", or with "
+                f'The gradients at {name!r} hold NaN or infinite values; calibrate with precision="float32", or with '
                 'metric="activation", which needs none.'
             )
 

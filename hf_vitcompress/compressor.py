@@ -22,7 +22,7 @@ from .data import ImageSource, open_images
 from .errors import BudgetError, CalibrationError, DataError
 from .evaluation import divergence, is_classifier, model_outputs
 from .factorization import Factorization, factorize
-from .families import LayerInfo, find_layers
+from .families import LayerInfo, find_layers, linear_layer
 from .loading import load_dense_model, load_image_processor
 from .planning import Budget, CompressionPlan, Curve, make_plan
 from .report import CompressionReport, LayerReport
@@ -173,7 +173,7 @@ class ViTCompressor:
         statistics.check_layers(layers)
         with self._timed("factorize"):
             factorizations = {
-                layer.name: factorize(layer, model.get_submodule(layer.name), statistics, self.config)
+                layer.name: factorize(layer, linear_layer(model, layer.name), statistics, self.config)
                 for layer in tqdm(layers, desc="factorizing", unit=" layers", disable=not self.progress)
             }
         curves = []
@@ -214,9 +214,8 @@ class ViTCompressor:
             small = build_model(dense, plan, prepared.factorizations)
         self.plan_ = plan
         self.report = self._report(prepared, statistics, plan, small)
-        small.companions = [CompressionRecord(self.config, plan, self.report)]
-        if self.image_processor is not None:
-            small.companions.append(self.image_processor)
+        record = CompressionRecord(self.config, plan, self.report)
+        small.companions = [record] if self.image_processor is None else [record, self.image_processor]  # type: ignore[assignment]
         return small
 
     def budget_curve(self, model: PreTrainedModel, statistics: Statistics) -> list[tuple[float, float]]:
@@ -225,7 +224,9 @@ class ViTCompressor:
         curve = []
         for ratio in BUDGET_CURVE_RATIOS:
             try:
-                plan = self._plan(prepared, statistics, self._budget(prepared, self.config.with_budget(keep_ratio=ratio)))
+                plan = self._plan(
+                    prepared, statistics, self._budget(prepared, self.config.with_budget(keep_ratio=ratio))
+                )
             except BudgetError:
                 continue
             completed = self._completed(plan, prepared, statistics)
@@ -241,7 +242,7 @@ class ViTCompressor:
         return loaded
 
     def _open(self, images: Any, model: PreTrainedModel) -> ImageSource:
-        return open_images(images, on_bad_image=self.config.on_bad_image, label2id=model.config.label2id)
+        return open_images(images, on_bad_image=self.config.on_bad_image, label2id=dict(model.config.label2id))  # type: ignore[arg-type]
 
     def _hold_out(
         self, source: ImageSource | None, validation: Any, model: PreTrainedModel
@@ -277,9 +278,7 @@ class ViTCompressor:
         assert config.keep_ratio is not None
         return Budget(int(config.keep_ratio * costs.parameters), costs.parameters, fixed, exact=True)
 
-    def _completed(
-        self, plan: CompressionPlan, prepared: Prepared, statistics: Statistics
-    ) -> CompressionPlan:
+    def _completed(self, plan: CompressionPlan, prepared: Prepared, statistics: Statistics) -> CompressionPlan:
         """The plan with its keep ratio and predicted loss filled in."""
         scaling = statistics.scaling or CurveScaling()
         saved = sum(
@@ -322,11 +321,9 @@ class ViTCompressor:
         batches = list(images.batches(self.image_processor, self.config.batch_size * 2))
         return model_outputs(model, batches, precision)[0], batches, precision
 
-    def _search_accuracy(
-        self, prepared: Prepared, statistics: Statistics, images: ImageSource
-    ) -> CompressionPlan:
-        """The smallest plan whose accuracy on `images` is within `max_accuracy_drop`, by bisection of the keep ratio."""
-        model, allowed = prepared.model, self.config.max_accuracy_drop
+    def _search_accuracy(self, prepared: Prepared, statistics: Statistics, images: ImageSource) -> CompressionPlan:
+        """The smallest plan whose accuracy on `images` is within `max_accuracy_drop`, by bisection."""
+        model, allowed = prepared.model, self.config.max_accuracy_drop or 0.0
         if not is_classifier(model):
             raise BudgetError(
                 f"max_accuracy_drop needs a classifier, and {type(model).__name__} has no classes. Use keep_ratio."
@@ -334,7 +331,7 @@ class ViTCompressor:
         reference, batches, precision = self._reference(model, images)
         dense_classes = reference.argmax(-1)
         labels = [b.labels for b in batches]
-        truth = dense_classes if any(x is None for x in labels) else torch.cat(labels)  # type: ignore[arg-type]
+        truth = dense_classes if any(x is None for x in labels) else torch.cat(labels)
         dense_accuracy = (dense_classes == truth).double().mean()
         low, high, best = prepared.lowest_keep_ratio, 1.0, CompressionPlan({})
         with tqdm(desc="searching", unit=" models", disable=not self.progress) as bar:
@@ -351,7 +348,7 @@ class ViTCompressor:
                 drop = float(dense_accuracy - (outputs.argmax(-1) == truth).double().mean())
                 bar.set_postfix({"keep ratio": f"{ratio:.3f}", "drop": f"{drop:.4f}"})
                 bar.update()
-                if drop <= allowed:  # type: ignore[operator]
+                if drop <= allowed:
                     high, best = ratio, plan
                 else:
                     low = ratio

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -74,8 +74,8 @@ class CompressionConfig:
 
     num_images: int | None = 1024
     batch_size: int = 32
-    measuring_images: int = 192
-    fisher_probes: int = 4
+    measuring_images: int = 128
+    fisher_probes: int = 2
     validation_images: int = 512
     precision: Precision = "auto"
     on_bad_image: OnBadImage = "skip"
@@ -119,7 +119,7 @@ class CompressionConfig:
 
     def with_budget(self, **budget: float | int) -> "CompressionConfig":
         """The same recipe under another budget, e.g. `config.with_budget(keep_ratio=0.3)`."""
-        return replace(self, **{**dict.fromkeys(BUDGETS), **budget})
+        return self.from_dict({**self.to_dict(), **dict.fromkeys(BUDGETS), **budget})
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "CompressionConfig":

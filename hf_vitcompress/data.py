@@ -72,7 +72,9 @@ class ImageSource:
             indices = range(start, min(start + batch_size, len(self)))
             decoded = [(i, image) for i in indices if (image := self._decode(i)) is not None]
             if not decoded:
-                raise DataError(f"None of {len(indices)} images in a row of {self.name} can be read: {self.bad_images[-1]}")
+                raise DataError(
+                    f"None of {len(indices)} images in a row of {self.name} can be read: {self.bad_images[-1]}"
+                )
             labels = None if self.labels is None else torch.tensor([self.labels[i] for i, _ in decoded])
             yield Batch(_pixel_values([image for _, image in decoded], processor), labels)
 
@@ -84,7 +86,9 @@ class ImageSource:
             # PIL reports a broken PNG as SyntaxError and a broken header as ValueError.
             description = f"image {index} of {self.name}{_path_of(raw)}: {error}"
         if self.on_bad_image == "error":
-            raise DataError(f'Cannot read {description}. Remove it, or pass on_bad_image="skip" to leave such images out.')
+            raise DataError(
+                f'Cannot read {description}. Remove it, or pass on_bad_image="skip" to leave such images out.'
+            )
         self.bad_images.append(description)
         return None
 
@@ -192,7 +196,7 @@ def _open_path(
 
 
 def _one_split(splits: Mapping[str, Any], name: str, split: str | None) -> Any:
-    chosen = split or ("train" if "train" in splits else next(iter(splits), None))
+    chosen = split or ("train" if "train" in splits else next(iter(splits), "train"))
     if chosen not in splits:
         raise DataError(f"{name} has no split {chosen!r}; it has {', '.join(splits)}.")
     return splits[chosen]
@@ -261,7 +265,9 @@ def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage) -> ImageSour
         images.extend(pixel_values)
         if batch_labels is not None:
             labels.extend(int(label) for label in batch_labels)
-    return ImageSource(images, labels if len(labels) == len(images) and labels else None, "the DataLoader", on_bad_image)
+    return ImageSource(
+        images, labels if len(labels) == len(images) and labels else None, "the DataLoader", on_bad_image
+    )
 
 
 __all__ = ["Batch", "ImageSource", "UnidentifiedImageError", "decode_image", "open_images"]

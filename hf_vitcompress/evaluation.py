@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import evaluate as hf_evaluate
 import datasets
+import evaluate as hf_evaluate
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm

@@ -5,10 +5,10 @@ rank-r approximation `Ŵ` of `W` (out, in) is
 
     E(Ŵ) = ½ tr(M_out (W − Ŵ) M_in (W − Ŵ)ᵀ)
 
-whose minimiser is the truncated SVD of `M_out^½ W M_in^½`, mapped back. With n = min(in, out), the same minimiser comes
-from an n × n eigenproblem: let `N` be the metric's matrix on the narrow side, `N = L Lᵀ`, and `K` the other side
-carried through the weight, `K = W M_in Wᵀ` (out ≤ in) or `Wᵀ M_out W` (in < out). The eigenvectors Q of `Lᵀ K L` are the
-singular vectors, its eigenvalues the squared singular values, and
+whose minimiser is the truncated SVD of `M_out^½ W M_in^½`, mapped back. With n = min(in, out), the same minimiser
+comes from an n × n eigenproblem: let `N` be the metric's matrix on the narrow side, `N = L Lᵀ`, and `K` the other side
+carried through the weight, `K = W M_in Wᵀ` (out ≤ in) or `Wᵀ M_out W` (in < out). The eigenvectors Q of `Lᵀ K L` are
+the singular vectors, its eigenvalues the squared singular values, and
 
     out ≤ in:  up = L^{-T} Q,  down = Qᵀ Lᵀ W          in < out:  up = W L Q,  down = Qᵀ L^{-1}
 
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from .config import CompressionConfig, Metric
+from .errors import CalibrationError
 from .families import LayerInfo
-from .statistics import Statistics
+from .statistics import GradientMoment, Statistics
 
 
 @dataclass
@@ -93,13 +94,13 @@ def factorize(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, confi
     return Factorization(up.float(), down.float(), torch.cat([tail, tail.new_zeros(1)]), mean)
 
 
-def _output_side(metric: Metric, gradient, layer: LayerInfo, weight: Tensor) -> Tensor:
+def _output_side(metric: Metric, gradient: GradientMoment | None, layer: LayerInfo, weight: Tensor) -> Tensor:
     """`M_out` (out, out), or its diagonal."""
-    if metric == "fisher":
-        return gradient.moment
-    if metric == "row_fisher":
-        return gradient.mean_square
-    return weight.new_ones(layer.out_features)
+    if metric not in ("fisher", "row_fisher"):
+        return weight.new_ones(layer.out_features)
+    if gradient is None:
+        raise CalibrationError(_NO_GRADIENTS.format(metric=metric))
+    return gradient.moment if metric == "fisher" else gradient.mean_square
 
 
 def _input_side(metric: Metric, statistics: Statistics, layer: LayerInfo, weight: Tensor, centered: bool) -> Tensor:
@@ -126,13 +127,16 @@ def _carried_input(
     return output.covariance + torch.outer(product_mean, product_mean)
 
 
-def _carried_gradient(metric: Metric, gradient, weight: Tensor) -> Tensor:
+def _carried_gradient(metric: Metric, gradient: GradientMoment | None, weight: Tensor) -> Tensor:
     """`Wᵀ M_out W` (in, in)."""
-    if metric == "fisher":
-        return gradient.moment
-    if metric == "row_fisher":
-        return weight.T @ (gradient.mean_square[:, None] * weight)
-    return weight.T @ weight
+    if metric not in ("fisher", "row_fisher"):
+        return weight.T @ weight
+    if gradient is None:
+        raise CalibrationError(_NO_GRADIENTS.format(metric=metric))
+    return gradient.moment if metric == "fisher" else weight.T @ (gradient.mean_square[:, None] * weight)
+
+
+_NO_GRADIENTS = "The statistics hold no gradients, which metric={metric!r} needs. Calibrate with that metric."
 
 
 def _roots(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,14 @@ class LayerInfo:
         return min(self.in_features, self.out_features)
 
 
+def linear_layer(model: PreTrainedModel, name: str) -> nn.Linear:
+    """The linear layer of that module name."""
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise ConfigError(f"{name!r} is a {type(module).__name__}, not a linear layer.")
+    return module
+
+
 def supported_model_types() -> list[str]:
     return sorted(set(FAMILIES) & set(FACTORED_ARCHITECTURES))
 

@@ -163,7 +163,7 @@ class FactoredModelMixin:
     """
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         self.companions: list[Any] = []
         self._factor_layers()
         # A second time: the first saw the dense layers.

@@ -102,7 +102,9 @@ class CompressionPlan:
                 raise ConfigError(f"The plan names {name!r}, which the model does not have (or which is skipped).")
             full = known[name].full_rank
             if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= full:
-                raise ConfigError(f"The plan gives {name!r} the rank {rank!r}; it must be a whole number in 1 … {full}.")
+                raise ConfigError(
+                    f"The plan gives {name!r} the rank {rank!r}; it must be a whole number in 1 … {full}."
+                )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What was kept, what it costs, what it predicts and what was measured: for the terminal, Markdown, JSON and PNG."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,12 +73,19 @@ class CompressionReport:
         rows = [
             ("parameters", f"{dense.parameters:,}", f"{small.parameters:,}", _kept(small.parameters, dense.parameters)),
             ("MACs per image", f"{dense.macs:,}", f"{small.macs:,}", _kept(small.macs, dense.macs)),
-            ("weights in memory", format_bytes(dense.bytes), format_bytes(small.bytes), _kept(small.bytes, dense.bytes)),
+            (
+                "weights in memory",
+                format_bytes(dense.bytes),
+                format_bytes(small.bytes),
+                _kept(small.bytes, dense.bytes),
+            ),
         ]
         if self.disk_bytes:
             before, after = self.disk_bytes.get("dense"), self.disk_bytes["compressed"]
             change = "" if before is None else _kept(after, before)
-            rows.append(("weights on disk", "" if before is None else format_bytes(before), format_bytes(after), change))
+            rows.append(
+                ("weights on disk", "" if before is None else format_bytes(before), format_bytes(after), change)
+            )
         rows += _evaluation_rows(self.evaluation)
         if self.predicted_loss is not None:
             rows.append(("KL predicted", "0", f"{self.predicted_loss:.4f}", ""))
@@ -109,7 +117,7 @@ class CompressionReport:
 
     def save(self, folder: str | Path) -> None:
         """Write `compression_report.json`, `.md` and `.png` into `folder`."""
-        from .plots import save_figure, report_figure
+        from .plots import report_figure, save_figure
 
         path = Path(folder) / "compression_report"
         for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
@@ -135,7 +143,7 @@ def evaluation_report(evaluation: Evaluation) -> "RenderableType":
     return table(("", "dense", "model", "change"), _evaluation_rows(evaluation), title=f"{evaluation.images} images")
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]], title: str | None = None) -> "RenderableType":
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str | None = None) -> "RenderableType":
     from rich.table import Table
 
     grid = Table(*header, title=title)

@@ -3,8 +3,8 @@
 The predicted loss is a sum of second-order terms, one per layer. Two things are missing in it, and both are measured
 here on a handful of images that took no part in the statistics:
 
-* Errors of `q` and `k` meet in a product and then in a softmax, so that together they cost more than their sum. The
-  weights of groups of roles are found by a short search that plans, approximates and measures the whole model.
+* Errors of `q` and `k` meet in a product and then in a softmax, so that together they cost more than their sum. Their
+  weight relative to the other layers starts from a prior and is searched by factors of two: plan, approximate, measure.
 * The sum as a whole is not the loss. (predicted, measured) points of whole models at several budgets map one to the
   other, so that no figure is shown that was not scaled to measured ones.
 """
@@ -13,10 +13,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-# Relative to the feed-forward layers. One weight per group, not per role: with more, the search fits noise.
-GROUPS: tuple[tuple[str, ...], ...] = (("q", "k"), ("v", "o"))
+# One weight for the group and not one per role: with more, the search fits noise.
+WEIGHTED_ROLES = ("q", "k")
+PRIOR_WEIGHT = 2.0
 STEP = 2.0
-LEAST_GAIN = 0.005
+LEAST_GAIN = 0.01
 """Share by which a step must lower the measured loss to be taken."""
 
 REFERENCE_KEEP_RATIO = 0.4
@@ -59,7 +60,7 @@ Measure = Callable[[Mapping[str, float], float], tuple[float, float]]
 
 
 def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lowest_keep_ratio: float) -> CurveScaling:
-    """Search the groups' weights, then measure the points.
+    """Search the weight of `q` and `k`, then measure the points.
 
     Args:
         measure: plans with the weights and measures the whole model; every call costs one pass over the images.
@@ -67,21 +68,20 @@ def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lo
         search_weights: false for metrics whose curves are not losses; all weights are then 1.
         lowest_keep_ratio: no model is smaller; points below it are moved up to it.
     """
-    weights: dict[str, float] = {}
+    weighted = [role for role in WEIGHTED_ROLES if role in roles] if search_weights else []
+    weights = dict.fromkeys(weighted, PRIOR_WEIGHT)
     reference = max(REFERENCE_KEEP_RATIO, lowest_keep_ratio)
     best = measure(weights, reference)
-    groups = [group for group in GROUPS if set(group) & set(roles) and set(roles) - set(group)]
-    for group in groups if search_weights else []:
-        for factor in (STEP, 1 / STEP):
-            moved = False
-            while True:
-                candidate = weights | {role: weights.get(role, 1.0) * factor for role in group}
-                result = measure(candidate, reference)
-                if result[1] > best[1] * (1 - LEAST_GAIN):
-                    break
-                weights, best, moved = candidate, result, True
-            if moved:
+    for factor in (STEP, 1 / STEP) if weighted else ():
+        start = weights
+        while True:
+            candidate = {role: weight * factor for role, weight in weights.items()}
+            result = measure(candidate, reference)
+            if result[1] > best[1] * (1 - LEAST_GAIN):
                 break
+            weights, best = candidate, result
+        if weights is not start:
+            break
     points = {best} | {
         measure(weights, ratio) for ratio in POINT_KEEP_RATIOS if ratio > lowest_keep_ratio and ratio != reference
     }

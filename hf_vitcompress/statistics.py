@@ -37,37 +37,39 @@ class Moment:
         weight: Σ w, a 0-d float64 tensor.
         shift: (d,) float32, a point near the mean, taken from the first batch.
         first: (d,) float64, Σ w (x − shift).
-        power: (d,) float32, Σ w (x − shift)².
-        second: (d, d) float32, Σ w (x − shift)(x − shift)ᵀ, or `None` where only the diagonal is needed.
+        second: float32, Σ w (x − shift)(x − shift)ᵀ (d, d), or its diagonal (d,), or `None` where only the mean is
+            needed.
     """
 
     weight: Tensor
     shift: Tensor
     first: Tensor
-    power: Tensor
     second: Tensor | None
 
     @classmethod
-    def empty(cls, size: int, full: bool, device: torch.device) -> "Moment":
+    def empty(cls, size: int, order: int, device: torch.device) -> "Moment":
+        """Nothing seen yet; `order` is the number of dimensions of `second`, 0 for none."""
         return cls(
             weight=torch.zeros((), dtype=torch.float64, device=device),
             shift=torch.full((size,), torch.nan, device=device),
             first=torch.zeros(size, dtype=torch.float64, device=device),
-            power=torch.zeros(size, device=device),
-            second=torch.zeros(size, size, device=device) if full else None,
+            second=torch.zeros((size,) * order, device=device) if order else None,
         )
 
     def update(self, vectors: Tensor, weights: Tensor | None) -> None:
-        """Add `vectors` (n, d) float32, weighted by `weights` (n,) or all by 1."""
-        if torch.isnan(self.shift[0]):
+        """Add `vectors` (n, d) float32, weighted by `weights` (n,) or all by 1; `vectors` is overwritten."""
+        if self.weight == 0:
             self.shift.copy_(vectors.mean(0))
-        centered = vectors - self.shift
-        weighted = centered if weights is None else centered * weights[:, None]
-        self.weight += len(vectors) if weights is None else weights.sum(dtype=torch.float64)
-        self.first += weighted.sum(0, dtype=torch.float64)
-        self.power += (weighted * centered).sum(0)
-        if self.second is not None:
-            self.second.addmm_(weighted.T, centered)
+        roots = vectors.new_ones(len(vectors)) if weights is None else weights.sqrt()
+        vectors.sub_(self.shift)
+        if weights is not None:
+            vectors.mul_(roots[:, None])
+        self.weight += roots.double().square().sum()
+        self.first += vectors.T @ roots
+        if self.second is not None and self.second.dim() == 2:
+            self.second.addmm_(vectors.T, vectors)
+        elif self.second is not None:
+            self.second += torch.linalg.vector_norm(vectors, dim=0).square()
 
     @property
     def mean(self) -> Tensor:
@@ -77,11 +79,8 @@ class Moment:
     @property
     def covariance(self) -> Tensor:
         """(d, d) float64, symmetric."""
-        if self.second is None:
-            raise CalibrationError(f"Only the diagonal of this moment of size {len(self.shift)} was collected.")
         offset = self.first / self.weight
-        second = self.second.double() / self.weight
-        return (second + second.T) / 2 - torch.outer(offset, offset)
+        return _symmetric(self.second, self.weight) - torch.outer(offset, offset)
 
     @property
     def moment(self) -> Tensor:
@@ -89,14 +88,17 @@ class Moment:
         return self.covariance + torch.outer(self.mean, self.mean)
 
     @property
+    def variance(self) -> Tensor:
+        """(d,) float64."""
+        return (_diagonal(self.second, self.weight) - (self.first / self.weight).square()).clamp_min(0)
+
+    @property
     def mean_square(self) -> Tensor:
         """`E[x²]` (d,) float64, about zero."""
         return self.variance + self.mean.square()
 
-    @property
-    def variance(self) -> Tensor:
-        """(d,) float64."""
-        return (self.power.double() / self.weight - (self.first / self.weight).square()).clamp_min(0)
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.first).all())
 
 
 @dataclass
@@ -105,34 +107,46 @@ class GradientMoment:
 
     Attributes:
         count: images × sign vectors, a 0-d float64 tensor.
-        power: (out,) float32, Σ g² of the gradient at the output.
-        second: (n, n) float32 on the narrow side, or `None` where only the diagonal is needed.
+        second: (n, n) float32 on the narrow side; or (out,), the diagonal at the output.
     """
 
     count: Tensor
-    power: Tensor
-    second: Tensor | None
+    second: Tensor
 
     @classmethod
-    def empty(cls, out_features: int, size: int | None, device: torch.device) -> "GradientMoment":
-        return cls(
-            count=torch.zeros((), dtype=torch.float64, device=device),
-            power=torch.zeros(out_features, device=device),
-            second=None if size is None else torch.zeros(size, size, device=device),
-        )
+    def empty(cls, shape: tuple[int, ...], device: torch.device) -> "GradientMoment":
+        count = torch.zeros((), dtype=torch.float64, device=device)
+        return cls(count, torch.zeros(shape, device=device))
 
     @property
     def moment(self) -> Tensor:
         """(n, n) float64, symmetric."""
-        if self.second is None:
-            raise CalibrationError(f"Only the diagonal of this moment of size {len(self.power)} was collected.")
-        second = self.second.double() / self.count
-        return (second + second.T) / 2
+        return _symmetric(self.second, self.count)
 
     @property
     def mean_square(self) -> Tensor:
         """(out,) float64."""
-        return self.power.double() / self.count
+        return _diagonal(self.second, self.count)
+
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.second).all())
+
+
+def _symmetric(second: Tensor | None, count: Tensor) -> Tensor:
+    if second is None or second.dim() != 2:
+        raise CalibrationError(
+            "The statistics were collected for a metric that needs less; calibrate again for this one."
+        )
+    mean = second.double() / count
+    return (mean + mean.T) / 2
+
+
+def _diagonal(second: Tensor | None, count: Tensor) -> Tensor:
+    if second is None:
+        raise CalibrationError(
+            "The statistics were collected for a metric that needs less; calibrate again for this one."
+        )
+    return (second.diagonal() if second.dim() == 2 else second).double() / count
 
 
 @dataclass
@@ -140,7 +154,7 @@ class Statistics:
     """Everything calibration learnt about a model; one serves any number of budgets.
 
     Attributes:
-        inputs: by input name, moments of what the layers read (full where in ≤ out, else the diagonal).
+        inputs: by input name, moments of what the layers read; (in, in) where in ≤ out, else (in,) or the mean only.
         outputs: by layer name, moments of `W x + b`, for layers with out < in.
         gradients: by layer name, gradient moments on the narrow side; empty where no metric needs them.
         images: images seen.
@@ -198,7 +212,7 @@ class Statistics:
         try:
             with safe_open(path, framework="pt") as file:
                 plain = json.loads((file.metadata() or {})["vitcompress_statistics"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise CalibrationError(f"{str(path)!r} is not a complete statistics file ({error}). {remedy}") from error
         if plain.pop("format_version") != FORMAT_VERSION:
@@ -206,7 +220,8 @@ class Statistics:
         if (scaling := plain.pop("scaling")) is not None:
             points = [(predicted, measured) for predicted, measured in scaling["points"]]
             plain["scaling"] = CurveScaling(scaling["weights"], points)
-        return cls(**{kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}, **plain)
+        moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
+        return cls(**moments, **plain)
 
     def check_layers(self, layers: Iterable[LayerInfo]) -> None:
         """Refuse layers these statistics do not cover.
@@ -231,7 +246,4 @@ _KINDS: dict[str, type[Moment] | type[GradientMoment]] = {
 
 def _moments_from(tensors: dict[str, Tensor], kind: str, make: type) -> dict[str, Any]:
     names = dict.fromkeys(key.split("/")[1] for key in tensors if key.startswith(f"{kind}/"))
-    return {
-        name: make(**{f.name: tensors.get(f"{kind}/{name}/{f.name}") for f in fields(make)})  # type: ignore[arg-type]
-        for name in names
-    }
+    return {name: make(**{f.name: tensors.get(f"{kind}/{name}/{f.name}") for f in fields(make)}) for name in names}

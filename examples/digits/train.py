@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
@@ -48,8 +48,8 @@ def augment(pixels: torch.Tensor, shift: float = 2.0, degrees: float = 10.0, sca
     zoom = 1 + scale * (2 * torch.rand(count) - 1)
     matrix = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2) * zoom.view(-1, 1, 1)
     offset = (2 * torch.rand(count, 2, 1) - 1) * (2 * shift / side)
-    grid = F.affine_grid(torch.cat([matrix, offset], 2), list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels + 1, grid, align_corners=False) - 1
+    grid = functional.affine_grid(torch.cat([matrix, offset], 2), list(pixels.shape), align_corners=False)
+    return functional.grid_sample(pixels + 1, grid, align_corners=False) - 1
 
 
 def train(pixels: torch.Tensor, labels: torch.Tensor, epochs: int) -> ViTForImageClassification:
@@ -66,7 +66,7 @@ def train(pixels: torch.Tensor, labels: torch.Tensor, epochs: int) -> ViTForImag
         total = 0.0
         for rows in torch.randperm(len(pixels)).split(BATCH_SIZE):
             logits = model(pixel_values=augment(pixels[rows])).logits
-            loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.1)
+            loss = functional.cross_entropy(logits, labels[rows], label_smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -1,0 +1,85 @@
+"""Tiny models and images; and the real ones, for tests that are skipped where they are absent."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: no test needs a network
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassification,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+
+import hf_vitcompress  # noqa: F401  (registers the Auto classes)
+
+REPOSITORY = Path(__file__).parents[1]
+DIGITS = REPOSITORY / "examples" / "digits"
+ASSETS = REPOSITORY.parent / "shared" / "assets"
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": 5,
+}
+
+
+def tiny_config(**changes: object) -> ViTConfig:
+    return ViTConfig(**{**TINY, **changes})
+
+
+def seeded(model_class: type[PreTrainedModel], config: object, seed: int = 0) -> PreTrainedModel:
+    """A random model with weights large enough that its outputs differ visibly from image to image."""
+    torch.manual_seed(seed)
+    model = model_class(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.15)
+    return model.eval()
+
+
+@pytest.fixture
+def vit() -> PreTrainedModel:
+    return seeded(ViTForImageClassification, tiny_config())
+
+
+@pytest.fixture
+def deit() -> PreTrainedModel:
+    return seeded(DeiTForImageClassification, DeiTConfig(**TINY))
+
+
+@pytest.fixture
+def processor() -> ViTImageProcessorPil:
+    return ViTImageProcessorPil(size={"height": 16, "width": 16})
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    """48 random RGB images."""
+    generator = torch.Generator().manual_seed(1)
+    arrays = torch.randint(0, 256, (48, 16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
+    return [Image.fromarray(array) for array in arrays]
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    """96 random images, (96, 3, 16, 16)."""
+    return torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of the real pretrained model and images."""
+    if not (ASSETS / "vit-s14-cifar10" / "model.safetensors").is_file():
+        pytest.skip(f"the real model is not in {ASSETS.name}/ beside the repository")
+    return ASSETS

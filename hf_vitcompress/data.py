@@ -78,6 +78,10 @@ class ImageSource:
             labels = None if self.labels is None else torch.tensor([self.labels[i] for i, _ in decoded])
             yield Batch(_pixel_values([image for _, image in decoded], processor), labels)
 
+    def decoded(self, index: int) -> Image.Image | Tensor:
+        """The image at `index`, in RGB."""
+        return decode_image(self.images[index])
+
     def _decode(self, index: int) -> Image.Image | Tensor | None:
         raw = self.images[index]
         try:

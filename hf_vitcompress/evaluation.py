@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .calibration import resolve_precision
 from .data import Batch, ImageSource
 from .errors import DataError
+from .modes import resolve_precision
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""

@@ -25,7 +25,13 @@ def atomic_path(path: str | Path, folder: bool = False) -> Iterator[Path]:
         if folder:
             temporary.mkdir()
         yield temporary
-        os.replace(temporary, target)
+        if folder and target.is_dir():
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            os.replace(target, old)
+            os.replace(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{str(target)!r} could not be written: {error}. Free some space or choose another place; what was there "

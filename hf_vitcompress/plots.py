@@ -10,23 +10,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .report import CompressionReport, LayerReport
+    from .report import LayerReport
 
 
-def report_figure(report: "CompressionReport") -> "Figure":
-    """Share of parameters kept by layer, and predicted loss over keep ratios."""
+def compression_figure(
+    title: str,
+    layers: Sequence["LayerReport"],
+    budget_curve: Sequence[tuple[float, float]] = (),
+    point: tuple[float, float] | None = None,
+) -> "Figure":
+    """Rank and share of parameters kept by layer; beside it predicted loss over keep ratios, `point` marked."""
     from matplotlib.figure import Figure
 
-    curve = report.budget_curve
-    figure = Figure(figsize=(11, 4.2) if curve else (7, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2 if curve else 1, squeeze=False)[0]
-    kept_by_layer(axes[0], report.layers)
-    if curve:
-        loss_over_budget(axes[1], curve)
-        if report.predicted_loss is not None:
-            axes[1].plot(report.keep_ratio, report.predicted_loss, "o", color="C3", label="this model")
+    panels = 2 if budget_curve else 1
+    figure = Figure(figsize=(11, 4.2) if budget_curve else (7, 4.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    kept_by_layer(axes[0], layers)
+    if budget_curve:
+        loss_over_budget(axes[1], budget_curve)
+        if point is not None:
+            axes[1].plot(*point, "o", color="C3", label="this plan")
             axes[1].legend(frameon=False)
-    figure.suptitle(f"{report.model}: {report.keep_ratio:.1%} of the parameters kept")
+    figure.suptitle(title)
     return figure
 
 

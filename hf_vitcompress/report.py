@@ -1,7 +1,7 @@
 """What was kept, what it costs, what it predicts and what was measured: for the terminal, Markdown, JSON and PNG."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ class CompressionReport:
         seconds: by stage.
         settings: the recipe.
         budget_curve: (keep ratio, predicted loss) pairs for other budgets.
-        evaluation, latency, disk_bytes: filled in by whoever measures them; `disk_bytes` maps dense and compressed.
+        evaluation, latency: filled in by whoever measures them.
     """
 
     model: str
@@ -61,7 +61,6 @@ class CompressionReport:
     budget_curve: list[tuple[float, float]] = field(default_factory=list)
     evaluation: Evaluation | None = None
     latency: Latency | None = None
-    disk_bytes: dict[str, int] = field(default_factory=dict)
 
     @property
     def keep_ratio(self) -> float:
@@ -69,36 +68,9 @@ class CompressionReport:
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The before/after table: quantity, dense, compressed, change."""
-        dense, small = self.dense, self.compressed
-        rows = [
-            ("parameters", f"{dense.parameters:,}", f"{small.parameters:,}", _kept(small.parameters, dense.parameters)),
-            ("MACs per image", f"{dense.macs:,}", f"{small.macs:,}", _kept(small.macs, dense.macs)),
-            (
-                "weights in memory",
-                format_bytes(dense.bytes),
-                format_bytes(small.bytes),
-                _kept(small.bytes, dense.bytes),
-            ),
-        ]
-        if self.disk_bytes:
-            before, after = self.disk_bytes.get("dense"), self.disk_bytes["compressed"]
-            change = "" if before is None else _kept(after, before)
-            rows.append(
-                ("weights on disk", "" if before is None else format_bytes(before), format_bytes(after), change)
-            )
-        rows += _evaluation_rows(self.evaluation)
+        rows = comparison_rows(self.dense, self.compressed, None, None, self.evaluation, self.latency)
         if self.predicted_loss is not None:
             rows.append(("KL predicted", "0", f"{self.predicted_loss:.4f}", ""))
-        if self.latency is not None:
-            lat = self.latency
-            rows.append(
-                (
-                    f"latency, batch {lat.batch_size}",
-                    f"{lat.dense * 1000:.1f} ms",
-                    f"{lat.compressed * 1000:.1f} ms",
-                    f"{lat.ratio:.2f} × ({lat.ratio_low:.2f} to {lat.ratio_high:.2f})",
-                )
-            )
         return rows
 
     def to_markdown(self) -> str:
@@ -117,13 +89,15 @@ class CompressionReport:
 
     def save(self, folder: str | Path) -> None:
         """Write `compression_report.json`, `.md` and `.png` into `folder`."""
-        from .plots import report_figure, save_figure
+        from .plots import compression_figure, save_figure
 
         path = Path(folder) / "compression_report"
         for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
             with atomic_path(path.with_suffix(suffix)) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        save_figure(report_figure(self), path.with_suffix(".png"))
+        title = f"{self.model}: {self.keep_ratio:.1%} of the parameters kept"
+        point = None if self.predicted_loss is None else (self.keep_ratio, self.predicted_loss)
+        save_figure(compression_figure(title, self.layers, self.budget_curve, point), path.with_suffix(".png"))
 
     def render(self) -> "RenderableType":
         """A rich table for the terminal."""
@@ -138,9 +112,32 @@ class CompressionReport:
         return capture.get()
 
 
-def evaluation_report(evaluation: Evaluation) -> "RenderableType":
-    """A rich table of one evaluation."""
-    return table(("", "dense", "model", "change"), _evaluation_rows(evaluation), title=f"{evaluation.images} images")
+def comparison_rows(
+    dense: Costs | None,
+    model: Costs,
+    dense_disk: int | None,
+    disk: int | None,
+    evaluation: Evaluation | None,
+    latency: Latency | None,
+) -> list[tuple[str, str, str, str]]:
+    """Rows (quantity, dense, model, change) of whatever is known."""
+    counts: list[tuple[str, int | None, int | None, Callable[[int], str]]] = [
+        ("parameters", None if dense is None else dense.parameters, model.parameters, _grouped),
+        ("MACs per image", None if dense is None else dense.macs, model.macs, _grouped),
+        ("weights in memory", None if dense is None else dense.bytes, model.bytes, format_bytes),
+        ("weights on disk", dense_disk, disk, format_bytes),
+    ]
+    rows = []
+    for name, before, after, show in counts:
+        if after is not None:
+            change = "" if before is None else f"{after / before:.1%} kept"
+            rows.append((name, "" if before is None else show(before), show(after), change))
+    rows += _evaluation_rows(evaluation)
+    if latency is not None:
+        spread = f"{latency.ratio:.2f} × ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
+        times = (f"{latency.dense * 1000:.1f} ms", f"{latency.compressed * 1000:.1f} ms")
+        rows.append((f"latency, batch {latency.batch_size}", *times, spread))
+    return rows
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str | None = None) -> "RenderableType":
@@ -176,7 +173,8 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         before = "" if evaluation.reference_top1 is None else format_percent(evaluation.reference_top1)
         change = ""
         if (drop := evaluation.top1_drop) is not None:
-            change = f"{-100 * drop.value:+.2f} points ({-100 * drop.high:+.2f} to {-100 * drop.low:+.2f})"
+            value, low, high = (0.0 - 100 * x for x in (drop.value, drop.high, drop.low))
+            change = f"{value:+.2f} points ({low:+.2f} to {high:+.2f})"
         rows.append((f"top-1, n={evaluation.images}", before, format_percent(evaluation.top1), change))
     if evaluation.agreement is not None:
         rows.append(("agreement", "", format_percent(evaluation.agreement), ""))
@@ -187,8 +185,8 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
     return rows
 
 
-def _kept(after: int, before: int) -> str:
-    return f"{after / before:.1%} kept"
+def _grouped(count: int) -> str:
+    return f"{count:,}"
 
 
 def _loss(value: float | None) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from torch.nn import functional
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 NAMES = [str(digit) for digit in range(10)]

@@ -1,0 +1,5 @@
+"""`python -m hf_vitcompress` is `vitcompress`."""
+
+from .cli import main
+
+main()

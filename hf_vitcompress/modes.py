@@ -1,0 +1,40 @@
+"""How a model is run: in which arithmetic, and without side effects."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedModel
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`"bfloat16"` or `"float32"`; `"auto"` asks the device whether it computes in bfloat16."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+        return "bfloat16" if fast else "float32"
+    return "float32"
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """No dropout, no gradients of parameters, eager attention where its backward pass is faster; undone afterwards."""
+    training = model.training
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    attention = model.config._attn_implementation
+    model.eval()
+    model.requires_grad_(False)
+    if model.device.type == "cpu" and attention == "sdpa":
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(requires_grad)
+        if model.config._attn_implementation != attention:
+            model.set_attn_implementation(attention)
+        model.train(training)

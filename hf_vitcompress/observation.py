@@ -1,0 +1,141 @@
+"""Hooks on a model's layers that add what flows through them to the statistics."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .config import CompressionConfig
+from .families import LayerInfo, linear_layer
+from .statistics import Statistics
+
+
+@dataclass
+class Observer:
+    """Hooks that see every layer's input, output and gradients, and add them to the statistics."""
+
+    statistics: Statistics
+    layers: Sequence[LayerInfo]
+    config: CompressionConfig
+    _seen: dict[str, tuple[Tensor, torch.dtype]] = field(default_factory=dict)
+    _importance: dict[str, Tensor] = field(default_factory=dict)
+    _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._input_of = {layer.name: layer.input_name for layer in self.layers}
+
+    @contextlib.contextmanager
+    def attached(self, model: PreTrainedModel) -> Iterator[None]:
+        handles = []
+        shared = {layer.input_name for layer in self.layers}
+        for layer in self.layers:
+            first = layer.input_name in shared
+            shared.discard(layer.input_name)
+            handles.append(linear_layer(model, layer.name).register_forward_hook(self._forward_hook(layer, first)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _forward_hook(self, layer: LayerInfo, first: bool) -> Callable[..., None]:
+        statistics = self.statistics
+        alone = sum(other.input_name == layer.input_name for other in self.layers) == 1
+
+        def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            x = inputs[0]
+            # Kept until the backward passes have told which tokens matter; autograd holds the same memory anyway.
+            if first:
+                self._seen[layer.input_name] = (x.detach(), output.dtype)
+            if layer.name in statistics.outputs:
+                self._seen[layer.name] = (output.detach(), output.dtype)
+            if not output.requires_grad:
+                return
+            total = statistics.gradients[layer.name].second
+            at_input = total.dim() == 2 and layer.in_features < layer.out_features
+
+            def output_hook(grad: Tensor) -> None:
+                if at_input and alone:
+                    return  # the gradient at the input is this layer's own
+                g = self._tokens(grad, grad.dtype)
+                if at_input:
+                    _add_product(total, g @ module.weight.detach().float(), torch.float32)
+                elif total.dim() == 2:
+                    _add_product(total, g, grad.dtype)
+                else:
+                    total.add_(torch.linalg.vector_norm(g, dim=0).square())
+
+            def input_hook(grad: Tensor) -> None:
+                g = self._tokens(grad, output.dtype)
+                if first and self.config.token_weighting:
+                    previous = self._importance.get(layer.input_name, 0)
+                    self._importance[layer.input_name] = previous + torch.linalg.vector_norm(g, dim=-1).square()
+                if at_input and alone:
+                    _add_product(total, g, output.dtype)
+
+            output.register_hook(output_hook)
+            if x.requires_grad and (first or (at_input and alone)):
+                x.register_hook(input_hook)
+
+        return hook
+
+    def finish_batch(self, images: int = 0) -> None:
+        """Add the batch's inputs and outputs."""
+        for name, (activations, computed_in) in self._seen.items():
+            weights = self._token_weights(self._input_of.get(name, name))
+            moment = self.statistics.inputs.get(name) or self.statistics.outputs[name]
+            tokens = self._tokens(activations, computed_in)
+            moment.update(tokens, weights)
+            if name in self.statistics.inputs:
+                self.statistics.tokens[name] = self.statistics.tokens.get(name, 0) + len(tokens)
+        for gradient in self.statistics.gradients.values():
+            gradient.count += images * self.config.fisher_probes
+        self._seen.clear()
+        self._importance.clear()
+
+    def _tokens(self, activations: Tensor, computed_in: torch.dtype) -> Tensor:
+        """(…, d) → (tokens, d) float32, rounded as the layer itself rounds its input under autocast.
+
+        The result is a buffer that the next call with the same shape overwrites: fresh memory for every product would
+        cost as much time as the product.
+        """
+        flat = activations.flatten(0, -2)
+        if flat.dtype != computed_in:
+            flat = self._buffer(flat.shape, computed_in, flat.device).copy_(flat)
+        return self._buffer(flat.shape, torch.float32, flat.device).copy_(flat)
+
+    def _buffer(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        key = (*shape, dtype.itemsize)
+        if key not in self._buffers:
+            self._buffers[key] = torch.empty(shape, dtype=dtype, device=device)
+        return self._buffers[key]
+
+    def _token_weights(self, input_name: str) -> Tensor | None:
+        """`(1 − a) + a · ‖g‖² / mean ‖g‖²`, so that the weights average 1 in every batch."""
+        importance = self._importance.get(input_name)
+        if importance is None:
+            return None
+        share = self.config.token_weighting
+        relative = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
+        return (1 - share) + share * relative
+
+
+def _add_product(total: Tensor, vectors: Tensor, computed_in: torch.dtype) -> None:
+    """`total += vectorsᵀ vectors`, by the fast path of the processor where that is exact.
+
+    Values that are bfloat16 already lose nothing when a float32 product takes them as bfloat16 and adds in float32,
+    and on a CPU with bfloat16 instructions that is three times as fast.
+    """
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (not in torch's type stubs)
+    exact = computed_in == torch.bfloat16 and vectors.device.type == "cpu"
+    previous = matmul.fp32_precision
+    try:
+        if exact:
+            matmul.fp32_precision = "bf16"
+        total.addmm_(vectors.T, vectors)
+    finally:
+        matmul.fp32_precision = previous

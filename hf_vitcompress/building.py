@@ -1,16 +1,14 @@
 """A dense model, its factorizations and a plan → a factored model."""
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
 from .factorization import Factorization
-from .families import linear_layer
+from .families import constructor_options, linear_layer
 from .modeling_factored import factored_config_class, factored_model_class
 from .planning import CompressionPlan
 
@@ -28,7 +26,10 @@ def build_model(
     config = factored_config_class(model.config.model_type).from_dict(values)
     with init_empty_weights(include_buffers=False):
         small = factored_model_class(type(model))._from_config(
-            config, attn_implementation=model.config._attn_implementation, dtype=model.dtype, **_options(model)
+            config,
+            attn_implementation=model.config._attn_implementation,
+            dtype=model.dtype,
+            **constructor_options(model),
         )
     state = {
         name: tensor.detach().clone()
@@ -41,25 +42,12 @@ def build_model(
         bias = factorizations[name].corrected_bias(linear.weight.detach(), linear.bias, rank)
         tensors = {"up.weight": up, "down.weight": down, "up.bias": bias}
         state |= {
-            f"{name}.{key}": tensor.detach().to(linear.weight.dtype).contiguous()
+            f"{name}.{key}": tensor.detach().to(linear.weight.dtype, copy=True).contiguous()
             for key, tensor in tensors.items()
             if tensor is not None
         }
     small.load_state_dict(state, assign=True)
-    small.requires_grad_(True)
-    # Dropout off in a model that was not training, whatever the constructor says.
     return small.to(model.device).train(model.training)
-
-
-def _options(model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of the constructor that the config does not know."""
-    accepted = inspect.signature(type(model).__init__).parameters
-    options: dict[str, Any] = {}
-    if "add_pooling_layer" in accepted:
-        options["add_pooling_layer"] = getattr(model, "pooler", None) is not None
-    if "use_mask_token" in accepted:
-        options["use_mask_token"] = model.get_submodule("embeddings").mask_token is not None
-    return options
 
 
 @contextlib.contextmanager

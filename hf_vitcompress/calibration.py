@@ -79,8 +79,8 @@ def calibrate(
         disable=not (progress and accelerator.is_main_process),
     )
     with bar, evaluation_mode(model), observer.attached(model):
-        for index, batch in enumerate(images.batches(image_processor, config.batch_size, done), start=done):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
+        for batch in images.batches(image_processor, config.batch_size, done):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + batch.index)
             _observe_batch(model, batch.pixel_values.to(model.device), observer, config, settings, generator)
             statistics.images += len(batch.pixel_values)
             statistics.bad_images = earlier_bad + len(images.bad_images)

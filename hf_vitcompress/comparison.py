@@ -50,7 +50,7 @@ def compare_checkpoints(
         raise ConfigError("--latency compares two models in one run; name the other with --against.")
     model = load_model(name)
     dense = None if against is None else load_model(against)
-    images = open_images(data, label2id=dict(model.config.label2id))  # type: ignore[arg-type]
+    images = open_images(data, label2id=model.config.label2id)
     processor = load_image_processor(name) or load_image_processor(against or name)
     evaluation = evaluate_model(model, images, processor, dense, batch_size, precision, progress)
     figures = Comparison(

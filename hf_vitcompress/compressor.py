@@ -87,7 +87,8 @@ class ViTCompressor:
             processor, the recipe, the plan and the report beside it.
         """
         dense = self.load(model)
-        source = None if images is None else self.open_images(images, dense)
+        most = None if self.config.num_images is None else self.config.num_images + self.config.validation_images
+        source = None if images is None else self.open_images(images, dense, limit=most)
         held_out, source = self._hold_out(source, validation, dense)
         statistics = statistics or self.calibrate(dense, source, checkpoint=checkpoint)
         if plan is None:
@@ -106,7 +107,7 @@ class ViTCompressor:
         if images is None:
             raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
         config = self.config
-        source = self.open_images(images, dense).sample(config.num_images, config.seed)
+        source = self.open_images(images, dense, config.num_images).sample(config.num_images, config.seed)
         measuring = min(config.measuring_images, len(source) // 4) if config.correct_curves else 0
         layers = find_layers(dense, config.target_modules, config.skip_modules)
         order = range(len(source))
@@ -174,9 +175,10 @@ class ViTCompressor:
             self.image_processor = load_image_processor(model)
         return loaded
 
-    def open_images(self, images: Any, model: PreTrainedModel) -> ImageSource:
-        """An `ImageSource` with labels in the model's terms."""
-        return open_images(images, on_bad_image=self.config.on_bad_image, label2id=dict(model.config.label2id))  # type: ignore[arg-type]
+    def open_images(self, images: Any, model: PreTrainedModel, limit: int | None = None) -> ImageSource:
+        """An `ImageSource` with labels in the model's terms; see `data.open_images`."""
+        label2id = model.config.label2id
+        return open_images(images, on_bad_image=self.config.on_bad_image, label2id=label2id, limit=limit)
 
     def _hold_out(
         self, source: ImageSource | None, validation: Any, model: PreTrainedModel

@@ -1,5 +1,6 @@
 """What a model costs, counted and not measured: parameters, multiply-accumulates, bytes."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 from accelerate import init_empty_weights
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
+
+from .families import constructor_options
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin")
 
@@ -46,7 +49,10 @@ def count_macs(model: PreTrainedModel) -> int:
     Counted by torch's own counter on a copy without storage. Norms, softmax and activations are not counted.
     """
     with init_empty_weights(include_buffers=True):
-        twin = type(model)._from_config(model.config, attn_implementation="eager", dtype=torch.float32)
+        # A copy: `_from_config` writes the attention implementation and the dtype into the config it is given.
+        config = copy.deepcopy(model.config)
+        options = constructor_options(model)
+        twin = type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32, **options)
     twin.eval()
     image = torch.empty(1, *image_shape(model), device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -25,8 +25,12 @@ Raw = Any
 
 @dataclass
 class Batch:
-    """`pixel_values` (n, channels, height, width) float32 and, where known, `labels` (n,) int64."""
+    """`pixel_values` (n, channels, height, width) float32 and, where known, `labels` (n,) int64.
 
+    `index` counts batches, those included of which no image could be read and which do not appear.
+    """
+
+    index: int
     pixel_values: Tensor
     labels: Tensor | None
 
@@ -66,17 +70,22 @@ class ImageSource:
         """Decode and preprocess batch by batch, from batch `first_batch` on.
 
         Raises:
-            DataError: an image cannot be read and `on_bad_image` is `"error"`, or a whole batch is unreadable.
+            DataError: an image cannot be read and `on_bad_image` is `"error"`, or none can be read.
         """
+        readable = first_batch > 0
         for start in range(first_batch * batch_size, len(self), batch_size):
             indices = range(start, min(start + batch_size, len(self)))
             decoded = [(i, image) for i in indices if (image := self._decode(i)) is not None]
             if not decoded:
-                raise DataError(
-                    f"None of {len(indices)} images in a row of {self.name} can be read: {self.bad_images[-1]}"
-                )
+                continue
+            readable = True
             labels = None if self.labels is None else torch.tensor([self.labels[i] for i, _ in decoded])
-            yield Batch(_pixel_values([image for _, image in decoded], processor), labels)
+            pixel_values = _pixel_values([image for _, image in decoded], processor)
+            yield Batch(start // batch_size, pixel_values, labels)
+        if not readable:
+            raise DataError(
+                f"None of the {len(self)} images of {self.name} can be read; the last was {self.bad_images[-1]}."
+            )
 
     def decoded(self, index: int) -> Image.Image | Tensor:
         """The image at `index`, in RGB."""
@@ -138,7 +147,8 @@ def open_images(
     data: Any,
     split: str | None = None,
     on_bad_image: OnBadImage = "skip",
-    label2id: Mapping[str, int] | None = None,
+    label2id: Mapping[str, Any] | None = None,
+    limit: int | None = None,
 ) -> ImageSource:
     """Make an `ImageSource` of anything that holds images.
 
@@ -148,6 +158,7 @@ def open_images(
             (n, channels, height, width); or an iterable of ready batches, such as a DataLoader.
         split: of a Hub data set; by default `train` for want of a better name, or the only one there is.
         label2id: the model's classes; labels are matched to them by name where both have names.
+        limit: images to take from an iterable of batches, which is read once and held in memory.
 
     Raises:
         DataError: nothing is there, or nothing in it is an image.
@@ -163,7 +174,7 @@ def open_images(
     elif isinstance(data, Tensor) or (isinstance(data, Sequence) and data and not isinstance(data[0], Mapping)):
         source = ImageSource(list(data), None, "the list of images", on_bad_image)
     elif isinstance(data, Iterable):
-        source = _from_batches(data, on_bad_image)
+        source = _from_batches(data, on_bad_image, limit)
     else:
         raise DataError(f"Images cannot be taken from a {type(data).__name__}.")
     if not len(source):
@@ -172,7 +183,7 @@ def open_images(
 
 
 def _open_path(
-    path: Path, name: str, split: str | None, on_bad_image: OnBadImage, label2id: Mapping[str, int] | None
+    path: Path, name: str, split: str | None, on_bad_image: OnBadImage, label2id: Mapping[str, Any] | None
 ) -> ImageSource:
     import datasets
 
@@ -207,7 +218,7 @@ def _one_split(splits: Mapping[str, Any], name: str, split: str | None) -> Any:
 
 
 def _from_folder(
-    root: Path, files: list[Path], on_bad_image: OnBadImage, label2id: Mapping[str, int] | None
+    root: Path, files: list[Path], on_bad_image: OnBadImage, label2id: Mapping[str, Any] | None
 ) -> ImageSource:
     classes = sorted({p.relative_to(root).parts[0] for p in files if len(p.relative_to(root).parts) > 1})
     labels = None
@@ -217,7 +228,7 @@ def _from_folder(
     return ImageSource([str(p) for p in files], labels, root.name, on_bad_image)
 
 
-def _from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, label2id: Mapping[str, int] | None) -> ImageSource:
+def _from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, label2id: Mapping[str, Any] | None) -> ImageSource:
     import datasets
 
     features = dataset.features
@@ -241,7 +252,7 @@ def _from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, label2id: M
     return ImageSource(dataset[column], labels, name, on_bad_image)
 
 
-def _class_ids(names: Sequence[str], label2id: Mapping[str, int] | None) -> dict[str, int] | None:
+def _class_ids(names: Sequence[str], label2id: Mapping[str, Any] | None) -> dict[str, int] | None:
     """Class name → the model's index; by position where the model's classes have no names of their own."""
     if label2id and all(name in label2id for name in names):
         return {name: int(label2id[name]) for name in names}
@@ -251,7 +262,7 @@ def _class_ids(names: Sequence[str], label2id: Mapping[str, int] | None) -> dict
     return None  # other classes than the model's: the images are unlabelled for it
 
 
-def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage) -> ImageSource:
+def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage, limit: int | None) -> ImageSource:
     """Ready batches: tensors, or mappings with `pixel_values` and perhaps `labels`."""
     images: list[Tensor] = []
     labels: list[int] = []
@@ -269,6 +280,8 @@ def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage) -> ImageSour
         images.extend(pixel_values)
         if batch_labels is not None:
             labels.extend(int(label) for label in batch_labels)
+        if limit is not None and len(images) >= limit:
+            break
     return ImageSource(
         images, labels if len(labels) == len(images) and labels else None, "the DataLoader", on_bad_image
     )

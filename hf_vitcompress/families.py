@@ -3,11 +3,12 @@
 Nothing else in the package names an architecture, except the table of classes in `modeling_factored`.
 """
 
+import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -94,6 +95,17 @@ def linear_layer(model: PreTrainedModel, name: str) -> nn.Linear:
     if not isinstance(module, nn.Linear):
         raise ConfigError(f"{name!r} is a {type(module).__name__}, not a linear layer.")
     return module
+
+
+def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
+    """Arguments of the constructor that the config does not know."""
+    accepted = inspect.signature(type(model).__init__).parameters
+    options: dict[str, Any] = {}
+    if "add_pooling_layer" in accepted:
+        options["add_pooling_layer"] = getattr(model, "pooler", None) is not None
+    if "use_mask_token" in accepted:
+        options["use_mask_token"] = model.get_submodule("embeddings").mask_token is not None
+    return options
 
 
 def supported_model_types() -> list[str]:

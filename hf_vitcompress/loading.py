@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
@@ -21,7 +22,7 @@ def load_model(name: str | Path, accelerator: Accelerator | None = None) -> PreT
     try:
         config = AutoConfig.from_pretrained(name)
         model = _auto_class(config).from_pretrained(name, config=config)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, UnsupportedModelError):
             raise
         if "does not recognize this architecture" in str(error):

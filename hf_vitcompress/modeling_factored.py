@@ -219,11 +219,15 @@ class FactoredModelMixin:
             shutil.copyfile(inspect.getsourcefile(FactoredLinear) or __file__, os.path.join(staging, REMOTE_FILE))
             for companion in self.companions:
                 companion.save_pretrained(staging)
-            for old in os.listdir(target):
-                if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", old):
-                    os.remove(os.path.join(target, old))
-            for name in os.listdir(staging):
+            written = [
+                os.path.relpath(os.path.join(root, n), staging) for root, _, names in os.walk(staging) for n in names
+            ]
+            for name in written:
+                os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
                 os.replace(os.path.join(staging, name), os.path.join(target, name))
+            for name in os.listdir(target):
+                if name not in written and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name):
+                    os.remove(os.path.join(target, name))  # of an earlier save in another number of shards
 
 
 _classes: dict[str, type] = {}

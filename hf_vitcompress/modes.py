@@ -2,13 +2,19 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import get_args
 
 import torch
 from transformers import PreTrainedModel
 
+from .config import Precision
+from .errors import ConfigError
+
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`"bfloat16"` or `"float32"`; `"auto"` asks the device whether it computes in bfloat16."""
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}.")
     if precision != "auto":
         return precision
     if device.type == "cuda":

@@ -47,12 +47,12 @@ class Observer:
         alone = sum(other.input_name == layer.input_name for other in self.layers) == 1
 
         def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0]
+            x, computed_in = inputs[0], output.dtype
             # Kept until the backward passes have told which tokens matter; autograd holds the same memory anyway.
             if first:
-                self._seen[layer.input_name] = (x.detach(), output.dtype)
+                self._seen[layer.input_name] = (x.detach(), computed_in)
             if layer.name in statistics.outputs:
-                self._seen[layer.name] = (output.detach(), output.dtype)
+                self._seen[layer.name] = (output.detach(), computed_in)
             if not output.requires_grad:
                 return
             total = statistics.gradients[layer.name].second
@@ -69,13 +69,14 @@ class Observer:
                 else:
                     total.add_(torch.linalg.vector_norm(g, dim=0).square())
 
+            # The hooks below must not hold a tensor of the graph they hang on: that cycle would keep every batch alive.
             def input_hook(grad: Tensor) -> None:
-                g = self._tokens(grad, output.dtype)
+                g = self._tokens(grad, computed_in)
                 if first and self.config.token_weighting:
                     previous = self._importance.get(layer.input_name, 0)
                     self._importance[layer.input_name] = previous + torch.linalg.vector_norm(g, dim=-1).square()
                 if at_input and alone:
-                    _add_product(total, g, output.dtype)
+                    _add_product(total, g, computed_in)
 
             output.register_hook(output_hook)
             if x.requires_grad and (first or (at_input and alone)):

@@ -1,0 +1,584 @@
+"""What calibration collects, against float64 accumulation of the activations and gradients that the model computed."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import seeded, tiny_config
+from PIL import Image
+from test_statistics import relative, same
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTImageProcessorPil,
+    ViTModel,
+)
+
+from hf_vitcompress import calibration
+from hf_vitcompress.calibration import calibrate, probe_losses
+from hf_vitcompress.compressor import ViTCompressor
+from hf_vitcompress.config import CompressionConfig
+from hf_vitcompress.data import ImageSource, open_images
+from hf_vitcompress.errors import CalibrationError, CalibrationWarning
+from hf_vitcompress.families import LayerInfo, find_layers
+from hf_vitcompress.statistics import Statistics
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny products are faster on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(**changes: Any) -> CompressionConfig:
+    return CompressionConfig(**{"precision": "float32", "batch_size": 16, **changes})
+
+
+def run(model: PreTrainedModel, pixels: Tensor | ImageSource, settings: CompressionConfig, **more: Any) -> Statistics:
+    return calibrate(model, find_layers(model), open_images(pixels), settings, progress=False, **more)
+
+
+def summed(rows: list[Tensor]) -> Tensor:
+    """Σ rowsᵀ rows in float64."""
+    return sum(r.T @ r for r in rows)
+
+
+class Recorder:
+    """Everything that passes one linear layer, as float64 tokens by batch."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self.input_gradients: list[list[Tensor]] = []
+        self.output_gradients: list[Tensor] = []
+        self.handle = module.register_forward_hook(self._hook)
+
+    def _hook(self, module: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def tokens(x: Tensor) -> Tensor:
+            return x.detach().to(output.dtype).flatten(0, -2).double()
+
+        self.inputs.append(tokens(args[0]))
+        self.outputs.append(tokens(output))
+        if output.requires_grad:
+            at_input: list[Tensor] = []
+            self.input_gradients.append(at_input)
+            output.register_hook(lambda g: self.output_gradients.append(tokens(g)))
+            args[0].register_hook(lambda g: at_input.append(tokens(g)))
+
+    def weights(self, share: float) -> Tensor:
+        """`(1 − a) + a ‖g‖² / mean ‖g‖²` by batch, `‖g‖²` summed over the probes."""
+        parts = []
+        for gradients in self.input_gradients:
+            importance = sum(g.square().sum(-1) for g in gradients)
+            parts.append((1 - share) + share * importance / importance.mean())
+        return torch.cat(parts)
+
+    def moments(self, vectors: list[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted mean and covariance."""
+        x = torch.cat(vectors)
+        mean = weights @ x / weights.sum()
+        return mean, (x - mean).T @ (weights[:, None] * (x - mean)) / weights.sum()
+
+
+@contextlib.contextmanager
+def recorded(model: PreTrainedModel) -> Iterator[dict[str, Recorder]]:
+    recorders = {layer.name: Recorder(model.get_submodule(layer.name)) for layer in find_layers(model)}
+    try:
+        yield recorders
+    finally:
+        for recorder in recorders.values():
+            recorder.handle.remove()
+
+
+def by_role(model: PreTrainedModel) -> dict[str, LayerInfo]:
+    """The layers of block 0."""
+    return {layer.role: layer for layer in find_layers(model) if layer.block == 0}
+
+
+def move_layer_norms(model: PreTrainedModel, by: float, scale: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.weight.data *= scale
+            module.bias.data += by
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_moments_agree_with_float64(
+    vit: PreTrainedModel, pixels: Tensor, precision: str, share: float, mean: float
+) -> None:
+    # Around 100, bfloat16 numbers are 0.5 apart; with less spread than that nothing would be left to measure.
+    move_layer_norms(vit, mean, scale=20.0 if mean and precision == "bfloat16" else 1.0)
+    with recorded(vit) as recorders:
+        statistics = run(vit, pixels, config(precision=precision, token_weighting=share))
+    for layer in find_layers(vit):
+        recorder, moment = recorders[layer.name], statistics.inputs[layer.input_name]
+        weights = recorder.weights(share)
+        expected_mean, covariance = recorder.moments(recorder.inputs, weights)
+        assert relative(moment.mean, expected_mean) < 1e-5, layer.name
+        if layer.in_features <= layer.out_features:
+            assert relative(moment.covariance, covariance) < 1e-5, layer.name
+        else:
+            output_mean, output_covariance = recorder.moments(recorder.outputs, weights)
+            assert relative(statistics.outputs[layer.name].mean, output_mean) < 1e-5, layer.name
+            assert relative(statistics.outputs[layer.name].covariance, output_covariance) < 1e-5, layer.name
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("probes", [1, 2, 3])
+def test_gradient_moments_agree_with_float64(vit: PreTrainedModel, pixels: Tensor, precision: str, probes: int) -> None:
+    with recorded(vit) as recorders:
+        statistics = run(vit, pixels, config(precision=precision, fisher_probes=probes))
+    for layer in find_layers(vit):
+        recorder = recorders[layer.name]
+        at_input = [g for batch in recorder.input_gradients for g in batch]
+        gradients = at_input if layer.in_features < layer.out_features else recorder.output_gradients
+        expected = summed(gradients) / (len(pixels) * probes)
+        assert relative(statistics.gradients[layer.name].moment, expected) < 1e-5, layer.name
+
+
+def test_carried_gradient_is_the_explicit_product(vit: PreTrainedModel, pixels: Tensor) -> None:
+    with recorded(vit) as recorders:
+        statistics = run(vit, pixels, config())
+    fc1 = by_role(vit)["fc1"]
+    weight = vit.get_submodule(fc1.name).weight.detach().double()
+    explicit = summed(recorders[fc1.name].output_gradients) / (2 * len(pixels))
+    assert relative(statistics.gradients[fc1.name].moment, weight.T @ explicit @ weight) < 1e-5
+
+
+@pytest.mark.parametrize("metric", ["weight", "diagonal", "activation", "row_fisher"])
+def test_other_metrics_collect_plain_moments(vit: PreTrainedModel, pixels: Tensor, metric: str) -> None:
+    with recorded(vit) as recorders:
+        statistics = run(vit, pixels, config(metric=metric, token_weighting=0.0))
+    for layer in find_layers(vit):
+        recorder, moment = recorders[layer.name], statistics.inputs[layer.input_name]
+        mean, covariance = recorder.moments(recorder.inputs, torch.ones(len(pixels) * 17, dtype=torch.float64))
+        assert relative(moment.mean, mean) < 1e-5
+        if metric == "diagonal":
+            assert relative(moment.variance, covariance.diagonal()) < 1e-5
+        if metric == "row_fisher":
+            powers = sum(g.square().sum(0) for g in recorder.output_gradients) / (2 * len(pixels))
+            assert relative(statistics.gradients[layer.name].mean_square, powers) < 1e-5
+    assert bool(statistics.gradients) == (metric == "row_fisher")
+
+
+def test_token_weighting_changes_the_moments(vit: PreTrainedModel, pixels: Tensor) -> None:
+    plain, weighted = (run(vit, pixels, config(token_weighting=share)) for share in (0.0, 0.2))
+    name = by_role(vit)["q"].input_name
+    assert relative(weighted.inputs[name].covariance, plain.inputs[name].covariance) > 1e-3
+
+
+def test_query_key_and_value_share_one_moment_and_no_wide_one_is_formed(vit: PreTrainedModel, pixels: Tensor) -> None:
+    statistics = run(vit, pixels[:32], config())
+    layers = find_layers(vit)
+    assert len(layers) == 12
+    assert list(statistics.inputs) == [f"vit.layers.{i}.{part}" for i in (0, 1) for part in ("qkv", "o", "fc1", "fc2")]
+    for layer in layers:
+        narrow = min(layer.in_features, layer.out_features)
+        second = statistics.inputs[layer.input_name].second
+        assert (second is None) == (layer.in_features > narrow)
+        assert second is None or second.shape == (narrow, narrow)
+        assert statistics.gradients[layer.name].second.shape == (narrow, narrow)
+        assert (layer.name in statistics.outputs) == (layer.in_features > narrow)
+    assert all(moment.second.shape == (32, 32) for moment in statistics.outputs.values())
+    assert set(statistics.tokens.values()) == {32 * 17}
+
+
+def test_batch_size_does_not_matter(vit: PreTrainedModel, pixels: Tensor) -> None:
+    # Eight probes make the Fisher of five classes exact, whatever the signs, which are drawn by batch.
+    one, other = (run(vit, pixels, config(token_weighting=0.0, batch_size=size, fisher_probes=8)) for size in (96, 7))
+    assert one.images == other.images == 96
+    for name, moment in one.inputs.items():
+        assert relative(other.inputs[name].mean, moment.mean) < 1e-5
+        if moment.second is not None:
+            assert relative(other.inputs[name].covariance, moment.covariance) < 1e-5
+    for name, moment in one.outputs.items():
+        assert relative(other.outputs[name].covariance, moment.covariance) < 1e-5
+    for name, gradient in one.gradients.items():
+        assert relative(other.gradients[name].moment, gradient.moment) < 1e-5
+
+
+def test_seed_draws_other_signs_and_nothing_else(vit: PreTrainedModel, pixels: Tensor) -> None:
+    first, again, other = (run(vit, pixels, config(token_weighting=0.0, seed=seed)) for seed in (0, 0, 1))
+    assert same(first, again)
+    name = by_role(vit)["o"].name
+    assert not torch.equal(first.gradients[name].second, other.gradients[name].second)
+    assert torch.equal(first.outputs[by_role(vit)["fc2"].name].second, other.outputs[by_role(vit)["fc2"].name].second)
+
+
+def test_every_batch_draws_its_own_signs(vit: PreTrainedModel, pixels: Tensor) -> None:
+    settings = config(fisher_probes=1, token_weighting=0.0)
+    once, twice = (run(vit, pixels[:16].repeat(times, 1, 1, 1), settings) for times in (1, 2))
+    name = by_role(vit)["o"].name
+    assert relative(twice.gradients[name].moment, once.gradients[name].moment) > 1e-2
+
+
+# The Fisher information
+
+
+def fisher_of(logits: Tensor) -> Tensor:
+    """`Σ_c p_c ∇log p_c ∇log p_cᵀ = diag p − p pᵀ` for one vector of logits."""
+    p = logits.double().softmax(-1)
+    return torch.diag(p) - torch.outer(p, p)
+
+
+def drawn_fisher(logits: Tensor, probes: int, seed: int = 0) -> Tensor:
+    """Second moment of the probes' gradients, averaged over probes and rows."""
+    logits = logits.clone().requires_grad_(True)
+    losses = probe_losses({"logits": logits}, probes, torch.Generator().manual_seed(seed))
+    gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0].double() for loss in losses]
+    assert len(gradients) == probes
+    return sum(g.T @ g for g in gradients) / (probes * len(logits))
+
+
+@pytest.mark.parametrize("probes", [1, 2, 3])
+def test_random_signs_give_the_fisher_on_average(probes: int) -> None:
+    logits = torch.tensor([0.5, -1.0, 1.5, 0.2, -0.3])
+    many = logits.expand(100_000, 5)
+    assert relative(drawn_fisher(many, probes), fisher_of(logits)) < 0.02
+
+
+@pytest.mark.parametrize(("classes", "probes"), [(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)])
+@pytest.mark.parametrize("seed", range(3))
+def test_as_many_probes_as_classes_give_the_fisher_in_one_draw(classes: int, probes: int, seed: int) -> None:
+    logits = torch.randn(1, classes, generator=torch.Generator().manual_seed(seed)) * 2
+    assert relative(drawn_fisher(logits, probes, seed), fisher_of(logits[0])) < 1e-5
+
+
+def test_two_probes_are_exact_for_the_two_likeliest_classes() -> None:
+    logits = torch.tensor([[-3.0, 4.0, -5.0, 3.0, -4.0]])
+    worst = max(relative(drawn_fisher(logits, 2, seed), fisher_of(logits[0])) for seed in range(20))
+    single = max(relative(drawn_fisher(logits, 1, seed), fisher_of(logits[0])) for seed in range(20))
+    assert worst < 0.2 * single
+
+
+def test_model_gradient_moments_are_the_exact_fisher(vit: PreTrainedModel, pixels: Tensor) -> None:
+    pixels = pixels[:16]
+    statistics = run(vit, pixels, config(fisher_probes=8))
+    expected = dict.fromkeys((layer.name for layer in find_layers(vit)), 0.0)
+    for label in range(5):
+        with recorded(vit) as recorders:
+            log_p = vit(pixel_values=pixels.clone().requires_grad_(True)).logits.log_softmax(-1)[:, label]
+            (log_p * log_p.detach().exp().sqrt()).sum().backward()
+        for layer in find_layers(vit):
+            recorder = recorders[layer.name]
+            wide_output = layer.in_features < layer.out_features
+            gradients = recorder.input_gradients[0] if wide_output else recorder.output_gradients
+            expected[layer.name] += summed(gradients) / len(pixels)
+    for name, moment in expected.items():
+        assert relative(statistics.gradients[name].moment, moment) < 1e-5, name
+
+
+@pytest.mark.parametrize("model_class", [ViTModel, ViTForMaskedImageModeling])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_headless_models_have_finite_gradients(
+    model_class: type[PreTrainedModel], precision: str, pixels: Tensor
+) -> None:
+    model = seeded(model_class, tiny_config(encoder_stride=4))
+    statistics = run(model, pixels[:16], config(precision=precision))
+    for layer in find_layers(model):
+        moment = statistics.gradients[layer.name].moment
+        assert moment.shape == (32, 32)
+        assert torch.isfinite(moment).all()
+        assert moment.trace() > 0
+
+
+def test_headless_probe_is_the_gauss_newton_matrix_of_the_relative_error() -> None:
+    output = torch.tensor([[[0.5, -1.0], [2.0, 0.3]]])
+    many = output.expand(100_000, 2, 2).clone().requires_grad_(True)
+    (loss,) = probe_losses({"last_hidden_state": many}, 1, torch.Generator().manual_seed(0))
+    gradients = torch.autograd.grad(loss, many)[0].flatten(1).double()
+    expected = torch.eye(4, dtype=torch.float64) / output.double().square().sum()
+    assert relative(gradients.T @ gradients / len(gradients), expected) < 0.02
+
+
+# Interruption
+
+
+class Poisoned(Sequence):
+    """Images of which reading number `at` ends the program's patience."""
+
+    def __init__(self, images: Sequence | Tensor, at: int) -> None:
+        self.images, self.at = images, at
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        if index == self.at:
+            raise KeyboardInterrupt
+        return self.images[index]
+
+
+def interrupted(
+    model: PreTrainedModel,
+    pixels: Tensor,
+    at: int,
+    settings: CompressionConfig,
+    checkpoint: Path,
+    targets: list[str] | None = None,
+) -> None:
+    source = ImageSource(Poisoned(pixels, at), None, "the list of images")
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, find_layers(model, targets), source, settings, checkpoint=checkpoint, progress=False)
+
+
+@pytest.fixture
+def eager_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "CHECKPOINT_SECONDS", -1.0)
+
+
+@pytest.mark.usefixtures("eager_checkpoints")
+@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "diagonal", "weight"])
+def test_interrupted_calibration_ends_with_the_same_bits(
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, metric: str
+) -> None:
+    settings, checkpoint = config(metric=metric, precision="bfloat16"), tmp_path / "c"
+    interrupted(vit, pixels, 40, settings, checkpoint)
+    assert Statistics.load(checkpoint).images == 32
+    interrupted(vit, pixels, 80, settings, checkpoint)
+    assert Statistics.load(checkpoint).images == 80
+    resumed = run(vit, pixels, settings, checkpoint=checkpoint)
+    assert same(resumed, run(vit, pixels, settings))
+
+
+@pytest.mark.usefixtures("eager_checkpoints")
+@pytest.mark.parametrize("bad", [{3, 20, 40}, {1, *range(8, 16), 30}, {*range(8), 47}, {0, *range(40, 48)}])
+def test_unreadable_images_are_counted_once_across_an_interruption(
+    vit: PreTrainedModel,
+    processor: ViTImageProcessorPil,
+    pictures: list[Image.Image],
+    tmp_path: Path,
+    bad: set[int],
+) -> None:
+    images = [b"" if i in bad else picture for i, picture in enumerate(pictures)]
+    settings = {"config": config(batch_size=8), "image_processor": processor, "progress": False}
+    layers, checkpoint = find_layers(vit), tmp_path / "c"
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(vit, layers, ImageSource(Poisoned(images, 28), None, "x"), **settings, checkpoint=checkpoint)
+    assert Statistics.load(checkpoint).bad_images == len([i for i in bad if i < 24])
+    resumed = calibrate(vit, layers, ImageSource(images, None, "x"), **settings, checkpoint=checkpoint)
+    assert (resumed.images, resumed.bad_images) == (48 - len(bad), len(bad))
+    assert same(resumed, calibrate(vit, layers, ImageSource(images, None, "x"), **settings))
+
+
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, sys.argv[1])
+from conftest import seeded, tiny_config
+from transformers import ViTForImageClassification
+from hf_vitcompress import calibration
+from hf_vitcompress.config import CompressionConfig
+from hf_vitcompress.data import ImageSource
+from hf_vitcompress.families import find_layers
+
+class Killer(list):
+    def __getitem__(self, index):
+        if index == 70:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+calibration.CHECKPOINT_SECONDS = -1.0
+torch.set_num_threads(int(sys.argv[3]))
+model = seeded(ViTForImageClassification, tiny_config())
+pixels = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+config = CompressionConfig(precision="float32", batch_size=16)
+images = ImageSource(Killer(pixels), None, "the list of images")
+calibration.calibrate(model, find_layers(model), images, config, checkpoint=sys.argv[2], progress=False)
+"""
+
+
+def test_killed_process_is_continued_with_the_same_bits(vit: PreTrainedModel, pixels: Tensor, tmp_path: Path) -> None:
+    tests, checkpoint = Path(__file__).parent, tmp_path / "c"
+    arguments = [sys.executable, "-c", KILLED, str(tests), str(checkpoint), str(torch.get_num_threads())]
+    path = os.pathsep.join([str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert Statistics.load(checkpoint).images == 64
+    assert same(run(vit, pixels, config(), checkpoint=checkpoint), run(vit, pixels, config()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metric": "activation"},
+        {"token_weighting": 0.0},
+        {"fisher_probes": 1},
+        {"batch_size": 8},
+        {"precision": "bfloat16"},
+        {"seed": 1},
+        {"on_bad_image": "error"},
+        {"num_images": 64},
+        {"measuring_images": 8},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_checkpoint_of_other_settings_is_refused(
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    settings = {"rank_multiple": 1, "measuring_images": 16}
+    ViTCompressor(config(**settings), progress=False).calibrate(vit, pixels, checkpoint=tmp_path / "c")
+    with pytest.raises(CalibrationError, match="other settings"):
+        ViTCompressor(config(**{**settings, **change}), progress=False).calibrate(vit, pixels, tmp_path / "c")
+
+
+@pytest.mark.usefixtures("eager_checkpoints")
+@pytest.mark.parametrize(("then", "now"), [(["fc1"], None), (None, ["fc1"]), (["fc1"], ["fc2"])])
+def test_checkpoint_of_other_layers_is_refused(
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, then: list[str] | None, now: list[str] | None
+) -> None:
+    interrupted(vit, pixels, 40, config(), tmp_path / "c", targets=then)
+    with pytest.raises(CalibrationError):
+        calibrate(vit, find_layers(vit, now), open_images(pixels), config(), checkpoint=tmp_path / "c", progress=False)
+
+
+@pytest.mark.usefixtures("eager_checkpoints")
+def test_checkpoint_of_other_weights_is_refused(vit: PreTrainedModel, pixels: Tensor, tmp_path: Path) -> None:
+    run(vit, pixels, config(), checkpoint=tmp_path / "c")
+    other = seeded(ViTForImageClassification, tiny_config(), seed=1)
+    with pytest.raises(CalibrationError, match="another model"):
+        run(other, pixels, config(), checkpoint=tmp_path / "c")
+
+
+def test_damaged_checkpoint_is_refused_and_kept(vit: PreTrainedModel, pixels: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(b"half a file")
+    with pytest.raises(CalibrationError, match="not a complete statistics file"):
+        run(vit, pixels, config(), checkpoint=tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"half a file"
+
+
+# The model afterwards
+
+
+def state_of(model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "training": {name: module.training for name, module in model.named_modules()},
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "grad": [p.grad for p in model.parameters()],
+        "attention": model.config._attn_implementation,
+        "hooks": sum(
+            len(hooks)
+            for module in model.modules()
+            for hooks in (
+                module._forward_hooks,
+                module._forward_pre_hooks,
+                module._backward_hooks,
+                module._backward_pre_hooks,
+            )
+        ),
+    }
+
+
+def frozen_in_part(model: PreTrainedModel) -> None:
+    for i, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(i % 3 > 0)
+
+
+def all_training(model: PreTrainedModel) -> None:
+    model.train()
+    frozen_in_part(model)
+
+
+def only_the_head_training(model: PreTrainedModel) -> None:
+    model.eval()
+    model.classifier.train()
+
+
+def eager_attention(model: PreTrainedModel) -> None:
+    model.set_attn_implementation("eager")
+
+
+@pytest.mark.parametrize("prepare", [frozen_in_part, all_training, only_the_head_training, eager_attention])
+@pytest.mark.parametrize("fails", [False, True])
+def test_model_is_left_as_it_was(
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, prepare: Callable[[PreTrainedModel], None], fails: bool
+) -> None:
+    prepare(vit)
+    before, weights = state_of(vit), {name: value.clone() for name, value in vit.state_dict().items()}
+    if fails:
+        interrupted(vit, pixels, 40, config(), tmp_path / "c")
+    else:
+        run(vit, pixels, config())
+    assert state_of(vit) == before
+    assert all(torch.equal(value, weights[name]) for name, value in vit.state_dict().items())
+
+
+def test_calibration_runs_without_dropout(pixels: Tensor) -> None:
+    model = seeded(
+        ViTForImageClassification, tiny_config(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    ).train()
+    assert same(run(model, pixels[:32], config()), run(model, pixels[:32], config()))
+
+
+def test_calibration_works_within_no_grad(vit: PreTrainedModel, pixels: Tensor) -> None:
+    with torch.no_grad():
+        inside = run(vit, pixels[:32], config())
+    assert same(inside, run(vit, pixels[:32], config()))
+
+
+# Trouble
+
+
+@pytest.mark.parametrize("metric", ["fisher", "activation"])
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize("path", ["attention.q_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2"])
+def test_nan_weight_is_reported_at_the_layer_or_the_next(
+    vit: PreTrainedModel, pixels: Tensor, metric: str, block: int, path: str
+) -> None:
+    name = f"vit.layers.{block}.{path}"
+    vit.get_submodule(name).weight.data[0, 0] = torch.nan
+    statistics_order = [f"vit.layers.{i}.{part}" for i in (0, 1) for part in ("qkv", "o", "fc1", "fc2")]
+    own = "fc2" if "fc2" in path else "fc1" if "fc1" in path else "o" if "o_proj" in path else "qkv"
+    after = statistics_order[statistics_order.index(f"vit.layers.{block}.{own}") :]
+    with pytest.raises(CalibrationError, match="NaN") as caught:
+        run(vit, pixels[:32], config(metric=metric))
+    message = str(caught.value)
+    assert any(f"{named!r}" in message for named in [name, *after]), message
+
+
+def test_nan_in_the_head_is_reported(vit: PreTrainedModel, pixels: Tensor) -> None:
+    vit.classifier.weight.data[0, 0] = torch.nan
+    with pytest.raises(CalibrationError, match="gradients at"):
+        run(vit, pixels[:32], config())
+
+
+def test_nan_pixel_is_reported(vit: PreTrainedModel, pixels: Tensor) -> None:
+    pixels[5, 0, 0, 0] = torch.nan
+    with pytest.raises(CalibrationError, match=r"vit\.layers\.0\.qkv"):
+        run(vit, pixels[:32], config(metric="weight"))
+
+
+@pytest.mark.usefixtures("eager_checkpoints")
+def test_nan_never_reaches_a_checkpoint(vit: PreTrainedModel, pixels: Tensor, tmp_path: Path) -> None:
+    pixels[40, 0, 0, 0] = torch.nan
+    with pytest.raises(CalibrationError, match="NaN"):
+        run(vit, pixels, config(), checkpoint=tmp_path / "c")
+    assert Statistics.load(tmp_path / "c").images == 32
+    assert Statistics.load(tmp_path / "c").inputs["vit.layers.0.qkv"].is_finite()
+
+
+def test_fewer_tokens_than_features_warn(vit: PreTrainedModel, pixels: Tensor) -> None:
+    with pytest.warns(CalibrationWarning, match=r"17 calibration tokens .*32 features"):
+        run(vit, pixels[:1], config())
+
+
+def test_enough_tokens_do_not_warn(vit: PreTrainedModel, pixels: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        assert run(vit, pixels[:2], config()).images == 2

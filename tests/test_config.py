@@ -1,0 +1,225 @@
+"""What a recipe accepts, refuses and writes to disk."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hf_vitcompress import CompressionConfig
+from hf_vitcompress.config import BUDGETS, DEFAULT_KEEP_RATIO, PRESETS, load_settings
+from hf_vitcompress.errors import ConfigError
+
+EVERY_FIELD = {
+    "max_params": 12345,
+    "metric": "activation",
+    "allocation": "uniform",
+    "correct_bias": False,
+    "correct_curves": False,
+    "token_weighting": 0.75,
+    "damping": 1e-9,
+    "rank_multiple": 4,
+    "target_modules": ["fc1", "layers.0.*"],
+    "skip_modules": ["q_proj"],
+    "num_images": 77,
+    "batch_size": 5,
+    "measuring_images": 6,
+    "fisher_probes": 3,
+    "validation_images": 9,
+    "precision": "float32",
+    "on_bad_image": "error",
+    "seed": 4,
+}
+
+
+def test_without_a_budget_half_the_parameters_are_kept() -> None:
+    config = CompressionConfig()
+    assert config.budget == "keep_ratio"
+    assert config.keep_ratio == DEFAULT_KEEP_RATIO == 0.5
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_one_budget_is_the_budget_in_force(name: str) -> None:
+    config = CompressionConfig(**{name: 1})
+    assert config.budget == name
+    assert [other for other in BUDGETS if getattr(config, other) is not None] == [name]
+
+
+@pytest.mark.parametrize("second", BUDGETS[1:])
+def test_two_budgets_contradict_each_other(second: str) -> None:
+    with pytest.raises(ConfigError, match=f"keep_ratio and {second}"):
+        CompressionConfig(keep_ratio=0.5, **{second: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("keep_ratio", 0),
+        ("keep_ratio", 1.01),
+        ("keep_ratio", -0.5),
+        ("keep_ratio", float("nan")),
+        ("keep_ratio", "half"),
+        ("keep_ratio", True),
+        ("max_params", 0),
+        ("max_params", 1000.5),
+        ("max_macs", -1),
+        ("max_macs", "many"),
+        ("max_accuracy_drop", -0.01),
+        ("max_accuracy_drop", 2),
+        ("metric", "hessian"),
+        ("metric", None),
+        ("allocation", "gready"),
+        ("precision", "float16"),
+        ("on_bad_image", "ignore"),
+        ("token_weighting", 1.5),
+        ("token_weighting", None),
+        ("damping", 0),
+        ("damping", 2),
+        ("damping", None),
+        ("rank_multiple", 0),
+        ("rank_multiple", 2.0),
+        ("rank_multiple", None),
+        ("num_images", 0),
+        ("batch_size", -1),
+        ("batch_size", None),
+        ("measuring_images", 0),
+        ("measuring_images", None),
+        ("fisher_probes", 0),
+        ("fisher_probes", None),
+        ("validation_images", "all"),
+        ("validation_images", None),
+        ("seed", -1),
+        ("seed", 1.5),
+        ("seed", None),
+        ("correct_bias", "no"),
+        ("correct_bias", None),
+        ("correct_curves", 1),
+        ("target_modules", "fc1"),
+        ("target_modules", [1]),
+        ("skip_modules", "fc1"),
+        ("skip_modules", 5),
+        ("skip_modules", None),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=name):
+        CompressionConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("keep_ration", "keep_ratio"), ("skip_module", "skip_modules"), ("batchsize", "batch_size")]
+)
+def test_a_misspelt_setting_is_answered_with_the_right_one(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{wrong}.*Did you mean '{right}'"):
+        CompressionConfig.from_dict({wrong: 1})
+
+
+def test_a_setting_like_no_other_is_refused_without_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="'xyzzy'") as caught:
+        CompressionConfig.from_dict({"xyzzy": 1})
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_it_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CompressionConfig().keep_ratio = 0.1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml", "json"])
+def test_every_field_survives_a_file(suffix: str, tmp_path: Path) -> None:
+    config = CompressionConfig(**EVERY_FIELD)
+    config.save(tmp_path / f"recipe.{suffix}")
+    assert CompressionConfig.load(tmp_path / f"recipe.{suffix}") == config
+    assert all(getattr(config, name) == value for name, value in EVERY_FIELD.items())
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+@pytest.mark.parametrize("config", [CompressionConfig(), CompressionConfig(num_images=None, max_accuracy_drop=0)])
+def test_defaults_and_none_survive_a_file(config: CompressionConfig, suffix: str, tmp_path: Path) -> None:
+    config.save(tmp_path / f"recipe.{suffix}")
+    assert CompressionConfig.load(tmp_path / f"recipe.{suffix}") == config
+
+
+def test_a_json_file_is_json_and_a_yaml_file_is_yaml(tmp_path: Path) -> None:
+    config = CompressionConfig(**EVERY_FIELD)
+    config.save(tmp_path / "a.json")
+    config.save(tmp_path / "a.yaml")
+    assert json.loads((tmp_path / "a.json").read_text()) == EVERY_FIELD
+    assert yaml.safe_load((tmp_path / "a.yaml").read_text()) == EVERY_FIELD
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("default", ("fisher", "greedy", True)),
+        ("svd", ("weight", "uniform", False)),
+        ("fwsvd", ("row_fisher", "uniform", False)),
+        ("svd_llm", ("activation", "uniform", False)),
+        ("azizi2024", ("activation", "greedy", False)),
+    ],
+)
+def test_presets_are_the_published_recipes(name: str, expected: tuple[str, str, bool]) -> None:
+    config = CompressionConfig.preset(name)
+    assert (config.metric, config.allocation, config.correct_bias) == expected
+    assert config.keep_ratio == 0.5
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_take_overrides(name: str) -> None:
+    config = CompressionConfig.preset(name, max_params=9, allocation="uniform")
+    assert config.budget == "max_params"
+    assert config.allocation == "uniform"
+    assert config.metric == CompressionConfig.preset(name).metric
+
+
+def test_a_preset_can_be_named_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("preset: svd_llm\nkeep_ratio: 0.3\n")
+    assert CompressionConfig.load(tmp_path / "recipe.yaml") == CompressionConfig.preset("svd_llm", keep_ratio=0.3)
+
+
+@pytest.mark.parametrize("name", ["azizi", "svd-llm", ["svd"]])
+def test_an_unknown_preset_is_refused_with_the_known_ones(name: Any) -> None:
+    with pytest.raises(ConfigError, match="azizi2024"):
+        CompressionConfig.from_dict({"preset": name})
+
+
+def test_with_budget_changes_the_budget_and_nothing_else() -> None:
+    config = CompressionConfig(keep_ratio=0.7, metric="weight", seed=3)
+    assert config.with_budget(max_macs=10) == CompressionConfig(max_macs=10, metric="weight", seed=3)
+    assert config.keep_ratio == 0.7
+
+
+def test_with_budget_keeps_all_images_when_all_were_asked_for() -> None:
+    assert CompressionConfig(num_images=None).with_budget(keep_ratio=0.3).num_images is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "needed"),
+    [("weight", False), ("diagonal", False), ("activation", False), ("row_fisher", True), ("fisher", True)],
+)
+def test_only_fisher_metrics_need_gradients(metric: str, needed: bool) -> None:
+    assert CompressionConfig(metric=metric).needs_gradients is needed  # type: ignore[arg-type]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
+        load_settings(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("content", [b"keep_ratio: [0.4", b"\xff\xfe\x00", b"just words", b"- 1\n- 2\n", b"1: 2\n"])
+def test_a_file_that_is_no_recipe_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(ConfigError):
+        CompressionConfig.load(tmp_path / "recipe.yaml")
+
+
+def test_a_folder_instead_of_a_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=tmp_path.name):
+        load_settings(tmp_path)
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("damping: 1e-5\n")
+    assert CompressionConfig.load(tmp_path / "recipe.yaml").damping == 1e-5

@@ -1,0 +1,116 @@
+"""Costs against counts made by hand."""
+
+import pytest
+import torch
+from conftest import TINY, seeded, tiny_config
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    DeiTModel,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTModel,
+)
+
+from hf_vitcompress.costs import count_costs, count_macs, disk_bytes, image_shape
+from hf_vitcompress.modeling_factored import factored_config_class, factored_model_class
+
+TOKENS = 16 + 1
+PATCHES = 16 * 32 * (3 * 4 * 4)
+RANKS = {"layers.0.attention.q_proj": 4, "layers.0.mlp.fc1": 8, "layers.1.mlp.fc2": 6}
+SAVED = (32 * 32 - 4 * 64) + (96 * 32 - 8 * 128) + (32 * 96 - 6 * 128)
+
+
+def blocks(tokens):
+    linear = tokens * (4 * 32 * 32 + 2 * 32 * 96)
+    attention = 2 * tokens * tokens * 32
+    return 2 * (linear + attention)
+
+
+def factored(dense=ViTForImageClassification, **changes):
+    layers = {name: {"rank": rank} for name, rank in RANKS.items()}
+    config = factored_config_class("vit")(**{**TINY, **changes}, compression={"layers": layers})
+    return seeded(factored_model_class(dense), config)
+
+
+def test_macs_of_a_dense_classifier(vit):
+    assert count_macs(vit) == PATCHES + blocks(TOKENS) + 32 * 5
+
+
+def test_macs_of_a_factored_classifier():
+    assert count_macs(factored()) == PATCHES + blocks(TOKENS) + 32 * 5 - TOKENS * SAVED
+
+
+def test_macs_of_a_distilled_model_count_its_second_token_and_head():
+    model = seeded(DeiTForImageClassificationWithTeacher, DeiTConfig(**TINY))
+    assert count_macs(model) == PATCHES + blocks(TOKENS + 1) + 2 * 32 * 5
+
+
+def test_macs_of_a_masked_model_count_its_decoder():
+    model = seeded(ViTForMaskedImageModeling, tiny_config(encoder_stride=4))
+    assert count_macs(model) == PATCHES + blocks(TOKENS) + 16 * 32 * (3 * 4 * 4)
+
+
+@pytest.mark.parametrize(("dense", "tokens"), [(ViTModel, TOKENS), (DeiTModel, TOKENS + 1)])
+@pytest.mark.parametrize("pooler", [True, False])
+def test_macs_of_a_backbone_count_the_pooler_it_has(dense, tokens, pooler):
+    model = dense(dense.config_class(**TINY), add_pooling_layer=pooler)
+    assert count_macs(model) == PATCHES + blocks(tokens) + (32 * 32 if pooler else 0)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_macs_depend_on_neither_attention_implementation_nor_dtype(attention, dtype):
+    model = ViTForImageClassification._from_config(tiny_config(), attn_implementation=attention, dtype=dtype)
+    assert count_macs(model) == PATCHES + blocks(TOKENS) + 32 * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_counting_leaves_the_model_as_it_was(dtype):
+    model = ViTForImageClassification._from_config(tiny_config(), attn_implementation="sdpa", dtype=dtype).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    count_costs(model)
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+    assert model.config.dtype == dtype
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.float16, 2)])
+def test_costs_hold_parameters_macs_and_bytes(dtype, size):
+    embeddings = 32 + TOKENS * 32 + (32 * 3 * 4 * 4 + 32)
+    block = 4 * (32 * 32 + 32) + (96 * 32 + 96) + (32 * 96 + 32) + 4 * 32
+    parameters = embeddings + 2 * block + 2 * 32 + (5 * 32 + 5)
+    dense = count_costs(seeded(ViTForImageClassification, tiny_config()).to(dtype))
+    assert (dense.parameters, dense.bytes) == (parameters, parameters * size)
+    small = count_costs(factored().to(dtype))
+    assert (small.parameters, small.bytes) == (parameters - SAVED, (parameters - SAVED) * size)
+    assert dense.macs - small.macs == TOKENS * SAVED
+
+
+@pytest.mark.parametrize(("size", "shape"), [(16, (3, 16, 16)), ([16, 32], (3, 16, 32)), ((8, 16), (3, 8, 16))])
+def test_the_image_shape_is_that_of_the_config(size, shape):
+    assert image_shape(ViTModel(tiny_config(image_size=size))) == shape
+
+
+def test_macs_of_images_that_are_not_square():
+    model = ViTModel(tiny_config(image_size=[16, 32], num_channels=1))
+    assert count_macs(model) == 32 * 32 * 4 * 4 + blocks(4 * 8 + 1) + 32 * 32
+
+
+@pytest.mark.parametrize(("shard", "files"), [("1GB", 1), ("20KB", None)])
+def test_disk_bytes_are_those_of_the_weight_files(shard, files, tmp_path):
+    model = factored()
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    weights = list(tmp_path.glob("*.safetensors"))
+    assert len(weights) == files or (files is None and len(weights) > 1)
+    assert disk_bytes(tmp_path) == disk_bytes(str(tmp_path)) == sum(len(path.read_bytes()) for path in weights)
+    assert 0 < disk_bytes(tmp_path) - 4 * model.num_parameters() < 8000
+
+
+def test_disk_bytes_count_older_weight_files_and_nothing_else(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x" * 10)
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 20)
+    (tmp_path / "config.json").write_bytes(b"x" * 40)
+    assert disk_bytes(tmp_path) == 30

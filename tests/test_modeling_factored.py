@@ -1,0 +1,683 @@
+"""The `Factored…` classes: what transformers promises of a model must hold for them, on disk and in memory."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from conftest import REPOSITORY, TINY, seeded
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DeiTForMaskedImageModeling,
+    DeiTModel,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+    ViTModel,
+    pipeline,
+)
+
+from hf_vitcompress import FactoredLinear, modeling_factored
+from hf_vitcompress.modeling_factored import (
+    FACTORED_ARCHITECTURES,
+    GUARD_FIELD,
+    GUARD_TEXT,
+    REMOTE_FILE,
+    factored_config_class,
+    factored_model_class,
+)
+
+transformers.utils.logging.disable_progress_bar()
+
+HEADS = [
+    (ViTModel, AutoModel),
+    (ViTForImageClassification, AutoModelForImageClassification),
+    (ViTForMaskedImageModeling, AutoModelForMaskedImageModeling),
+    (DeiTModel, AutoModel),
+    (DeiTForImageClassification, AutoModelForImageClassification),
+    (DeiTForImageClassificationWithTeacher, AutoModelForImageClassification),
+    (DeiTForMaskedImageModeling, AutoModelForMaskedImageModeling),
+]
+every_head = pytest.mark.parametrize(("dense", "auto"), HEADS, ids=[dense.__name__ for dense, _ in HEADS])
+
+RANKS = {"layers.0.attention.q_proj": 4, "layers.0.mlp.fc1": 8, "layers.1.mlp.fc2": 6}
+# Weight entries of q_proj (32, 32), fc1 (96, 32) and fc2 (32, 96), before and after.
+DENSE_ENTRIES = 32 * 32 + 96 * 32 + 32 * 96
+FACTORED_ENTRIES = 4 * (32 + 32) + 8 * (96 + 32) + 6 * (32 + 96)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny matrices gain nothing from threads, and lose much where other work runs beside."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def compression(ranks=RANKS, prefix=""):
+    return {"layers": {prefix + name: {"rank": rank} for name, rank in ranks.items()}}
+
+
+def factored_config(model_type="vit", ranks=RANKS, prefix="", **changes):
+    values = {**TINY, "encoder_stride": 4, "compression": compression(ranks, prefix), **changes}
+    return factored_config_class(model_type)(**values)
+
+
+def factored(dense=ViTForImageClassification, dtype=torch.float32, **changes):
+    model_type = "deit" if dense.__name__.startswith("DeiT") else "vit"
+    return seeded(factored_model_class(dense), factored_config(model_type, **changes)).to(dtype)
+
+
+def outputs(model, pixels):
+    with torch.no_grad():
+        result = model(pixels[:4].to(model.dtype))
+    return [value for value in result.to_tuple() if value is not None]
+
+
+def assert_same_outputs(first, second, pixels):
+    ours, theirs = outputs(first, pixels), outputs(second, pixels)
+    assert len(ours) == len(theirs) > 0
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_vit_and_deit_model_class_of_transformers_has_a_factored_form():
+    for model_type, architecture in FACTORED_ARCHITECTURES.items():
+        module = getattr(transformers.models, model_type)
+        names = {n for n in dir(module) if n.startswith(architecture.config.removesuffix("Config"))}
+        models = {
+            name
+            for name in names
+            if isinstance(getattr(module, name), type)
+            and issubclass(getattr(module, name), PreTrainedModel)
+            and not name.endswith("PreTrainedModel")
+        }
+        assert models == {name for classes in architecture.heads.values() for name in classes}
+
+
+@every_head
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_saved_model_comes_back_as_its_own_class_with_identical_outputs(dense, auto, dtype, pixels, tmp_path):
+    model = factored(dense, dtype)
+    model.save_pretrained(tmp_path)
+    loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(model)
+    assert type(loaded).__name__ == f"Factored{dense.__name__}"
+    assert isinstance(loaded, dense)
+    assert loaded.dtype == dtype
+    assert not any(info.values())
+    assert_same_outputs(model, loaded, pixels)
+
+
+@every_head
+def test_a_sharded_checkpoint_comes_back_identical(dense, auto, pixels, tmp_path):
+    model = factored(dense)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
+    assert_same_outputs(model, auto.from_pretrained(tmp_path), pixels)
+
+
+@every_head
+def test_only_the_named_layers_are_factored(dense, auto):
+    model = factored(dense)
+    found = {name: module.rank for name, module in model.named_modules() if isinstance(module, FactoredLinear)}
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    assert found == {prefix + name: rank for name, rank in RANKS.items()}
+
+
+@every_head
+def test_the_parameter_count_is_the_dense_one_less_what_the_factors_save(dense, auto):
+    dense_model = seeded(dense, dense.config_class(**TINY, encoder_stride=4))
+    assert factored(dense).num_parameters() == dense_model.num_parameters() - DENSE_ENTRIES + FACTORED_ENTRIES
+
+
+def test_the_parameter_count_equals_a_hand_count():
+    embeddings = 32 + 17 * 32 + (32 * 3 * 4 * 4 + 32)
+    block = 4 * (32 * 32 + 32) + (96 * 32 + 96) + (32 * 96 + 32) + 4 * 32
+    rest = 2 * 32 + (5 * 32 + 5)
+    assert factored().num_parameters() == embeddings + 2 * block + rest - DENSE_ENTRIES + FACTORED_ENTRIES
+
+
+@every_head
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_file_holds_the_parameters_under_their_in_memory_names_and_nothing_else(dense, auto, dtype, tmp_path):
+    model = factored(dense, dtype)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size == header + model.num_parameters() * dtype.itemsize
+    assert header < 160 * len(shapes)
+
+
+@every_head
+def test_a_checkpoint_in_the_key_layout_of_transformers_4_loads_too(dense, auto, pixels, tmp_path):
+    model = factored(dense)
+    model.save_pretrained(tmp_path, save_original_format=True)
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert f"{prefix}encoder.layer.1.attention.attention.query.weight" in file.keys()  # noqa: SIM118
+    assert_same_outputs(model, auto.from_pretrained(tmp_path), pixels)
+
+
+@every_head
+def test_a_model_from_its_config_alone_has_the_same_shapes(dense, auto):
+    model = factored(dense)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    built = auto.from_config(config)
+    assert type(built) is type(model)
+    assert {n: p.shape for n, p in built.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+def test_factors_made_from_a_config_are_initialised_like_other_layers():
+    model = AutoModelForImageClassification.from_config(factored_config(initializer_range=0.01))
+    layer = model.vit.layers[0].mlp.fc1
+    assert 0.005 < layer.down.weight.std() < 0.015
+    assert 0.005 < layer.up.weight.std() < 0.015
+    assert not layer.up.bias.any()
+
+
+def test_a_config_without_compression_makes_a_dense_model(pixels):
+    dense = seeded(ViTForImageClassification, ViTForImageClassification.config_class(**TINY))
+    model = factored(ranks={}).eval()
+    model.load_state_dict(dense.state_dict())
+    assert_same_outputs(dense, model, pixels)
+
+
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_the_bias_of_a_layer_stays_where_it_was(qkv_bias, pixels, tmp_path):
+    model = factored(qkv_bias=qkv_bias)
+    layer = model.vit.layers[0].attention.q_proj
+    assert (layer.up.bias is not None) == qkv_bias
+    assert layer.down.bias is None
+    model.save_pretrained(tmp_path)
+    assert_same_outputs(model, AutoModelForImageClassification.from_pretrained(tmp_path), pixels)
+
+
+@pytest.mark.parametrize("prefix", ["", "vit."])
+@pytest.mark.parametrize("dense", [ViTModel, ViTForImageClassification])
+def test_layer_names_may_have_the_prefix_of_the_base_model_or_not(dense, prefix):
+    model = factored(dense, prefix=prefix)
+    assert model.base_model.layers[0].mlp.fc1.rank == 8
+    assert model.base_model.layers[1].mlp.fc2.rank == 6
+
+
+@pytest.mark.parametrize("prefix", ["", "vit."])
+def test_the_backbone_of_a_headed_checkpoint_has_its_exact_hidden_states(prefix, pixels, tmp_path):
+    model = factored(prefix=prefix)
+    model.save_pretrained(tmp_path)
+    backbone = AutoModel.from_pretrained(tmp_path)
+    assert type(backbone).__name__ == "FactoredViTModel"
+    with torch.no_grad():
+        expected = model.vit(pixels[:4]).last_hidden_state
+        assert torch.equal(backbone(pixels[:4]).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "vit."])
+def test_a_headless_checkpoint_loads_under_a_new_head(prefix, pixels, tmp_path):
+    backbone = factored(ViTModel, prefix=prefix)
+    backbone.save_pretrained(tmp_path)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert type(model).__name__ == "FactoredViTForImageClassification"
+    with torch.no_grad():
+        expected = backbone(pixels[:4]).last_hidden_state
+        assert torch.equal(model.vit(pixels[:4]).last_hidden_state, expected)
+
+
+def test_a_checkpoint_loads_under_a_classifier_for_other_classes(pixels, tmp_path):
+    model = factored()
+    model.save_pretrained(tmp_path)
+    other = AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    with torch.no_grad():
+        assert other(pixels[:4]).logits.shape == (4, 3)
+        assert torch.equal(other.vit(pixels[:4]).last_hidden_state, model.vit(pixels[:4]).last_hidden_state)
+
+
+def test_the_config_on_disk_is_guarded_and_comes_back_whole(tmp_path):
+    config = factored_config(initializer_range=0.0125)
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())[GUARD_FIELD] == GUARD_TEXT
+    for loaded in (AutoConfig.from_pretrained(tmp_path), type(config).from_pretrained(tmp_path)):
+        assert type(loaded) is type(config)
+        assert loaded.compression == compression()
+        assert loaded.initializer_range == 0.0125
+        assert loaded.hidden_size == 32
+
+
+def test_saving_a_loaded_model_again_writes_the_same_files(tmp_path):
+    factored().save_pretrained(tmp_path / "first")
+    AutoModelForImageClassification.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
+
+
+def test_the_file_with_the_code_is_copied_beside_the_weights(tmp_path):
+    factored().save_pretrained(tmp_path)
+    source = REPOSITORY / "hf_vitcompress" / REMOTE_FILE
+    assert (tmp_path / REMOTE_FILE).read_bytes() == source.read_bytes()
+
+
+@every_head
+def test_the_classes_can_be_imported_by_name(dense, auto):
+    assert getattr(modeling_factored, f"Factored{dense.__name__}") is factored_model_class(dense)
+
+
+@pytest.mark.parametrize("name", ["FactoredBertModel", "FactoredViT", "NoSuchThing"])
+def test_names_that_do_not_exist_are_attribute_errors(name):
+    with pytest.raises(AttributeError, match=name):
+        getattr(modeling_factored, name)
+
+
+def test_models_can_be_pickled_and_copied(pixels):
+    model = factored()
+    assert_same_outputs(model, pickle.loads(pickle.dumps(model)), pixels)
+    assert_same_outputs(model, copy.deepcopy(model), pixels)
+
+
+def test_registering_again_changes_nothing(pixels, tmp_path):
+    model = factored()
+    modeling_factored.register()
+    model.save_pretrained(tmp_path)
+    assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is type(model)
+
+
+# With the rest of transformers
+
+
+class Labelled(torch.utils.data.Dataset):
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.pixels[index], "labels": index % 5}
+
+
+def test_the_trainer_trains_the_factors_and_its_checkpoint_reloads(pixels, tmp_path):
+    model = factored()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    arguments = TrainingArguments(
+        output_dir=tmp_path,
+        max_steps=2,
+        save_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    result = Trainer(model, arguments, train_dataset=Labelled(pixels[:8])).train()
+    assert result.global_step == 2
+    assert torch.isfinite(torch.tensor(result.training_loss))
+    factors = [name for name in before if ".up." in name or ".down." in name]
+    assert len(factors) == 3 * 3
+    now = dict(model.named_parameters())
+    assert not any(torch.equal(before[name], now[name]) for name in factors)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "checkpoint-2")
+    assert_same_outputs(model.eval(), loaded, pixels)
+
+
+def test_the_image_classification_pipeline_runs_on_a_saved_folder(pictures, processor, tmp_path):
+    model = factored()
+    model.companions.append(processor)
+    model.save_pretrained(tmp_path)
+    classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
+    scores = {entry["label"]: entry["score"] for entry in classify(pictures[0], top_k=5)}
+    with torch.no_grad():
+        expected = model(**processor(pictures[0], return_tensors="pt")).logits.softmax(-1)[0]
+    assert scores == pytest.approx({f"LABEL_{i}": float(p) for i, p in enumerate(expected)}, abs=1e-5)
+
+
+def test_a_compiled_model_has_the_same_logits(pixels):
+    model = factored()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixels[:4]).logits, model(pixels[:4]).logits)
+
+
+def gradients(model, pixels):
+    """Gradients by name, and how often the forward pass of one factored layer ran."""
+    calls = []
+    model.vit.layers[0].mlp.fc1.register_forward_hook(lambda *_: calls.append(1))
+    model.train()(pixels[:4], labels=torch.arange(4)).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, len(calls)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(reentrant, pixels):
+    expected, once = gradients(factored(), pixels)
+    model = factored()
+    # The name before transformers 5.23 warns since then.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+    found, twice = gradients(model, pixels)
+    assert (once, twice) == (1, 2)
+    assert "vit.layers.0.mlp.fc1.down.weight" in found
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found, expected)
+
+
+@every_head
+def test_eager_and_sdpa_attention_agree(dense, auto, pixels, tmp_path):
+    factored(dense).save_pretrained(tmp_path)
+    models = {kind: auto.from_pretrained(tmp_path, attn_implementation=kind) for kind in ("eager", "sdpa")}
+    assert all(model.config._attn_implementation == kind for kind, model in models.items())
+    eager, sdpa = (outputs(model, pixels) for model in models.values())
+    for a, b in zip(eager, sdpa, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_device_map_auto_loads_the_same_model(pixels, tmp_path):
+    model = factored()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, device_map="auto")
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    assert torch.allclose(outputs(loaded, pixels)[0].cpu(), outputs(model, pixels)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_layers_can_be_offloaded_to_disk(pixels, tmp_path):
+    model = factored()
+    model.save_pretrained(tmp_path / "model")
+    where = {"vit.embeddings": "cpu", "vit.layers": "disk", "vit.layernorm": "cpu", "classifier": "cpu"}
+    loaded = AutoModelForImageClassification.from_pretrained(
+        tmp_path / "model", device_map=where, offload_folder=tmp_path / "offload"
+    )
+    assert loaded.vit.layers[0].mlp.fc1.down.weight.is_meta
+    assert_same_outputs(model, loaded, pixels)
+
+
+def test_a_dtype_can_be_chosen_when_loading(pixels, tmp_path):
+    model = factored()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert_same_outputs(model.to(torch.bfloat16), loaded, pixels)
+
+
+# Wrong configs
+
+
+@pytest.mark.parametrize("name", ["layers.2.mlp.fc1", "vit.layers.0.mlp.fc3", "nonsense"])
+def test_a_layer_that_does_not_exist_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=name):
+        factored(ranks={name: 4})
+
+
+@pytest.mark.parametrize(("name", "kind"), [("layers.0.layernorm_before", "LayerNorm"), ("layers.0.mlp", "ViTMLP")])
+def test_only_linear_layers_can_be_named(name, kind):
+    with pytest.raises(ValueError, match=rf"{name}.*{kind}"):
+        factored(ranks={name: 4})
+
+
+def test_a_layer_cannot_be_named_twice():
+    with pytest.raises(ValueError, match="FactoredLinear"):
+        factored(ranks={"layers.0.mlp.fc1": 4, "vit.layers.0.mlp.fc1": 8})
+
+
+def test_weights_of_another_rank_than_the_config_says_are_refused(tmp_path):
+    factored().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["compression"]["layers"]["layers.0.mlp.fc1"]["rank"] = 7
+    path.write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match="mismatch"):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_rank_below_one_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank of at least 1, not {rank}"):
+        factored(ranks={"layers.0.mlp.fc1": rank})
+
+
+def test_a_factored_layer_is_the_product_of_its_factors():
+    layer = FactoredLinear(6, 4, 3)
+    inputs = torch.randn(2, 5, 6)
+    expected = inputs @ (layer.up.weight @ layer.down.weight).T + layer.up.bias
+    torch.testing.assert_close(layer(inputs), expected)
+    assert (layer.in_features, layer.out_features, layer.rank) == (6, 4, 3)
+    assert "rank=3" in repr(layer)
+
+
+# Saving
+
+
+class Broken:
+    """A companion that writes a little and then finds the disk full."""
+
+    def save_pretrained(self, folder):
+        Path(folder, "half").write_text("half")
+        raise OSError("No space left on device")
+
+
+def break_weights(monkeypatch):
+    def save(self, folder, *args, **kwargs):
+        Path(folder, "model.safetensors").write_text("half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save)
+
+
+@pytest.mark.parametrize("broken", ["weights", "companion"])
+def test_a_failure_while_saving_leaves_the_old_checkpoint_as_it_was(broken, pixels, monkeypatch, tmp_path):
+    good, other = factored(), factored(intermediate_size=64)
+    good.save_pretrained(tmp_path)
+    before = files_of(tmp_path)
+    if broken == "companion":
+        other.companions.append(Broken())
+    else:
+        break_weights(monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        other.save_pretrained(tmp_path)
+    assert files_of(tmp_path) == before
+    assert_same_outputs(good, AutoModelForImageClassification.from_pretrained(tmp_path), pixels)
+
+
+def test_an_interruption_before_the_first_file_is_moved_in_leaves_the_old_checkpoint(monkeypatch, tmp_path):
+    def interrupt(source, target):
+        raise KeyboardInterrupt
+
+    good = factored()
+    good.save_pretrained(tmp_path)
+    before = files_of(tmp_path)
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        factored(intermediate_size=64).save_pretrained(tmp_path)
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("broken", ["weights", "companion"])
+def test_a_failure_while_saving_to_a_new_folder_leaves_no_files(broken, monkeypatch, tmp_path):
+    model = factored()
+    if broken == "companion":
+        model.companions.append(Broken())
+    else:
+        break_weights(monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_pretrained(tmp_path / "new")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert list((tmp_path / "new").glob("*")) == []
+
+
+@pytest.mark.parametrize("sizes", [("20KB", "1GB"), ("1GB", "20KB"), ("10KB", "40KB")], ids="-then-".join)
+def test_saving_over_a_checkpoint_leaves_no_shards_of_the_old_one(sizes, pixels, tmp_path):
+    seeded(type(model := factored()), model.config, seed=1).save_pretrained(tmp_path / "over", max_shard_size=sizes[0])
+    model.save_pretrained(tmp_path / "over", max_shard_size=sizes[1])
+    model.save_pretrained(tmp_path / "fresh", max_shard_size=sizes[1])
+    assert files_of(tmp_path / "over") == files_of(tmp_path / "fresh")
+    assert_same_outputs(model, AutoModelForImageClassification.from_pretrained(tmp_path / "over"), pixels)
+
+
+def test_saving_leaves_other_files_of_the_folder_alone(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    factored().save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_a_companion_with_a_folder_of_its_own_can_be_saved_twice(pixels, tmp_path):
+    class Nested:
+        def save_pretrained(self, folder):
+            Path(folder, "extra").mkdir()
+            Path(folder, "extra", "notes.txt").write_text("notes")
+
+    model = factored()
+    model.companions.append(Nested())
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "extra" / "notes.txt").read_text() == "notes"
+    assert_same_outputs(model, AutoModelForImageClassification.from_pretrained(tmp_path), pixels)
+
+
+def test_a_path_that_is_a_file_is_refused(tmp_path):
+    path = tmp_path / "taken"
+    path.write_text("something else")
+    with pytest.raises(NotADirectoryError, match="taken"):
+        factored().save_pretrained(path)
+    assert path.read_text() == "something else"
+
+
+# Where the package is not imported
+
+
+@pytest.mark.parametrize(("dense", "auto"), HEADS, ids=[dense.__name__ for dense, _ in HEADS])
+def test_a_dense_class_refuses_a_factored_checkpoint(dense, auto, tmp_path):
+    factored(dense).save_pretrained(tmp_path)
+    with pytest.raises(Exception, match="pip install hf-vitcompress"):
+        dense.from_pretrained(tmp_path)
+    with pytest.raises(Exception, match="pip install hf-vitcompress"):
+        dense.config_class.from_pretrained(tmp_path)
+
+
+CLEAN_SCRIPT = """
+import json, sys, warnings
+import torch
+from transformers import (
+    AutoModel, AutoModelForImageClassification, DeiTForImageClassificationWithTeacher, ViTForImageClassification
+)
+
+def error_of(load):
+    try:
+        load()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+pixels = torch.load("pixels.pt")
+results = {
+    "dense class": error_of(lambda: ViTForImageClassification.from_pretrained("vit")),
+    "dense class with teacher": error_of(lambda: DeiTForImageClassificationWithTeacher.from_pretrained("teacher")),
+    "Auto class": error_of(lambda: AutoModelForImageClassification.from_pretrained("vit")),
+    "Auto backbone": error_of(lambda: AutoModel.from_pretrained("vit")),
+}
+tensors = {}
+for folder in ("vit", "teacher"):
+    model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+    results[f"class of {folder}"] = type(model).__name__
+    tensors[folder] = model(pixels).logits
+    model.save_pretrained(f"{folder}-again")
+again = AutoModelForImageClassification.from_pretrained("vit-again", trust_remote_code=True)
+tensors["vit, saved again"] = again(pixels).logits
+tensors["backbone"] = AutoModel.from_pretrained("vit", trust_remote_code=True)(pixels).last_hidden_state
+results["package imported"] = any(name.split(".")[0] == "hf_vitcompress" for name in sys.modules)
+torch.save(tensors, "tensors.pt")
+json.dump(results, open("results.json", "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """What a fresh interpreter without the package makes of two checkpoints."""
+    folder = tmp_path_factory.mktemp("clean")
+    models = {"vit": factored(), "teacher": factored(DeiTForImageClassificationWithTeacher)}
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+    pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    torch.save(pixels, folder / "pixels.pt")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
+    done = subprocess.run(
+        [sys.executable, "-c", CLEAN_SCRIPT],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "results.json").read_text())
+    assert results.pop("package imported") is False
+    return folder, models, pixels, results, torch.load(folder / "tensors.pt")
+
+
+@pytest.mark.parametrize("what", ["dense class", "dense class with teacher"])
+def test_without_the_package_a_dense_class_says_what_to_install(clean, what):
+    assert "pip install hf-vitcompress" in clean[3][what]
+
+
+@pytest.mark.parametrize("what", ["Auto class", "Auto backbone"])
+def test_without_the_package_an_auto_class_asks_for_trust_remote_code(clean, what):
+    assert "trust_remote_code" in clean[3][what]
+
+
+@pytest.mark.parametrize("name", ["vit", "teacher"])
+def test_without_the_package_trusted_code_gives_identical_logits(clean, name):
+    _, models, pixels, results, tensors = clean
+    assert results[f"class of {name}"] == type(models[name]).__name__
+    with torch.no_grad():
+        assert torch.equal(tensors[name], models[name](pixels).logits)
+
+
+def test_without_the_package_trusted_code_gives_the_backbone_of_a_headed_checkpoint(clean):
+    _, models, pixels, _, tensors = clean
+    with torch.no_grad():
+        assert torch.equal(tensors["backbone"], models["vit"].vit(pixels).last_hidden_state)
+
+
+@pytest.mark.parametrize("name", ["vit", "teacher"])
+def test_what_trusted_code_saves_is_a_checkpoint_like_any_other(clean, name):
+    folder, models, pixels, _, tensors = clean
+    loaded = AutoModelForImageClassification.from_pretrained(folder / f"{name}-again")
+    assert type(loaded) is type(models[name])
+    assert_same_outputs(models[name], loaded, pixels)
+    assert torch.equal(tensors["vit, saved again"], tensors["vit"])
+    assert (folder / f"{name}-again" / REMOTE_FILE).read_bytes() == (folder / name / REMOTE_FILE).read_bytes()
+
+
+def test_the_code_file_needs_nothing_but_torch_and_transformers(tmp_path):
+    shutil.copy(REPOSITORY / "hf_vitcompress" / REMOTE_FILE, tmp_path / REMOTE_FILE)
+    needed = set(transformers.dynamic_module_utils.get_imports(tmp_path / REMOTE_FILE)) - set(sys.stdlib_module_names)
+    assert needed == {"torch", "transformers"}
+    assert transformers.dynamic_module_utils.get_relative_imports(tmp_path / REMOTE_FILE) == []
+
+
+def test_no_dense_layer_is_left_beside_its_factors():
+    model = factored()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    assert not any(name.endswith(tuple(RANKS)) for name in names)
+    assert not any(name.endswith(("fc1.weight", "fc1.bias")) and "layers.0" in name for name in model.state_dict())

@@ -1,0 +1,78 @@
+"""What importing the package costs, what it offers, and what its files must not say."""
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+import hf_vitcompress
+
+HEAVY = ("datasets", "evaluate", "matplotlib", "rich", "typer", "accelerate")
+IMPORT = """
+import sys
+import transformers, transformers.models.auto.modeling_auto
+import transformers.models.vit.modeling_vit
+before = set(sys.modules)
+import hf_vitcompress
+print(" ".join(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+# A root folder of one computer, and not a part of an address or of a relative path.
+ABSOLUTE = re.compile(r"(?<![\w.~}\])-])/(?:work|tmp|home|root|Users)\b")
+
+
+def test_importing_it_imports_nothing_that_is_not_needed_yet() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, timeout=300)
+    imported = done.stdout.split()
+    assert "hf_vitcompress" in imported
+    assert not [name for name in imported if name in HEAVY]
+
+
+@pytest.mark.parametrize("name", hf_vitcompress.__all__)
+def test_public_names_can_be_imported(name: str) -> None:
+    assert getattr(hf_vitcompress, name) is not None
+
+
+def test_other_names_are_refused_as_usual() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'ViTCompresor'"):
+        hf_vitcompress.ViTCompresor  # noqa: B018
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert importlib.metadata.version("hf-vitcompress") == hf_vitcompress.__version__
+
+
+def test_the_package_says_it_is_typed() -> None:
+    assert (Path(hf_vitcompress.__file__).parent / "py.typed").is_file()
+
+
+def tracked_text_files() -> list[Path]:
+    if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
+        pytest.skip("not a git checkout")
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    paths = [REPOSITORY / name for name in listing.stdout.split("\0") if name]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:8000]]
+
+
+def test_no_file_names_a_place_of_one_computer() -> None:
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()[:80]}"
+        for path in tracked_text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if ABSOLUTE.search(line)
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("before", ['path = "', "see ", "(", "file://"])
+def test_the_search_for_absolute_paths_finds_them(before: str) -> None:
+    assert ABSOLUTE.search(before + "/" + "home/somebody/model")
+
+
+@pytest.mark.parametrize("line", ["https://example.org/home/x", "a/work/b", "./tmp", "{root}/tmp", "/homes"])
+def test_the_search_for_absolute_paths_leaves_others_alone(line: str) -> None:
+    assert not ABSOLUTE.search(line)

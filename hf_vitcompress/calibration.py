@@ -59,16 +59,16 @@ def calibrate(
         raise CalibrationError("Calibration runs on one process; start it without `accelerate launch`.")
     start = time.perf_counter()
     settings = {name: getattr(config, name) for name in _RELEVANT}
-    settings |= {"data": images.name, "images": len(images)}
+    settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
     settings["precision"] = resolve_precision(config.precision, model.device)
     statistics = Statistics(settings=settings, fingerprint=fingerprint(model))
     if checkpoint is not None and Path(checkpoint).is_file():
-        statistics = _resume(Statistics.load(checkpoint), statistics)
+        statistics = _resume(Statistics.load(checkpoint).to(model.device), statistics)
     if statistics.images == 0:
         _allocate(statistics, layers, config, model.device)
 
     done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
-    earlier_bad = statistics.bad_images
+    earlier_bad = statistics.bad_images - len(images.bad_images)
     last_save = time.monotonic()
     observer = Observer(statistics, layers, config)
     bar = tqdm(
@@ -89,6 +89,7 @@ def calibrate(
                 _check_finite(statistics)
                 statistics.save(checkpoint)
                 last_save = time.monotonic()
+    statistics.bad_images = earlier_bad + len(images.bad_images)
     _check_finite(statistics)
     _warn_if_few_tokens(statistics, layers)
     statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start

@@ -73,7 +73,7 @@ class CompressionConfig:
     skip_modules: list[str] = field(default_factory=list)
 
     num_images: int | None = 1024
-    batch_size: int = 32
+    batch_size: int = 16
     measuring_images: int = 128
     fisher_probes: int = 2
     validation_images: int = 512

@@ -52,7 +52,7 @@ class Factorization:
         """`up (out, rank)` and `down (rank, in)`, scaled to the same norm per component."""
         up, down = self.up[:, :rank], self.down[:rank]
         # Equal norms keep half precision and later training well conditioned; the product is the same.
-        balance = (up.norm(dim=0) / down.norm(dim=1).clamp_min(1e-30)).clamp_min(1e-30).sqrt()
+        balance = up.norm(dim=0).clamp_min(1e-30).sqrt() / down.norm(dim=1).clamp_min(1e-30).sqrt()
         return up / balance, down * balance[:, None]
 
     def corrected_bias(self, weight: Tensor, bias: Tensor | None, rank: int) -> Tensor | None:

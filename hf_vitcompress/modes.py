@@ -29,7 +29,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 @contextlib.contextmanager
 def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     """No dropout, no gradients of parameters, eager attention where its backward pass is faster; undone afterwards."""
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     attention = model.config._attn_implementation
     model.eval()
@@ -43,4 +43,5 @@ def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
         if model.config._attn_implementation != attention:
             model.set_attn_implementation(attention)
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode

@@ -21,7 +21,7 @@ class Observer:
     statistics: Statistics
     layers: Sequence[LayerInfo]
     config: CompressionConfig
-    _seen: dict[str, tuple[Tensor, torch.dtype]] = field(default_factory=dict)
+    _seen: dict[str, Tensor] = field(default_factory=dict)
     _importance: dict[str, Tensor] = field(default_factory=dict)
     _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
@@ -48,11 +48,11 @@ class Observer:
 
         def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, computed_in = inputs[0], output.dtype
-            # Kept until the backward passes have told which tokens matter; autograd holds the same memory anyway.
+            # Kept until the backward passes have told which tokens matter, as the layer itself rounds them.
             if first:
-                self._seen[layer.input_name] = (x.detach(), computed_in)
+                self._seen[layer.input_name] = x.detach().to(computed_in)
             if layer.name in statistics.outputs:
-                self._seen[layer.name] = (output.detach(), computed_in)
+                self._seen[layer.name] = output.detach()
             if not output.requires_grad:
                 return
             total = statistics.gradients[layer.name].second
@@ -61,7 +61,7 @@ class Observer:
             def output_hook(grad: Tensor) -> None:
                 if at_input and alone:
                     return  # the gradient at the input is this layer's own
-                g = self._tokens(grad, grad.dtype)
+                g = self._tokens(grad)
                 if at_input:
                     _add_product(total, g @ module.weight.detach().float(), torch.float32)
                 elif total.dim() == 2:
@@ -71,7 +71,7 @@ class Observer:
 
             # The hooks below must not hold a tensor of the graph they hang on: that cycle would keep every batch alive.
             def input_hook(grad: Tensor) -> None:
-                g = self._tokens(grad, computed_in)
+                g = self._tokens(grad)
                 if first and self.config.token_weighting:
                     previous = self._importance.get(layer.input_name, 0)
                     self._importance[layer.input_name] = previous + torch.linalg.vector_norm(g, dim=-1).square()
@@ -86,10 +86,10 @@ class Observer:
 
     def finish_batch(self, images: int = 0) -> None:
         """Add the batch's inputs and outputs."""
-        for name, (activations, computed_in) in self._seen.items():
+        for name, activations in self._seen.items():
             weights = self._token_weights(self._input_of.get(name, name))
             moment = self.statistics.inputs.get(name) or self.statistics.outputs[name]
-            tokens = self._tokens(activations, computed_in)
+            tokens = self._tokens(activations)
             moment.update(tokens, weights)
             if name in self.statistics.inputs:
                 self.statistics.tokens[name] = self.statistics.tokens.get(name, 0) + len(tokens)
@@ -98,27 +98,22 @@ class Observer:
         self._seen.clear()
         self._importance.clear()
 
-    def _tokens(self, activations: Tensor, computed_in: torch.dtype) -> Tensor:
-        """(…, d) → (tokens, d) float32, rounded as the layer itself rounds its input under autocast.
+    def _tokens(self, activations: Tensor) -> Tensor:
+        """(…, d) → (tokens, d) float32, in a buffer that the next call with the same shape overwrites.
 
-        The result is a buffer that the next call with the same shape overwrites: fresh memory for every product would
-        cost as much time as the product.
+        Fresh memory for every product would cost as much time as the product.
         """
-        flat = activations.flatten(0, -2)
-        if flat.dtype != computed_in:
-            flat = self._buffer(flat.shape, computed_in, flat.device).copy_(flat)
-        return self._buffer(flat.shape, torch.float32, flat.device).copy_(flat)
-
-    def _buffer(self, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        key = (*shape, dtype.itemsize)
-        if key not in self._buffers:
-            self._buffers[key] = torch.empty(shape, dtype=dtype, device=device)
-        return self._buffers[key]
+        flat = activations.detach().flatten(0, -2)
+        if flat.shape not in self._buffers:
+            self._buffers[flat.shape] = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
+        return self._buffers[flat.shape].copy_(flat)
 
     def _token_weights(self, input_name: str) -> Tensor | None:
         """`(1 − a) + a · ‖g‖² / mean ‖g‖²`, so that the weights average 1 in every batch."""
         importance = self._importance.get(input_name)
         if importance is None:
+            return None
+        if not torch.isfinite(importance).all():
             return None
         share = self.config.token_weighting
         relative = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)

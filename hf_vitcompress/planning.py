@@ -82,7 +82,10 @@ class CompressionPlan:
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**values)
+            plan = cls(**values)
+            if not isinstance(plan.ranks, dict):
+                raise TypeError("`ranks` is no mapping")
+            return plan
         except FileNotFoundError:
             raise ConfigError(f"There is no plan {str(path)!r}.") from None
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
@@ -136,8 +139,8 @@ def make_plan(
     """Spend a budget.
 
     `"greedy"` starts every layer at its lowest rank and gives the next block of ranks to the layer where it buys most
-    error per cost; the curves are convex, so this is optimal up to one block. `"uniform"` gives every layer the same
-    share of its dense parameters.
+    error per cost, which is optimal up to one block as long as the curves are convex (see `_greedy` for where they are
+    not). `"uniform"` gives every layer the same share of its dense parameters.
 
     Args:
         weights: factor on each role's curve (missing: 1).
@@ -178,35 +181,63 @@ def _raise_unreachable(curves: Sequence[Curve], budget: Budget, smallest: int, r
 def _greedy(
     curves: Sequence[Curve], room: int, unit: Cost, multiple: int, weight: Callable[[str], float]
 ) -> list[int | None]:
-    choices = [curve.ranks(multiple) for curve in curves]
-    level = [0] * len(curves)
-    room -= sum(curve.cost(choice[0], unit) for curve, choice in zip(curves, choices, strict=True))
+    """The better of two: steps to the next rank, and steps to whichever rank or dense gains most per cost.
 
-    def step(i: int) -> tuple[float, int, int] | None:
-        if level[i] + 1 == len(choices[i]):
-            return None
-        now, then = choices[i][level[i]], choices[i][level[i] + 1]
-        price = curves[i].cost(then, unit) - curves[i].cost(now, unit)
-        gain = (curves[i].error(now) - curves[i].error(then)) * weight(curves[i].layer.role)
-        return (-gain / max(price, 1), i, price)
+    The first is right where all steps are alike; the second sees that dense, which costs about half the full rank and
+    takes away all of the error, can be a bargain: there a curve is not convex.
+    """
+    tables = [
+        [(curve.cost(r, unit), curve.error(r) * weight(curve.layer.role)) for r in curve.ranks(multiple)]
+        for curve in curves
+    ]
 
-    queue = [entry for i in range(len(curves)) if (entry := step(i)) is not None]
+    def total(levels: list[int]) -> float:
+        return sum(table[level][1] for table, level in zip(tables, levels, strict=True))
+
+    best = min((_ascend(tables, room, reach) for reach in (1, None)), key=total)
+    return [curve.ranks(multiple)[level] for curve, level in zip(curves, best, strict=True)]
+
+
+def _ascend(tables: list[list[tuple[int, float]]], room: int, reach: int | None) -> list[int]:
+    """From the lowest choice of each (cost, error) table, take the step that gains most per cost until none fits.
+
+    A step leads at most `reach` choices up, or anywhere.
+    """
+    levels = [0] * len(tables)
+    room -= sum(table[0][0] for table in tables)
+
+    def best_step(i: int) -> tuple[float, int, int, int] | None:
+        table, now = tables[i], levels[i]
+        last = len(table) if reach is None else min(now + 1 + reach, len(table))
+        steps = []
+        for then in range(now + 1, last):
+            price = table[then][0] - table[now][0]
+            if price <= room:
+                steps.append(((table[then][1] - table[now][1]) / max(price, 1), i, then, price))
+        return min(steps, default=None)
+
+    queue = [step for i in range(len(tables)) if (step := best_step(i)) is not None]
     heapq.heapify(queue)
     while queue:
-        _, i, price = heapq.heappop(queue)
-        if price > room:
-            continue  # a cheaper step of another layer may still fit
-        room -= price
-        level[i] += 1
-        if (entry := step(i)) is not None:
-            heapq.heappush(queue, entry)
-    return [choice[i] for choice, i in zip(choices, level, strict=True)]
+        _, i, then, price = heapq.heappop(queue)
+        if price <= room:
+            room -= price
+            levels[i] = then
+        if (step := best_step(i)) is not None:
+            heapq.heappush(queue, step)
+    return levels
 
 
 def _uniform(
     curves: Sequence[Curve], room: int, unit: Cost, multiple: int, weight: Callable[[str], float]
 ) -> list[int | None]:
     """The largest common share that fits; what rounding leaves over goes to the layers that lost most by it."""
+    narrow = [curve.ranks(multiple)[0] is None for curve in curves]
+    if any(narrow):  # no rank below break-even: dense, and the others share what is left
+        room -= sum(curve.cost(None, unit) for curve, n in zip(curves, narrow, strict=True) if n)
+        others = [curve for curve, n in zip(curves, narrow, strict=True) if not n]
+        shared = iter(_uniform(others, room, unit, multiple, weight) if others else [])
+        return [None if n else next(shared) for n in narrow]
     share = room / sum(curve.cost(None, unit) for curve in curves)
     if share >= 1:
         return [None] * len(curves)

@@ -136,7 +136,7 @@ def prepare_model(
     """
     _check_statistics(statistics, model, config)
     layers = find_layers(model, config.target_modules, config.skip_modules)
-    statistics.check_layers(layers)
+    statistics.to(model.device).check_layers(layers)
     factorizations = {
         layer.name: factorize(layer, linear_layer(model, layer.name), statistics, config)
         for layer in tqdm(layers, desc="factorizing", unit=" layers", disable=not progress)

@@ -77,7 +77,7 @@ def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lo
         while True:
             candidate = {role: weight * factor for role, weight in weights.items()}
             result = measure(candidate, reference)
-            if result[1] > best[1] * (1 - LEAST_GAIN):
+            if not result[1] < best[1] * (1 - LEAST_GAIN):
                 break
             weights, best = candidate, result
         if weights is not start:

@@ -59,7 +59,7 @@ class Moment:
     def update(self, vectors: Tensor, weights: Tensor | None) -> None:
         """Add `vectors` (n, d) float32, weighted by `weights` (n,) or all by 1; `vectors` is overwritten."""
         if self.weight == 0:
-            self.shift.copy_(vectors.mean(0))
+            self.shift.copy_(vectors.mean(0) if weights is None else weights @ vectors / weights.sum().clamp_min(1e-30))
         roots = vectors.new_ones(len(vectors)) if weights is None else weights.sqrt()
         vectors.sub_(self.shift)
         if weights is not None:
@@ -98,7 +98,8 @@ class Moment:
         return self.variance + self.mean.square()
 
     def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.first).all())
+        second = self.first if self.second is None else self.second
+        return bool(torch.isfinite(self.first).all() and torch.isfinite(second).all())
 
 
 @dataclass
@@ -215,13 +216,21 @@ class Statistics:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise CalibrationError(f"{str(path)!r} is not a complete statistics file ({error}). {remedy}") from error
-        if plain.pop("format_version") != FORMAT_VERSION:
+        if plain.pop("format_version", None) != FORMAT_VERSION:
             raise CalibrationError(f"{str(path)!r} was written by another version of this package. {remedy}")
         if (scaling := plain.pop("scaling")) is not None:
             points = [(predicted, measured) for predicted, measured in scaling["points"]]
             plain["scaling"] = CurveScaling(scaling["weights"], points)
         moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
         return cls(**moments, **plain)
+
+    def to(self, device: torch.device) -> "Statistics":
+        """Move all moments to `device`, in place."""
+        for kind in _KINDS:
+            for moment in getattr(self, kind).values():
+                for name, value in vars(moment).items():
+                    setattr(moment, name, None if value is None else value.to(device))
+        return self
 
     def check_layers(self, layers: Iterable[LayerInfo]) -> None:
         """Refuse layers these statistics do not cover.

@@ -48,6 +48,12 @@ def seeded(model_class: type[PreTrainedModel], config: object, seed: int = 0) ->
     return model.eval()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny products are slower on several threads, and much slower where the machine is busy."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def vit() -> PreTrainedModel:
     return seeded(ViTForImageClassification, tiny_config())

@@ -35,15 +35,6 @@ HEADS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices gain nothing from threads, and lose much where other work runs beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def tiny(dense=ViTForImageClassification, **changes):
     return seeded(dense, dense.config_class(**{**TINY, "encoder_stride": 4, **changes}))
 

@@ -36,15 +36,6 @@ from hf_vitcompress.statistics import Statistics
 PRECISIONS = ("float32", "bfloat16")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def config(**changes: Any) -> CompressionConfig:
     return CompressionConfig(**{"precision": "float32", "batch_size": 16, **changes})
 

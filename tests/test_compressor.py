@@ -1,7 +1,6 @@
 """The public API from a dense model to a saved, reloaded and judged one."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,6 @@ from hf_vitcompress.errors import BudgetError, CalibrationError, ConfigError, Da
 RECIPE = CompressionConfig(keep_ratio=0.4, rank_multiple=2, precision="float32")
 CALIBRATION = DIGITS / "calibration.parquet"
 METRICS = ("weight", "diagonal", "activation", "row_fisher", "fisher")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Layers this small are faster on one thread, and sums come out the same on every computer."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def new(config: CompressionConfig = RECIPE, **changes: Any) -> ViTCompressor:

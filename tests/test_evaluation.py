@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 
 import evaluate as hf_evaluate
 import pytest
@@ -30,14 +29,6 @@ def labelled(pixels: Tensor, labels: Tensor) -> DataLoader:
 def outputs(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     with torch.no_grad():
         return model(pixel_values=pixels)[0]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

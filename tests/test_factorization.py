@@ -1,6 +1,6 @@
 """The closed forms against the measured objective and the brute-force optimum, in float64."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -17,15 +17,6 @@ METRICS = ("weight", "diagonal", "activation", "row_fisher", "fisher")
 SHAPES = [(24, 10), (16, 16), (10, 24)]  # (out, in)
 IMAGES, TOKENS = 40, 10
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import DIGITS
 from safetensors import SafetensorError
 from transformers import AutoModelForImageClassification, PreTrainedModel
@@ -135,14 +134,6 @@ def test_a_file_is_never_replaced_by_a_folder(overwrite: bool, tmp_path: Path) -
 
 
 # ---- a full disk
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

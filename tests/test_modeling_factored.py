@@ -62,15 +62,6 @@ DENSE_ENTRIES = 32 * 32 + 96 * 32 + 32 * 96
 FACTORED_ENTRIES = 4 * (32 + 32) + 8 * (96 + 32) + 6 * (32 + 96)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices gain nothing from threads, and lose much where other work runs beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def compression(ranks=RANKS, prefix=""):
     return {"layers": {prefix + name: {"rank": rank} for name, rank in ranks.items()}}
 

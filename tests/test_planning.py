@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,6 @@ from hf_vitcompress.errors import BudgetError, ConfigError
 from hf_vitcompress.families import LayerInfo, find_layers
 from hf_vitcompress.planning import KEEP_TOLERANCE, Budget, CompressionPlan, Curve, make_plan
 from hf_vitcompress.statistics import Statistics
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def curve(i: int, shape: tuple[int, int], errors: Tensor, positions: int = 1, role: str = "o") -> Curve:

@@ -4,7 +4,8 @@ import difflib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -82,31 +83,23 @@ class CompressionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("keep_ratio", "max_accuracy_drop", "token_weighting", "damping"):
+            object.__setattr__(self, name, _number(getattr(self, name)))
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} are both given; a budget is one of {', '.join(BUDGETS)}.")
         if not given:
             object.__setattr__(self, "keep_ratio", DEFAULT_KEEP_RATIO)
-        for name, choices in (
-            ("metric", Metric),
-            ("allocation", Allocation),
-            ("precision", Precision),
-            ("on_bad_image", OnBadImage),
-        ):
-            _check_choice(name, getattr(self, name), get_args(choices))
+        for name, hint in get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), hint)
         _check_range("keep_ratio", self.keep_ratio, 0, 1, low_open=True)
         _check_range("max_accuracy_drop", self.max_accuracy_drop, 0, 1)
         _check_range("token_weighting", self.token_weighting, 0, 1)
         _check_range("damping", self.damping, 0, 1, low_open=True)
-        for name in ("max_params", "max_macs", "num_images", "rank_multiple", "batch_size", "fisher_probes"):
-            _check_positive_int(name, getattr(self, name))
-        for name in ("measuring_images", "validation_images"):
-            _check_positive_int(name, getattr(self, name))
         _check_range("seed", self.seed, 0, 2**63 - 1)
-        for name in ("target_modules", "skip_modules"):
-            value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value or []):
-                raise ConfigError(f"{name} must be a list of patterns, not {value!r}.")
+        for name in _COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value!r}.")
 
     @property
     def budget(self) -> str:
@@ -129,13 +122,14 @@ class CompressionConfig:
         `"fwsvd"`: Hsu et al., arXiv 2207.00112. `"svd_llm"`: Wang et al., arXiv 2403.07378 (truncation-aware
         whitening). `"azizi2024"`: Azizi et al., arXiv 2402.06004 (activation-aware, mixed ranks by energy).
         """
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"Unknown preset {name!r}.{_suggestion(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
         return cls.from_dict({**PRESETS[name], **overrides})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, the fields that are not `None`."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """Plain data, without the fields that are `None` by default and still are."""
+        values = asdict(self)
+        return {f.name: values[f.name] for f in fields(self) if values[f.name] is not None or f.default is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CompressionConfig":
@@ -167,12 +161,13 @@ class CompressionConfig:
 def load_settings(path: str | Path) -> dict[str, Any]:
     """The settings of a YAML or JSON file, unchecked."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no config file {str(path)!r}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"The config file {str(path)!r} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{str(path)!r} is neither YAML nor JSON: {error}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"{str(path)!r} must hold `name: value` lines.")
     return values
 
@@ -187,23 +182,49 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _suggestion(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} is one of {', '.join(choices)}, not {value!r}.")
+_COUNTS = (
+    "max_params",
+    "max_macs",
+    "rank_multiple",
+    "num_images",
+    "batch_size",
+    "measuring_images",
+    "fisher_probes",
+    "validation_images",
+)
 
 
-def _check_range(name: str, value: Any, low: float, high: float, low_open: bool = False) -> None:
-    if value is None:
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes `1e-6` for a string."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    """Refuse a value that is not of the field's type; an int is a float, but a bool is neither."""
+    alternatives = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if value is None and NoneType in alternatives:
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high or (low_open and value == low):
+    kind = alternatives[0]
+    if get_origin(kind) is Literal:
+        if not isinstance(value, str) or value not in get_args(kind):
+            raise ConfigError(f"{name} is one of {', '.join(get_args(kind))}, not {value!r}.")
+    elif get_origin(kind) is list:
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{name} must be a list of patterns, not {value!r}.")
+    elif not isinstance(value, int | float if kind is float else kind) or (
+        isinstance(value, bool) and kind is not bool
+    ):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ConfigError(f"{name} must be {wanted}, not {value!r}.")
+
+
+def _check_range(name: str, value: float | None, low: float, high: float, low_open: bool = False) -> None:
+    if value is not None and (not low <= value <= high or (low_open and value == low)):
         raise ConfigError(f"{name} must lie in {'(' if low_open else '['}{low}, {high}], not {value!r}.")
-
-
-def _check_positive_int(name: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")

@@ -119,7 +119,15 @@ def decode_image(raw: Raw) -> Image.Image | Tensor:
         raw = io.BytesIO(raw["bytes"]) if raw.get("bytes") else raw["path"]
     elif isinstance(raw, bytes):
         raw = io.BytesIO(raw)
-    image = raw if isinstance(raw, Image.Image) else Image.open(raw)
+    if isinstance(raw, Image.Image):
+        return _as_rgb(raw)
+    if raw is None:
+        raise ValueError("there is no image")
+    with Image.open(raw) as image:
+        return _as_rgb(image)
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # PIL clips 16-bit grey to 8 bits instead of scaling it.
@@ -192,7 +200,10 @@ def _open_path(
     parquet = [path] if path.suffix == ".parquet" else sorted(path.glob("*.parquet")) if path.is_dir() else []
     if parquet and all(p.is_file() for p in parquet):
         files_ = [str(p) for p in parquet]
-        dataset = datasets.Dataset.from_parquet(files_)
+        try:
+            dataset = datasets.Dataset.from_parquet(files_)
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(f"{name!r} cannot be read as parquet: {error}") from error
         return _from_dataset(dataset, path.name, on_bad_image, label2id)
     if path.exists():
         raise DataError(
@@ -248,7 +259,9 @@ def _from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, label2id: M
         if names is None:
             labels = values if all(isinstance(v, int) for v in values) else None
         elif to_id is not None:
-            labels = [to_id[names[v]] for v in values]
+            labels = [to_id[names[v]] if v >= 0 else -1 for v in values]
+        if labels is not None and min(labels, default=0) < 0:
+            labels = None  # -1 is how data sets say that a label is withheld
     return ImageSource(dataset[column], labels, name, on_bad_image)
 
 

@@ -38,10 +38,8 @@ def atomic_path(path: str | Path, folder: bool = False) -> Iterator[Path]:
             "before is untouched."
         ) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
 
 
 def check_new_folder(path: str | Path, overwrite: bool = False) -> None:

@@ -1,6 +1,7 @@
 """What was kept, what it costs, what it predicts and what was measured: for the terminal, Markdown, JSON and PNG."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -85,7 +86,7 @@ class CompressionReport:
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "keep_ratio": self.keep_ratio}
+        return _without_infinities({**asdict(self), "keep_ratio": self.keep_ratio})
 
     def save(self, folder: str | Path) -> None:
         """Write `compression_report.json`, `.md` and `.png` into `folder`."""
@@ -183,6 +184,15 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         name = "KL measured" if evaluation.agreement is not None else "relative error"
         rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
     return rows
+
+
+def _without_infinities(value: Any) -> Any:
+    """JSON has no infinity; the interval of a single image is one."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _grouped(count: int) -> str:

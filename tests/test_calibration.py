@@ -69,7 +69,8 @@ class Recorder:
             at_input: list[Tensor] = []
             self.input_gradients.append(at_input)
             output.register_hook(lambda g: self.output_gradients.append(tokens(g)))
-            args[0].register_hook(lambda g: at_input.append(tokens(g)))
+            # Three layers may add up here, in float32.
+            args[0].register_hook(lambda g: at_input.append(g.detach().flatten(0, -2).double()))
 
     def weights(self, share: float) -> Tensor:
         """`(1 − a) + a ‖g‖² / mean ‖g‖²` by batch, `‖g‖²` summed over the probes."""

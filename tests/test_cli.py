@@ -25,7 +25,7 @@ from hf_vitcompress import CompressionConfig, CompressionPlan, calibration, cli
 MODEL = str(DIGITS / "model")
 CALIBRATION = str(DIGITS / "calibration.parquet")
 TEST = str(DIGITS / "test.parquet")
-RECIPE = ["--rank-multiple", "2", "--precision", "float32"]
+RECIPE = ["--rank-multiple", "2", "--precision", "float32", "--batch-size", "32"]
 
 
 class Outcome(NamedTuple):
@@ -108,7 +108,8 @@ def test_the_saved_report_holds_the_evaluation(first: Path) -> None:
 
 
 def test_a_config_file_and_flags_make_the_same_model(run: Run, statistics: Path, tmp_path: Path) -> None:
-    settings = {"keep_ratio": 0.6, "rank_multiple": 2, "precision": "float32", "skip_modules": ["fc2"]}
+    shared = {"rank_multiple": 2, "precision": "float32", "batch_size": 32}
+    settings = {"keep_ratio": 0.6, "skip_modules": ["fc2"], **shared}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
     common = ["compress", MODEL, "--statistics", statistics, "--quiet"]
     flags = ["--keep-ratio", 0.6, *RECIPE, "--skip-modules", "fc2"]

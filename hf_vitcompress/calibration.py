@@ -63,7 +63,7 @@ def calibrate(
     settings["precision"] = resolve_precision(config.precision, model.device)
     statistics = Statistics(settings=settings, fingerprint=fingerprint(model))
     if checkpoint is not None and Path(checkpoint).is_file():
-        statistics = _resume(Statistics.load(checkpoint).to(model.device), statistics)
+        statistics = _resume(checkpoint, statistics).to(model.device)
     if statistics.images == 0:
         _allocate(statistics, layers, config, model.device)
 
@@ -205,11 +205,15 @@ def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> 
             return
 
 
-def _resume(saved: Statistics, fresh: Statistics) -> Statistics:
-    if saved.fingerprint != fresh.fingerprint or saved.settings != fresh.settings:
+def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
+    saved = Statistics.load(checkpoint)
+    differing = [name for name, value in fresh.settings.items() if saved.settings.get(name) != value]
+    if saved.fingerprint != fresh.fingerprint:
+        differing.insert(0, "model")
+    if differing:
         raise CalibrationError(
-            "The calibration checkpoint belongs to another model or to other settings "
-            f"({saved.settings}). Delete it, or give another name."
+            f"The calibration in {str(checkpoint)!r} belongs to another model or to other settings (different: "
+            f"{', '.join(differing)}). Delete that file to start again, or give another name."
         )
     return saved
 

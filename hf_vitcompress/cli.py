@@ -6,6 +6,7 @@ The flags of a recipe are made from the fields and the documentation of `Compres
 import functools
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # tables would cut off the names of long flags
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.")]
@@ -123,8 +125,9 @@ def compress(
     compressor = _compressor(config, quiet)
     dense = compressor.load(model)
     # Kept beside the output until that is complete, so that the same command goes on after an interruption.
-    checkpoint = statistics or output.with_name(f".{output.name}.calibration.safetensors")
-    known = _known_statistics(checkpoint) if data is None else None
+    folder_name = Path(os.path.abspath(output))
+    checkpoint = statistics or folder_name.with_name(f".{folder_name.name}.calibration.safetensors")
+    known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
         dense, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
@@ -258,9 +261,10 @@ def main() -> None:
     except VitCompressError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # how typer ends on Ctrl-C
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ class ViTCompressor:
     ) -> None:
         self.config = config or CompressionConfig()
         self.image_processor = image_processor
+        self._own_processor = image_processor is not None
+        self._processor_of: PreTrainedModel | None = None
         self.progress = progress
         self.accelerator = accelerator
         self.report: CompressionReport | None = None
@@ -86,6 +88,7 @@ class ViTCompressor:
             the `Factored…` model, on the dense model's device and in its dtype. `save_pretrained` writes the image
             processor, the recipe, the plan and the report beside it.
         """
+        self.seconds = {}
         dense = self.load(model)
         most = None if self.config.num_images is None else self.config.num_images + self.config.validation_images
         source = None if images is None else self.open_images(images, dense, limit=most)
@@ -108,17 +111,14 @@ class ViTCompressor:
             raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
         config = self.config
         source = self.open_images(images, dense, config.num_images).sample(config.num_images, config.seed)
-        measuring = min(config.measuring_images, len(source) // 4) if config.correct_curves else 0
         layers = find_layers(dense, config.target_modules, config.skip_modules)
-        order = range(len(source))
-        moments = source.select(order[measuring:])
         self.statistics = calibrate(
-            dense, layers, moments, config, self.image_processor, checkpoint, self.progress, self.accelerator
+            dense, layers, source, config, self.image_processor, checkpoint, self.progress, self.accelerator
         )
-        if measuring and self.statistics.scaling is None:
+        if config.correct_curves and self.statistics.scaling is None:
             with self._timed("measure"):
                 prepared = self.prepare(dense, self.statistics)
-                images = source.select(order[:measuring])
+                images = source.select(range(min(config.measuring_images, len(source))))
                 reference = Reference.of(prepared, images, self.image_processor, config)
                 self.statistics.scaling = measure_scaling(reference, config, self.progress)
             self.statistics.timing["measure"] = self.seconds["measure"]
@@ -169,10 +169,10 @@ class ViTCompressor:
         return small
 
     def load(self, model: str | Path | PreTrainedModel) -> PreTrainedModel:
-        """The dense model, with `image_processor` set to the one beside it if none was given."""
+        """The dense model, with `image_processor` set to the one beside it unless one was given."""
         loaded = load_dense_model(model, self.accelerator)
-        if self.image_processor is None:
-            self.image_processor = load_image_processor(model)
+        if not self._own_processor and self._processor_of is not loaded:
+            self.image_processor, self._processor_of = load_image_processor(loaded), loaded
         return loaded
 
     def open_images(self, images: Any, model: PreTrainedModel, limit: int | None = None) -> ImageSource:

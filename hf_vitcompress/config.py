@@ -49,7 +49,7 @@ class CompressionConfig:
         skip_modules: patterns of layers to leave dense.
         num_images: calibration images to use at most; `None`: all.
         batch_size: images in a calibration batch.
-        measuring_images: of the calibration images, how many only serve to correct the predicted losses.
+        measuring_images: of the calibration images, how many also serve to correct the predicted losses.
         fisher_probes: backward passes per batch, each with another random sign vector; more, less noise.
         validation_images: images held out of calibration and used for `max_accuracy_drop`.
         precision: arithmetic of the forward and backward passes; `"auto"` takes bfloat16 where the device gains.
@@ -75,7 +75,7 @@ class CompressionConfig:
 
     num_images: int | None = 1024
     batch_size: int = 16
-    measuring_images: int = 128
+    measuring_images: int = 256
     fisher_probes: int = 2
     validation_images: int = 512
     precision: Precision = "auto"

@@ -269,8 +269,7 @@ def _class_ids(names: Sequence[str], label2id: Mapping[str, Any] | None) -> dict
     """Class name → the model's index; by position where the model's classes have no names of their own."""
     if label2id and all(name in label2id for name in names):
         return {name: int(label2id[name]) for name in names}
-    generic = not label2id or all(name.startswith("LABEL_") for name in label2id)
-    if generic or len(label2id or ()) == len(names):
+    if not label2id or all(name.startswith("LABEL_") for name in label2id):
         return {name: i for i, name in enumerate(names)}
     return None  # other classes than the model's: the images are unlabelled for it
 

@@ -74,6 +74,11 @@ def factorize(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, confi
     """
     weight = linear.weight.detach().double()
     gradient = statistics.gradients.get(layer.name)
+    if gradient is None and config.needs_gradients:
+        raise CalibrationError(
+            f"The statistics hold no gradients of {layer.name!r}, which metric={config.metric!r} needs. Calibrate with "
+            "that metric."
+        )
     centered = config.correct_bias and linear.bias is not None
     narrow_out = layer.out_features <= layer.in_features
     if narrow_out:
@@ -98,8 +103,7 @@ def _output_side(metric: Metric, gradient: GradientMoment | None, layer: LayerIn
     """`M_out` (out, out), or its diagonal."""
     if metric not in ("fisher", "row_fisher"):
         return weight.new_ones(layer.out_features)
-    if gradient is None:
-        raise CalibrationError(_NO_GRADIENTS.format(metric=metric))
+    assert gradient is not None
     return gradient.moment if metric == "fisher" else gradient.mean_square
 
 
@@ -131,12 +135,8 @@ def _carried_gradient(metric: Metric, gradient: GradientMoment | None, weight: T
     """`Wᵀ M_out W` (in, in)."""
     if metric not in ("fisher", "row_fisher"):
         return weight.T @ weight
-    if gradient is None:
-        raise CalibrationError(_NO_GRADIENTS.format(metric=metric))
+    assert gradient is not None
     return gradient.moment if metric == "fisher" else weight.T @ (gradient.mean_square[:, None] * weight)
-
-
-_NO_GRADIENTS = "The statistics hold no gradients, which metric={metric!r} needs. Calibrate with that metric."
 
 
 def _roots(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:

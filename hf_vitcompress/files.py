@@ -18,7 +18,7 @@ def atomic_path(path: str | Path, folder: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: the disk is full or the place cannot be written to; `path` is as it was.
     """
-    target = Path(path)
+    target = Path(os.path.abspath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -26,10 +26,7 @@ def atomic_path(path: str | Path, folder: bool = False) -> Iterator[Path]:
             temporary.mkdir()
         yield temporary
         if folder and target.is_dir():
-            old = target.with_name(f".{target.name}.{os.getpid()}.old")
-            os.replace(target, old)
-            os.replace(temporary, target)
-            shutil.rmtree(old)
+            _replace_contents(target, temporary)
         else:
             os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
@@ -40,6 +37,17 @@ def atomic_path(path: str | Path, folder: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def _replace_contents(folder: Path, new: Path) -> None:
+    """By renaming only, and without replacing the folder itself, which may be somebody's current one."""
+    old = new.with_suffix(".old")
+    old.mkdir()
+    for entry in list(folder.iterdir()):
+        os.replace(entry, old / entry.name)
+    for entry in list(new.iterdir()):
+        os.replace(entry, folder / entry.name)
+    shutil.rmtree(old)
 
 
 def check_new_folder(path: str | Path, overwrite: bool = False) -> None:

@@ -99,6 +99,8 @@ class CompressionPlan:
         Raises:
             ConfigError: a layer is unknown, or a rank is not in 1 … min(in, out).
         """
+        if not isinstance(self.ranks, dict):
+            raise ConfigError(f"The plan's ranks must be a mapping of layer names to ranks, not {self.ranks!r}.")
         known = {layer.name: layer for layer in layers}
         for name, rank in self.ranks.items():
             if name not in known:

@@ -157,6 +157,12 @@ def _check_statistics(statistics: Statistics, model: PreTrainedModel, config: Co
             f"The statistics were collected from another model than this {type(model).__name__} (or from other "
             "weights of it). Calibrate this one."
         )
+    seen = statistics.images + statistics.bad_images
+    if seen != statistics.settings.get("images", seen):
+        raise CalibrationError(
+            f"The calibration was interrupted after {seen} of {statistics.settings['images']} images. Finish it first, "
+            "by giving its images again (--data) with the same statistics file."
+        )
     if statistics.settings.get("metric") != config.metric:
         raise CalibrationError(
             f"The statistics were collected for metric={statistics.settings.get('metric')!r} and the config asks for "

@@ -1,7 +1,7 @@
 """A few measured losses that correct the predicted ones.
 
 The predicted loss is a sum of second-order terms, one per layer. Two things are missing in it, and both are measured
-here on a handful of images that took no part in the statistics:
+here on some of the calibration images (that these also made the statistics shows in no measurement):
 
 * Errors of `q` and `k` meet in a product and then in a softmax, so that together they cost more than their sum. Their
   weight relative to the other layers starts from a prior and is searched by factors of two: plan, approximate, measure.

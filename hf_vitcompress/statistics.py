@@ -238,8 +238,9 @@ class Statistics:
         Raises:
             CalibrationError: naming the first such layer.
         """
+        collected = self.settings.get("layers")
         for layer in layers:
-            if layer.input_name not in self.inputs:
+            if layer.input_name not in self.inputs or (collected is not None and layer.name not in collected):
                 raise CalibrationError(
                     f"The statistics hold nothing about {layer.name!r}. They were collected from another model, or "
                     "with other target_modules; calibrate this one."

@@ -24,6 +24,7 @@ DEFAULT_RATIOS = (0.7, 0.51, 0.5, 0.41, 0.4, 0.31, 0.3)
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--images", type=int, default=1024, help="calibration images")
+    options.add_argument("--measuring-images", type=int, default=256, help="of these, for correcting predicted losses")
     options.add_argument("--precision", default="float32", help="of the evaluation")
     arguments = options.parse_args()
 
@@ -34,7 +35,9 @@ def main() -> None:
     reference, labels = model_outputs(dense, batches, arguments.precision)
     results: list[dict[str, Any]] = []
     for preset in PRESETS:
-        config = CompressionConfig.preset(preset, num_images=arguments.images, seed=arguments.seed)
+        config = CompressionConfig.preset(
+            preset, num_images=arguments.images, measuring_images=arguments.measuring_images, seed=arguments.seed
+        )
         compressor = ViTCompressor(config, progress=False)
         statistics = compressor.calibrate(dense, arguments.calibration)
         for ratio in DEFAULT_RATIOS if preset == "default" else RATIOS:

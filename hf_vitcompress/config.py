@@ -75,7 +75,7 @@ class CompressionConfig:
 
     num_images: int | None = 1024
     batch_size: int = 16
-    measuring_images: int = 256
+    measuring_images: int = 128
     fisher_probes: int = 2
     validation_images: int = 512
     precision: Precision = "auto"

@@ -417,7 +417,6 @@ def test_killed_process_is_continued_with_the_same_bits(vit: PreTrainedModel, pi
         {"seed": 1},
         {"on_bad_image": "error"},
         {"num_images": 64},
-        {"measuring_images": 8},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -234,6 +234,8 @@ def evaluate_checkpoint(
 
     from .comparison import compare_checkpoints
 
+    if quiet:
+        _silence_libraries()
     rendered, figures = compare_checkpoints(model, data, against, latency, batch_size, precision, not quiet)
     Console().print(rendered)
     if json_file is not None:
@@ -243,7 +245,18 @@ def evaluate_checkpoint(
 def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
     from .compressor import ViTCompressor
 
+    if quiet:
+        _silence_libraries()
     return ViTCompressor(config, progress=not quiet)
+
+
+def _silence_libraries() -> None:
+    """The bars of the libraries that load models and images; for the rest of the process, which ends with us."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
 
 
 def _known_statistics(path: Path | None) -> Any:

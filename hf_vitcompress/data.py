@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from .config import OnBadImage
@@ -299,4 +299,4 @@ def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage, limit: int |
     )
 
 
-__all__ = ["Batch", "ImageSource", "UnidentifiedImageError", "decode_image", "open_images"]
+__all__ = ["Batch", "ImageSource", "decode_image", "open_images"]

@@ -66,7 +66,7 @@ def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lo
         measure: plans with the weights and measures the whole model; every call costs one pass over the images.
         roles: the roles that occur.
         search_weights: false for metrics whose curves are not losses; all weights are then 1.
-        lowest_keep_ratio: no model is smaller; points below it are moved up to it.
+        lowest_keep_ratio: no model is smaller; the search moves up to it, points below it are left out.
     """
     weighted = [role for role in WEIGHTED_ROLES if role in roles] if search_weights else []
     weights = dict.fromkeys(weighted, PRIOR_WEIGHT)

@@ -7,7 +7,7 @@ moments are added up as soon as the batch has passed.
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from .config import CompressionConfig
 from .data import ImageSource
+from .distribution import from_main, local_work, new_accelerator, own_share
 from .errors import CalibrationError, CalibrationWarning
 from .families import LayerInfo
 from .modes import evaluation_mode, resolve_precision
@@ -53,23 +54,21 @@ def calibrate(
 
     Raises:
         CalibrationError: an activation or a gradient is not finite, or the checkpoint belongs to something else.
+        DistributedError: another process failed or has ended; what all had seen at the last checkpoint is in it.
     """
-    accelerator = accelerator or Accelerator()
-    if accelerator.num_processes > 1:
-        raise CalibrationError("Calibration runs on one process; start it without `accelerate launch`.")
+    accelerator = accelerator or new_accelerator()
     start = time.perf_counter()
     settings = {name: getattr(config, name) for name in _RELEVANT}
     settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
     settings["precision"] = resolve_precision(config.precision, model.device)
     statistics = Statistics(settings=settings, fingerprint=fingerprint(model))
-    if checkpoint is not None and Path(checkpoint).is_file():
-        statistics = _resume(checkpoint, statistics).to(model.device)
+    with local_work(accelerator, "Reading the checkpoint"):
+        if checkpoint is not None and Path(checkpoint).is_file():
+            statistics = _resume(checkpoint, statistics).to(model.device)
     if statistics.images == 0:
         _allocate(statistics, layers, config, model.device)
 
     done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
-    earlier_bad = statistics.bad_images - len(images.bad_images)
-    last_save = time.monotonic()
     observer = Observer(statistics, layers, config)
     bar = tqdm(
         total=len(images),
@@ -79,21 +78,52 @@ def calibrate(
         disable=not (progress and accelerator.is_main_process),
     )
     with bar, evaluation_mode(model), observer.attached(model):
-        for batch in images.batches(image_processor, config.batch_size, done):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + batch.index)
-            _observe_batch(model, batch.pixel_values.to(model.device), observer, config, settings, generator)
-            statistics.images += len(batch.pixel_values)
-            statistics.bad_images = earlier_bad + len(images.bad_images)
+
+        def observe(share: range) -> None:
+            bad_before = len(images.bad_images)
+            for batch in images.batches(image_processor, config.batch_size, share):
+                generator = torch.Generator().manual_seed(config.seed * 1_000_003 + batch.index)
+                _observe_batch(model, batch.pixel_values.to(model.device), observer, config, settings, generator)
+                statistics.images += len(batch.pixel_values)
+                bar.update(min(len(batch.pixel_values) * accelerator.num_processes, len(images) - round(bar.n)))
+            statistics.bad_images += len(images.bad_images) - bad_before
+            _check_finite(statistics)
+
+        count = images.batch_count(config.batch_size)
+        for _ in _rounds(statistics, observe, range(done, count), accelerator, endless=checkpoint is None):
             bar.update(statistics.images + statistics.bad_images - bar.n)
-            if checkpoint is not None and time.monotonic() - last_save > CHECKPOINT_SECONDS:
-                _check_finite(statistics)
-                statistics.save(checkpoint)
-                last_save = time.monotonic()
-    statistics.bad_images = earlier_bad + len(images.bad_images)
-    _check_finite(statistics)
+            if checkpoint is not None:
+                with local_work(accelerator, "Writing the checkpoint"):
+                    if accelerator.is_main_process:
+                        statistics.save(checkpoint)
+    if statistics.images == 0:
+        raise images.unreadable()
     _warn_if_few_tokens(statistics, layers)
     statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start
     return statistics
+
+
+def _rounds(
+    statistics: Statistics, observe: Callable[[range], None], batches: range, accelerator: Accelerator, endless: bool
+) -> Iterator[None]:
+    """Observe `batches`, dealt out over the processes; at every yield the statistics are of all processes.
+
+    They are summed over the processes once per round. A round lasts about `CHECKPOINT_SECONDS`, or to the end.
+    """
+    done, length = batches.start, len(batches) if endless else 4
+    while done < batches.stop:
+        end = min(done + length * accelerator.num_processes, batches.stop)
+        start = time.perf_counter()
+        if not accelerator.is_main_process:
+            statistics.clear()  # the main process keeps what was summed before
+        with local_work(accelerator, "Calibration"):
+            observe(own_share(accelerator, end, done))
+        statistics.sum_over_processes(accelerator)
+        seconds = (time.perf_counter() - start) / length
+        if not endless:
+            length = from_main(accelerator, max(1, round(CHECKPOINT_SECONDS / seconds)))
+        done = end
+        yield
 
 
 def probe_losses(outputs: Any, probes: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -116,33 +116,45 @@ def compress(
     """
     from rich.console import Console
 
+    from .distribution import local_work
     from .evaluation import evaluate_model
     from .files import atomic_path, check_new_folder
     from .planning import CompressionPlan
 
-    check_new_folder(output, overwrite)
-    given_plan = None if plan is None else CompressionPlan.load(plan)
     compressor = _compressor(config, quiet)
-    dense = compressor.load(model)
+    accelerator = compressor.accelerator
     # Kept beside the output until that is complete, so that the same command goes on after an interruption.
     folder_name = Path(os.path.abspath(output))
     checkpoint = statistics or folder_name.with_name(f".{folder_name.name}.calibration.safetensors")
-    known = _known_statistics(statistics) if data is None else None
+    with local_work(accelerator, "The start"):
+        check_new_folder(output, overwrite)
+        given_plan = None if plan is None else CompressionPlan.load(plan)
+        dense = compressor.load(model)
+        known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
         dense, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
     assert compressor.report is not None
     if test is not None:
-        images = compressor.open_images(test, dense)
+        with local_work(accelerator, "Opening the test images"):
+            images = compressor.open_images(test, dense)
         compressor.report.evaluation = evaluate_model(
-            small, images, compressor.image_processor, dense, precision=config.precision, progress=not quiet
+            small,
+            images,
+            compressor.image_processor,
+            dense,
+            precision=config.precision,
+            progress=not quiet,
+            accelerator=accelerator,
         )
-    with atomic_path(output, folder=True) as folder:
-        small.save_pretrained(folder)
-    if statistics is None:
-        checkpoint.unlink(missing_ok=True)
-    Console().print(compressor.report.render())
-    Console().print(f"saved to {output}")
+    with local_work(accelerator, "Saving"):
+        if accelerator.is_main_process:
+            with atomic_path(output, folder=True) as folder:
+                small.save_pretrained(folder)
+            for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
+                file.unlink(missing_ok=True)
+            Console().print(compressor.report.render())
+            Console().print(f"saved to {output}")
 
 
 @app.command("inspect")
@@ -170,6 +182,8 @@ def inspect_model(
     dense = compressor.load(model)
     known = _known_statistics(statistics) if data is None else compressor.calibrate(dense, data, statistics)
     plan = compressor.plan(dense, known)
+    if not compressor.accelerator.is_main_process:
+        return
     prepared = compressor.prepare(dense, known)
     layers, curve = prepared.layer_reports(plan), prepared.budget_curve(config)
     console = Console()
@@ -199,6 +213,7 @@ def plan_budget(
     config: CompressionConfig,
     statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Images to compensate candidates on, where asked.")] = None,
     validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -207,7 +222,9 @@ def plan_budget(
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
     compressor = _compressor(config, quiet)
-    plan = compressor.plan(model, _known_statistics(statistics), validation)
+    plan = compressor.plan(model, _known_statistics(statistics), validation, data)
+    if not compressor.accelerator.is_main_process:
+        return
     if output is None:
         print(plan.to_json(), end="")
     else:
@@ -272,7 +289,10 @@ def main() -> None:
     try:
         app()
     except VitCompressError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Every process started by `accelerate launch` comes here; what all of them see is said by the main one.
+        is_main = os.environ.get("RANK", "0") == "0"
+        if is_main or not (error.reported or isinstance(error, ConfigError)):
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # how typer ends on Ctrl-C

@@ -1,4 +1,4 @@
-"""The order of work: calibrate, plan, build, report. No mathematics here."""
+"""The order of work: calibrate, plan, build, compensate, report. No mathematics here."""
 
 import time
 from collections.abc import Iterator
@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 from .building import build_model
 from .calibration import calibrate
 from .companions import CompressionRecord
+from .compensation import Compensator
 from .config import CompressionConfig
 from .costs import count_costs
 from .data import ImageSource, open_images
+from .distribution import local_work, new_accelerator
 from .errors import BudgetError, DataError
 from .families import find_layers
 from .loading import load_dense_model, load_image_processor
@@ -25,6 +27,9 @@ from .report import CompressionReport
 from .scaling import CurveScaling
 from .statistics import Statistics
 
+TRIAL_SHARE = 1 / 8
+"""How much of the compensation each candidate of a search gets."""
+
 
 class ViTCompressor:
     """Compresses Vision Transformers of `transformers`.
@@ -33,10 +38,12 @@ class ViTCompressor:
         config: the recipe; the default one at half the parameters if not given.
         image_processor: preprocesses raw images; by default the one beside the model.
         progress: whether to show progress bars.
-        accelerator: chooses the device; by default a new one.
+        accelerator: chooses the device and, under `accelerate launch`, shares the work with the other processes,
+            which all end with the same model; by default a new one.
 
     Attributes:
         report: of the last compression, `None` before the first.
+        checkpoints: files that compensation keeps so that it can go on; of no use once its result is saved.
         statistics: of the last calibration; pass them to `compress` or `plan` to reach another budget in seconds.
 
     Example:
@@ -56,8 +63,9 @@ class ViTCompressor:
         self.image_processor = image_processor
         self._own_processor = image_processor is not None
         self._processor_of: PreTrainedModel | None = None
-        self.progress = progress
-        self.accelerator = accelerator
+        self.accelerator = accelerator or new_accelerator()
+        self.progress = progress and self.accelerator.is_main_process
+        self.checkpoints: list[Path] = []
         self.report: CompressionReport | None = None
         self.statistics: Statistics | None = None
         self.seconds: dict[str, float] = {}
@@ -77,30 +85,39 @@ class ViTCompressor:
 
         Args:
             model: Hub id, local folder or loaded model.
-            images: calibration images, anything `data.open_images` takes; labels are not used. Not needed with
-                `statistics`.
+            images: to calibrate and to compensate on, anything `data.open_images` takes; labels are not used except
+                for `label_weight`. Not needed with `statistics`, unless there is compensation.
             validation: images to search `max_accuracy_drop` on; by default `validation_images` of `images`.
             statistics: of an earlier calibration of this model.
             plan: ranks to use instead of planning, for instance edited by hand.
-            checkpoint: file that lets an interrupted calibration go on.
+            checkpoint: file that lets an interrupted calibration go on; those of an interrupted compensation are
+                named after it, see `checkpoints`.
 
         Returns:
             the `Factored…` model, on the dense model's device and in its dtype. `save_pretrained` writes the image
             processor, the recipe, the plan and the report beside it.
         """
-        self.seconds = {}
-        dense = self.load(model)
-        most = None if self.config.num_images is None else self.config.num_images + self.config.validation_images
-        source = None if images is None else self.open_images(images, dense, limit=most)
-        held_out, source = self._hold_out(source, validation, dense)
+        self.seconds, self.checkpoints = {}, []
+        with local_work(self.accelerator, "Opening model and images"):
+            dense = self.load(model)
+            source = None if images is None else self.open_images(images, dense, limit=self._images_wanted())
+            held_out, source = self._hold_out(source, validation, dense)
+        if self.config.compensation != "none" and source is None:
+            raise DataError(
+                f"compensation={self.config.compensation!r} learns from images: give some (images=…, --data), or use "
+                'compensation="none".'
+            )
         statistics = statistics or self.calibrate(dense, source, checkpoint=checkpoint)
         if plan is None:
-            plan = self.plan(dense, statistics, validation=held_out)
+            plan = self.plan(dense, statistics, held_out, source, checkpoint)
         else:
             prepared = self.prepare(dense, statistics)
             plan.check(prepared.layers)
             plan = prepared.completed(plan, self.config)
-        return self.build(dense, statistics, plan)
+        small = self.build(dense, statistics, plan)
+        if self.config.compensation != "none":
+            self.compensate(small, dense, statistics, plan, source, checkpoint)
+        return small
 
     def calibrate(
         self, model: str | Path | PreTrainedModel, images: Any, checkpoint: str | Path | None = None
@@ -119,11 +136,13 @@ class ViTCompressor:
             with self._timed("measure"):
                 prepared = self.prepare(dense, self.statistics)
                 images = source.select(range(min(config.measuring_images, len(source))))
-                reference = Reference.of(prepared, images, self.image_processor, config)
-                self.statistics.scaling = measure_scaling(reference, config, self.progress)
+                reference = Reference.of(dense, images, self.image_processor, config, self.accelerator)
+                self.statistics.scaling = measure_scaling(prepared, reference, config, self.progress)
             self.statistics.timing["measure"] = self.seconds["measure"]
         if checkpoint is not None:
-            self.statistics.save(checkpoint)
+            with local_work(self.accelerator, "Writing the checkpoint"):
+                if self.accelerator.is_main_process:
+                    self.statistics.save(checkpoint)
         return self.statistics
 
     def prepare(self, model: PreTrainedModel, statistics: Statistics) -> Prepared:
@@ -133,16 +152,28 @@ class ViTCompressor:
         kept = self._prepared
         if kept is None or kept[0] is not model or kept[1] is not statistics or kept[2] != config:
             with self._timed("factorize"):
-                prepared = prepare_model(model, statistics, self.config, self.progress)
+                prepared = prepare_model(model, statistics, self.config, self.progress, self.accelerator)
             self._prepared = kept = (model, statistics, config, prepared)
         prepared = kept[3]
         prepared.scaling = statistics.scaling or CurveScaling()
         return prepared
 
     def plan(
-        self, model: str | Path | PreTrainedModel, statistics: Statistics, validation: Any = None
+        self,
+        model: str | Path | PreTrainedModel,
+        statistics: Statistics,
+        validation: Any = None,
+        images: Any = None,
+        checkpoint: str | Path | None = None,
     ) -> CompressionPlan:
-        """Spend the budget of the config; no images needed, except for `max_accuracy_drop`."""
+        """Spend the budget of the config.
+
+        Args:
+            validation: images to search `max_accuracy_drop` on; other budgets need none.
+            images: to compensate the candidates of that search on, where the config compensates: each for an eighth
+                of the time that the chosen one will get.
+            checkpoint: as in `compress`, so that no candidate is compensated twice.
+        """
         dense = self.load(model)
         prepared = self.prepare(dense, statistics)
         with self._timed("plan"):
@@ -150,9 +181,31 @@ class ViTCompressor:
                 return prepared.plan(self.config)
             if validation is None:
                 raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")
-            images = self.open_images(validation, dense)
-            reference = Reference.of(prepared, images, self.image_processor, self.config)
-            return search_accuracy(reference, self.config, self.progress)
+            source = self.open_images(validation, dense)
+            reference = Reference.of(dense, source, self.image_processor, self.config, self.accelerator)
+            plan = search_accuracy(prepared, reference, self.config, self.progress)
+            if self.config.compensation == "none":
+                return plan
+            if images is None:
+                raise BudgetError(
+                    "max_accuracy_drop takes compensation into account and needs the images to compensate on "
+                    '(images=…, --data), or compensation="none".'
+                )
+            compensator = self._compensator(prepared, statistics, self.open_images(images, dense), checkpoint)
+            kept = compensator.checkpoint_for("search", source.name, len(source))
+            drops: dict[str, float] = kept.load() or {}
+
+            def drop_of(candidate: CompressionPlan) -> float:
+                key = str(sorted(candidate.ranks.items()))
+                if key not in drops:
+                    student = build_model(dense, candidate, prepared.factorizations)
+                    compensator.run(student, candidate, share=TRIAL_SHARE)
+                    drops[key] = reference.drop_of(student)
+                    kept.save(drops)
+                return drops[key]
+
+            self.checkpoints += compensator.checkpoints
+            return search_accuracy(prepared, reference, self.config, self.progress, drop_of, plan)
 
     def build(
         self, model: str | Path | PreTrainedModel, statistics: Statistics, plan: CompressionPlan
@@ -167,6 +220,43 @@ class ViTCompressor:
         record = CompressionRecord(self.config, plan, self.report)
         small.companions = [record] if self.image_processor is None else [record, self.image_processor]  # type: ignore[assignment]
         return small
+
+    def compensate(
+        self,
+        small: PreTrainedModel,
+        model: str | Path | PreTrainedModel,
+        statistics: Statistics,
+        plan: CompressionPlan,
+        images: Any,
+        checkpoint: str | Path | None = None,
+    ) -> None:
+        """Win back accuracy of `small`, the model that `build` made of `plan`, in place; see `compensation`."""
+        dense = self.load(model)
+        prepared = self.prepare(dense, statistics)
+        with self._timed("compensate"):
+            compensator = self._compensator(prepared, statistics, self.open_images(images, dense), checkpoint)
+            done = compensator.run(small, plan)
+        self.checkpoints += compensator.checkpoints
+        if self.report is not None:
+            self.report.compensation = done
+            self.report.seconds["compensate"] = self.seconds["compensate"]
+
+    def _compensator(
+        self, prepared: Prepared, statistics: Statistics, images: ImageSource, checkpoint: str | Path | None = None
+    ) -> Compensator:
+        images = images.sample(None, self.config.seed)  # as calibration sees them
+        return Compensator(
+            prepared, statistics, images, self.config, self.image_processor, checkpoint, self.progress, self.accelerator
+        )
+
+    def _images_wanted(self) -> int | None:
+        """How many images to open at most."""
+        config = self.config
+        wanted = config.num_images
+        if config.compensation != "none":
+            more = config.compensation_images
+            wanted = None if wanted is None or more is None else max(wanted, more + config.held_out_images)
+        return None if wanted is None else wanted + config.validation_images
 
     def load(self, model: str | Path | PreTrainedModel) -> PreTrainedModel:
         """The dense model, with `image_processor` set to the one beside it unless one was given."""

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,6 +16,7 @@ Metric = Literal["weight", "diagonal", "activation", "row_fisher", "fisher"]
 Allocation = Literal["uniform", "greedy"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnBadImage = Literal["skip", "error"]
+Compensation = Literal["none", "residual", "distill", "both"]
 
 BUDGETS = ("keep_ratio", "max_params", "max_macs", "max_accuracy_drop")
 DEFAULT_KEEP_RATIO = 0.5
@@ -52,6 +54,25 @@ class CompressionConfig:
         measuring_images: of the calibration images, how many also serve to correct the predicted losses.
         fisher_probes: backward passes per batch, each with another random sign vector; more, less noise.
         validation_images: images held out of calibration and used for `max_accuracy_drop`.
+        compensation: how accuracy is won back after the closed form. `"residual"`: a share of every layer's rank is
+            solved again for what the compressed layers before it really pass on (arXiv 2402.06004); `"distill"`: the
+            dense model teaches the compressed one; `"both"`: one after the other; `"none"`.
+        residual_share: in (0, 1], the part of each layer's rank that the residual takes; 1 solves all of it again.
+        compensation_minutes: time that compensation may take; 5 with `"distill"` and `"both"` if nothing is given.
+            The number of steps is fixed by timing a few of them, so that two runs need not be alike.
+        compensation_epochs: passes over the images to distill for, instead of minutes; repeatable to the bit.
+        compensation_images: images to distill on at most; `None`: all that are given.
+        held_out_images: of these, how many only judge: they stop the distillation and choose its best state.
+        learning_rate: highest step of the distillation (AdamW; warm-up, then cosine to 0).
+        distill_batch_size: images in a step of the distillation, over all processes.
+        temperature: softens the class probabilities that the student is to match.
+        feature_weight: weight of the mean squared error of four layer-normalised hidden states; the KL divergence's
+            is 1.
+        label_weight: weight of the cross entropy with the images' labels, where they have any.
+        augmentation: mirror half of the images; the dense model answers for the mirrored ones.
+        crop: shift images at random by up to this share of their size, in [0, 0.5].
+        cache_megabytes: memory for the inputs of the block that the residual is being solved for, dense and
+            compressed; it uses no more images than fit.
         precision: arithmetic of the forward and backward passes; `"auto"` takes bfloat16 where the device gains.
         on_bad_image: `"skip"` leaves out an image that cannot be read and counts it; `"error"` stops.
         seed: of the random signs and of the choice of images.
@@ -78,13 +99,30 @@ class CompressionConfig:
     measuring_images: int = 128
     fisher_probes: int = 2
     validation_images: int = 512
+
+    compensation: Compensation = "none"
+    residual_share: float = 1.0
+    compensation_minutes: float | None = None
+    compensation_epochs: float | None = None
+    compensation_images: int | None = None
+    held_out_images: int = 256
+    learning_rate: float = 1.5e-5
+    distill_batch_size: int = 32
+    temperature: float = 1.0
+    feature_weight: float = 20.0
+    label_weight: float = 0.0
+    augmentation: bool = True
+    crop: float = 0.0
+    cache_megabytes: int = 1024
+
     precision: Precision = "auto"
     on_bad_image: OnBadImage = "skip"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("keep_ratio", "max_accuracy_drop", "token_weighting", "damping"):
-            object.__setattr__(self, name, _number(getattr(self, name)))
+        for name, hint in get_type_hints(type(self)).items():
+            if hint is float or float in get_args(hint):
+                object.__setattr__(self, name, _number(getattr(self, name)))
         given = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} are both given; a budget is one of {', '.join(BUDGETS)}.")
@@ -97,6 +135,14 @@ class CompressionConfig:
         _check_range("token_weighting", self.token_weighting, 0, 1)
         _check_range("damping", self.damping, 0, 1, low_open=True)
         _check_range("seed", self.seed, 0, 2**63 - 1)
+        _check_range("residual_share", self.residual_share, 0, 1, low_open=True)
+        _check_range("crop", self.crop, 0, 0.5)
+        for name in ("compensation_minutes", "compensation_epochs", "learning_rate", "temperature"):
+            _check_range(name, getattr(self, name), 0, math.inf, low_open=True)
+        for name in ("feature_weight", "label_weight"):
+            _check_range(name, getattr(self, name), 0, math.inf)
+        if self.compensation_minutes is not None and self.compensation_epochs is not None:
+            raise ConfigError("compensation_minutes and compensation_epochs are both given; give one.")
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value!r}.")
@@ -105,6 +151,14 @@ class CompressionConfig:
     def budget(self) -> str:
         """Name of the budget in force."""
         return next(name for name in BUDGETS if getattr(self, name) is not None)
+
+    @property
+    def distills(self) -> bool:
+        return self.compensation in ("distill", "both")
+
+    @property
+    def solves_residuals(self) -> bool:
+        return self.compensation in ("residual", "both")
 
     @property
     def needs_gradients(self) -> bool:
@@ -120,7 +174,8 @@ class CompressionConfig:
 
         `"default"`: this package's own. `"svd"`: truncated SVD of the weights, one share for all layers.
         `"fwsvd"`: Hsu et al., arXiv 2207.00112. `"svd_llm"`: Wang et al., arXiv 2403.07378 (truncation-aware
-        whitening). `"azizi2024"`: Azizi et al., arXiv 2402.06004 (activation-aware, mixed ranks by energy).
+        whitening). `"azizi2024"`: Azizi et al., arXiv 2402.06004 (activation-aware, mixed ranks by energy,
+        residual tensors).
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"Unknown preset {name!r}.{_suggestion(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
@@ -177,7 +232,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "svd": {"metric": "weight", "allocation": "uniform", "correct_bias": False},
     "fwsvd": {"metric": "row_fisher", "allocation": "uniform", "correct_bias": False},
     "svd_llm": {"metric": "activation", "allocation": "uniform", "correct_bias": False},
-    "azizi2024": {"metric": "activation", "allocation": "greedy", "correct_bias": False},
+    "azizi2024": {
+        "metric": "activation",
+        "allocation": "greedy",
+        "correct_bias": False,
+        "compensation": "residual",
+        "residual_share": 0.25,
+    },
 }
 
 
@@ -195,6 +256,10 @@ _COUNTS = (
     "measuring_images",
     "fisher_probes",
     "validation_images",
+    "compensation_images",
+    "held_out_images",
+    "distill_batch_size",
+    "cache_megabytes",
 )
 
 
@@ -226,5 +291,8 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, low_open: bool = False) -> None:
-    if value is not None and (not low <= value <= high or (low_open and value == low)):
-        raise ConfigError(f"{name} must lie in {'(' if low_open else '['}{low}, {high}], not {value!r}.")
+    if value is None or (low <= value <= high and math.isfinite(value) and not (low_open and value == low)):
+        return
+    if high == math.inf:
+        raise ConfigError(f"{name} must be a number {'above' if low_open else 'of at least'} {low}, not {value!r}.")
+    raise ConfigError(f"{name} must lie in {'(' if low_open else '['}{low}, {high}], not {value!r}.")

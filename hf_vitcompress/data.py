@@ -66,14 +66,18 @@ class ImageSource:
         order = random.Random(seed).sample(range(len(self)), len(self))
         return self.select(order[:count])
 
-    def batches(self, processor: Any, batch_size: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Decode and preprocess batch by batch, from batch `first_batch` on.
+    def batches(self, processor: Any, batch_size: int, wanted: Iterable[int] | None = None) -> Iterator[Batch]:
+        """Decode and preprocess batch by batch.
+
+        Args:
+            wanted: indices of the batches to read; by default all.
 
         Raises:
-            DataError: an image cannot be read and `on_bad_image` is `"error"`, or none can be read.
+            DataError: an image cannot be read and `on_bad_image` is `"error"`, or all are wanted and none can be read.
         """
-        readable = first_batch > 0
-        for start in range(first_batch * batch_size, len(self), batch_size):
+        readable = wanted is not None
+        for index in range(self.batch_count(batch_size)) if wanted is None else wanted:
+            start = index * batch_size
             indices = range(start, min(start + batch_size, len(self)))
             decoded = [(i, image) for i in indices if (image := self._decode(i)) is not None]
             if not decoded:
@@ -81,11 +85,17 @@ class ImageSource:
             readable = True
             labels = None if self.labels is None else torch.tensor([self.labels[i] for i, _ in decoded])
             pixel_values = _pixel_values([image for _, image in decoded], processor)
-            yield Batch(start // batch_size, pixel_values, labels)
+            yield Batch(index, pixel_values, labels)
         if not readable:
-            raise DataError(
-                f"None of the {len(self)} images of {self.name} can be read; the last was {self.bad_images[-1]}."
-            )
+            raise self.unreadable()
+
+    def batch_count(self, batch_size: int) -> int:
+        return -(-len(self) // batch_size)
+
+    def unreadable(self) -> DataError:
+        """What to raise where not one image can be read."""
+        last = f"; the last was {self.bad_images[-1]}" if self.bad_images else ""
+        return DataError(f"None of the {len(self)} images of {self.name} can be read{last}.")
 
     def decoded(self, index: int) -> Image.Image | Tensor:
         """The image at `index`, in RGB."""

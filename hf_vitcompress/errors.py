@@ -2,7 +2,13 @@
 
 
 class VitCompressError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Attributes:
+        reported: another process prints it already.
+    """
+
+    reported: bool = False
 
 
 class ConfigError(VitCompressError, ValueError):
@@ -27,6 +33,14 @@ class BudgetError(VitCompressError, ValueError):
 
 class OutputError(VitCompressError, OSError):
     """The result cannot be written."""
+
+
+class CompensationError(VitCompressError, RuntimeError):
+    """The compressed model cannot be trained further, or a checkpoint does not belong to it."""
+
+
+class DistributedError(VitCompressError, RuntimeError):
+    """Another process failed, or has ended."""
 
 
 class CalibrationWarning(UserWarning):

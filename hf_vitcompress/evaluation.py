@@ -8,11 +8,13 @@ from typing import Any
 import datasets
 import evaluate as hf_evaluate
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .data import Batch, ImageSource
+from .distribution import gather_objects, gather_rows, local_work, new_accelerator, own_share, sum_numbers
 from .errors import DataError
 from .modes import resolve_precision
 
@@ -89,9 +91,12 @@ def mean_interval(values: Tensor) -> Interval:
 
 
 def model_outputs(
-    model: PreTrainedModel, batches: Iterable[Batch], precision: str = "float32", bar: Any = None
+    model: PreTrainedModel, batches: Iterable[Batch], precision: str = "float32", bar: Any = None, processes: int = 1
 ) -> tuple[Tensor, Tensor | None]:
-    """Outputs (n, classes), or (n, features) for a model without classes, and labels (n,) where all are known."""
+    """Outputs (n, classes), or (n, features) for a model without classes, and labels (n,) where all are known.
+
+    Without batches, (0, 1). `bar` advances for all `processes` that do the same.
+    """
     outputs, labels = [], []
     training = model.training
     model.eval()
@@ -106,9 +111,11 @@ def model_outputs(
             if batch.labels is not None:
                 labels.append(batch.labels)
             if bar is not None:
-                bar.update(len(batch.pixel_values))
+                bar.update(min(processes * len(batch.pixel_values), bar.total - bar.n))
     finally:
         model.train(training)
+    if not outputs:
+        return torch.empty(0, 1), None
     return torch.cat(outputs), torch.cat(labels) if len(labels) == len(outputs) else None
 
 
@@ -139,8 +146,11 @@ def evaluate_model(
     batch_size: int = 64,
     precision: str = "float32",
     progress: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Evaluation:
     """Judge `model` on `images`, and against the dense model where one is given.
+
+    Several processes share the images, and all get the same figures.
 
     Args:
         precision: `"float32"` judges what a user runs; `"bfloat16"` and `"auto"` are faster where the device gains.
@@ -155,15 +165,33 @@ def evaluate_model(
             "was given to compare with (against=…, --against)."
         )
     precision = resolve_precision(precision, model.device)
-    passes = 1 if against is None else 2
-    with tqdm(total=len(images) * passes, desc="evaluating", unit=" images", disable=not progress) as bar:
-        first = images.select(range(len(images)))
-        outputs, labels = model_outputs(model, first.batches(image_processor, batch_size), precision, bar)
-        reference = None
-        if against is not None:
-            second = images.select(range(len(images)))
-            reference, _ = model_outputs(against, second.batches(image_processor, batch_size), precision, bar)
-    return judge(outputs, reference, labels if classes else None, classes, bad_images=len(first.bad_images))
+    accelerator = accelerator or new_accelerator()
+    share = own_share(accelerator, images.batch_count(batch_size))
+    models = [model] if against is None else [model, against]
+    progress = progress and accelerator.is_main_process
+    results = []
+    with tqdm(total=len(images) * len(models), desc="evaluating", unit=" images", disable=not progress) as bar:
+        for judged in models:
+            own = images.select(range(len(images)))
+            with local_work(accelerator, "Evaluation"):
+                batches = own.batches(image_processor, batch_size, share)
+                found = model_outputs(judged, batches, precision, bar, accelerator.num_processes)
+            results.append(_gathered(accelerator, *found))
+    outputs, labels = results[0]
+    bad_images = round(sum_numbers(accelerator, [len(own.bad_images)])[0])
+    if not len(outputs):
+        raise own.unreadable()
+    reference = results[1][0] if against is not None else None
+    return judge(outputs, reference, labels if classes else None, classes, bad_images)
+
+
+def _gathered(accelerator: Accelerator, outputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Process by process; two models judged in the same shares stay paired."""
+    known = gather_objects(accelerator, len(outputs) == 0 or labels is not None)
+    if not all(known):
+        return gather_rows(accelerator, outputs), None
+    labels = torch.empty(0, dtype=torch.int64) if labels is None else labels
+    return gather_rows(accelerator, outputs), gather_rows(accelerator, labels)
 
 
 def judge(

@@ -44,16 +44,24 @@ class Factorization:
     errors: Tensor
     mean: Tensor | None
 
+    @classmethod
+    def empty(cls, layer: LayerInfo, centered: bool, device: torch.device) -> "Factorization":
+        """Of the right shapes, to receive another process's result."""
+        n = layer.full_rank
+        return cls(
+            up=torch.empty(layer.out_features, n, device=device),
+            down=torch.empty(n, layer.in_features, device=device),
+            errors=torch.empty(n + 1, dtype=torch.float64, device=device),
+            mean=torch.empty(layer.in_features, dtype=torch.float64, device=device) if centered else None,
+        )
+
     @property
     def energy(self) -> float:
         return float(self.errors[0])
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """`up (out, rank)` and `down (rank, in)`, scaled to the same norm per component."""
-        up, down = self.up[:, :rank], self.down[:rank]
-        # Equal norms keep half precision and later training well conditioned; the product is the same.
-        balance = up.norm(dim=0).clamp_min(1e-30).sqrt() / down.norm(dim=1).clamp_min(1e-30).sqrt()
-        return up / balance, down * balance[:, None]
+        return balanced(self.up[:, :rank], self.down[:rank])
 
     def corrected_bias(self, weight: Tensor, bias: Tensor | None, rank: int) -> Tensor | None:
         """`b + (W − Ŵ) E[x]`, which centres the error; `None` only if there was no bias and none is needed."""
@@ -63,6 +71,12 @@ class Factorization:
         up, down = (factor.double() for factor in self.factors(rank))
         shift = weight.double() @ mean - up @ (down @ mean)
         return (shift if bias is None else bias.double() + shift).to(weight.dtype)
+
+
+def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with equal norms per component, which keeps half precision and training well conditioned."""
+    balance = up.norm(dim=0).clamp_min(1e-30).sqrt() / down.norm(dim=1).clamp_min(1e-30).sqrt()
+    return up / balance, down * balance[:, None]
 
 
 def factorize(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, config: CompressionConfig) -> Factorization:
@@ -82,12 +96,12 @@ def factorize(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, confi
     centered = config.correct_bias and linear.bias is not None
     narrow_out = layer.out_features <= layer.in_features
     if narrow_out:
-        narrow = _output_side(config.metric, gradient, layer, weight)
+        narrow = output_metric(config.metric, gradient, layer, weight)
         wide = _carried_input(config.metric, statistics, layer, linear, weight, centered)
     else:
         narrow = _input_side(config.metric, statistics, layer, weight, centered)
-        wide = _carried_gradient(config.metric, gradient, weight)
-    root, inverse_root = _roots(narrow, config.damping)
+        wide = carried_gradient(config.metric, gradient, weight)
+    root, inverse_root = roots(narrow, config.damping)
     eigenvalues, vectors = torch.linalg.eigh(root.T @ wide @ root)
     eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0), vectors.flip(1)
     if narrow_out:
@@ -99,7 +113,7 @@ def factorize(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, confi
     return Factorization(up.float(), down.float(), torch.cat([tail, tail.new_zeros(1)]), mean)
 
 
-def _output_side(metric: Metric, gradient: GradientMoment | None, layer: LayerInfo, weight: Tensor) -> Tensor:
+def output_metric(metric: Metric, gradient: GradientMoment | None, layer: LayerInfo, weight: Tensor) -> Tensor:
     """`M_out` (out, out), or its diagonal."""
     if metric not in ("fisher", "row_fisher"):
         return weight.new_ones(layer.out_features)
@@ -131,7 +145,7 @@ def _carried_input(
     return output.covariance + torch.outer(product_mean, product_mean)
 
 
-def _carried_gradient(metric: Metric, gradient: GradientMoment | None, weight: Tensor) -> Tensor:
+def carried_gradient(metric: Metric, gradient: GradientMoment | None, weight: Tensor) -> Tensor:
     """`Wᵀ M_out W` (in, in)."""
     if metric not in ("fisher", "row_fisher"):
         return weight.T @ weight
@@ -139,7 +153,7 @@ def _carried_gradient(metric: Metric, gradient: GradientMoment | None, weight: T
     return gradient.moment if metric == "fisher" else weight.T @ (gradient.mean_square[:, None] * weight)
 
 
-def _roots(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def roots(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """`L` and `L^{-1}` with `L Lᵀ = matrix`, damped by `damping` times its largest eigenvalue.
 
     A singular matrix is a normal case (a layer norm alone makes one), an all-zero matrix is treated as the identity.

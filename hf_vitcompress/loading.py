@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from .distribution import new_accelerator
 from .errors import UnsupportedModelError
 from .families import supported_model_types
 from .modeling_factored import FACTORED_ARCHITECTURES, MODEL_TYPE_PREFIX
@@ -31,7 +32,7 @@ def load_model(name: str | Path, accelerator: Accelerator | None = None) -> PreT
             f"The model {str(name)!r} cannot be loaded: {_first_line(error)} Give a folder made by save_pretrained, or "
             "a Hub id (a private one needs `hf auth login`)."
         ) from error
-    device = (accelerator or Accelerator()).device
+    device = (accelerator or new_accelerator()).device
     return model.to(device).eval()
 
 

@@ -1,15 +1,18 @@
 """Measured losses of planned models, without building them: for correcting curves and for searching a budget."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .building import approximated
 from .config import CompressionConfig
 from .data import Batch, ImageSource
+from .distribution import gather_rows, local_work, mean_over_processes, new_accelerator, own_share, sum_numbers
 from .errors import BudgetError
 from .evaluation import divergence, is_classifier, model_outputs
 from .modes import resolve_precision
@@ -23,41 +26,73 @@ KEEP_RATIO_STEP = 0.01
 
 @dataclass
 class Reference:
-    """A prepared model's own outputs on some images, to hold planned models against.
+    """A dense model's outputs on some images, to hold compressed ones against.
 
     Attributes:
-        outputs: (n, classes or features) of the dense model.
+        batches: this process's share of the images.
+        outputs: (n, classes or features) of the dense model on them.
         labels: (n,), or `None`.
+        classes: whether the outputs are of classes.
+        images: how many images all processes together have.
+        accelerator: over whose processes the images are dealt out.
     """
 
-    prepared: Prepared
     batches: list[Batch]
     precision: str
     outputs: Tensor
     labels: Tensor | None
+    classes: bool
+    images: int
+    accelerator: Accelerator
 
     @classmethod
-    def of(cls, prepared: Prepared, images: ImageSource, processor: Any, config: CompressionConfig) -> "Reference":
-        precision = resolve_precision(config.precision, prepared.model.device)
-        batches = list(images.batches(processor, 2 * config.batch_size))
-        return cls(prepared, batches, precision, *model_outputs(prepared.model, batches, precision))
+    def of(
+        cls,
+        model: PreTrainedModel,
+        images: ImageSource,
+        processor: Any,
+        config: CompressionConfig,
+        accelerator: Accelerator | None = None,
+    ) -> "Reference":
+        accelerator = accelerator or new_accelerator()
+        precision = resolve_precision(config.precision, model.device)
+        with local_work(accelerator, "Reading images"):
+            share = own_share(accelerator, images.batch_count(2 * config.batch_size))
+            batches = list(images.batches(processor, 2 * config.batch_size, share))
+            outputs, labels = model_outputs(model, batches, precision)
+        count = round(sum_numbers(accelerator, [len(outputs)])[0])
+        if count == 0:
+            raise images.unreadable()
+        return cls(batches, precision, outputs, labels, is_classifier(model), count, accelerator)
 
-    def outputs_of(self, plan: CompressionPlan) -> Tensor:
-        """(n, classes or features) of the dense model with the plan's layers approximated."""
-        with approximated(self.prepared.model, plan.ranks, self.prepared.factorizations):
-            return model_outputs(self.prepared.model, self.batches, self.precision)[0]
+    def losses_of(self, model: PreTrainedModel) -> Tensor:
+        """Divergence from the dense model (images,), nats (see `evaluation.divergence`), on every process."""
+        outputs = model_outputs(model, self.batches, self.precision)[0]
+        return gather_rows(self.accelerator, divergence(self.outputs, outputs, self.classes))
+
+    def loss_of(self, model: PreTrainedModel) -> float:
+        """Their mean."""
+        return float(self.losses_of(model).mean())
+
+    def drop_of(self, model: PreTrainedModel) -> float:
+        """Accuracy lost, as a fraction; without labels, share of images on which the two models differ."""
+        dense = self.outputs.argmax(-1)
+        truth = dense if self.labels is None else self.labels
+        correct = model_outputs(model, self.batches, self.precision)[0].argmax(-1) == truth
+        return mean_over_processes(self.accelerator, (dense == truth).double() - correct.double())
 
 
-def measure_scaling(reference: Reference, config: CompressionConfig, progress: bool = True) -> CurveScaling:
+def measure_scaling(
+    prepared: Prepared, reference: Reference, config: CompressionConfig, progress: bool = True
+) -> CurveScaling:
     """Correct the predicted losses of a model by measured ones, see `scaling`."""
-    prepared = reference.prepared
-    classes = is_classifier(prepared.model)
 
-    def measure(weights: Mapping[str, float], keep_ratio: float) -> tuple[float, float]:
+    def measure(weights: Mapping[str, float], keep_ratio: float) -> tuple[float, Tensor]:
         plan = prepared.plan(config.with_budget(keep_ratio=keep_ratio), weights, exact=False)
-        outputs = reference.outputs_of(plan)
+        with approximated(prepared.model, plan.ranks, prepared.factorizations):
+            measured = reference.losses_of(prepared.model)
         bar.update()
-        return prepared.predicted(plan, weights), float(divergence(reference.outputs, outputs, classes).mean())
+        return prepared.predicted(plan, weights), measured
 
     roles = list(dict.fromkeys(layer.role for layer in prepared.layers))
     search = config.metric == "fisher" and config.allocation == "greedy"
@@ -67,29 +102,42 @@ def measure_scaling(reference: Reference, config: CompressionConfig, progress: b
         return fit_scaling(measure, roles, search, lowest)
 
 
-def search_accuracy(reference: Reference, config: CompressionConfig, progress: bool = True) -> CompressionPlan:
+def search_accuracy(
+    prepared: Prepared,
+    reference: Reference,
+    config: CompressionConfig,
+    progress: bool = True,
+    drop_of: Callable[[CompressionPlan], float] | None = None,
+    known: CompressionPlan | None = None,
+) -> CompressionPlan:
     """The smallest plan that loses no more than `max_accuracy_drop`, by bisection of the keep ratio.
 
     Where the images have no labels, agreement with the dense model takes the place of accuracy.
 
+    Args:
+        drop_of: accuracy lost by a plan's model; by default that of the closed form alone.
+        known: a plan that holds it, to look for smaller ones; by default the dense model.
+
     Raises:
         BudgetError: the model has no classes.
     """
-    prepared, allowed = reference.prepared, config.max_accuracy_drop or 0.0
-    if not is_classifier(prepared.model):
+    allowed = config.max_accuracy_drop or 0.0
+    if not reference.classes:
         raise BudgetError(
             f"max_accuracy_drop needs a classifier, and {type(prepared.model).__name__} has no classes. Use keep_ratio."
         )
-    dense_classes = reference.outputs.argmax(-1)
-    truth = dense_classes if reference.labels is None else reference.labels
-    best = prepared.completed(CompressionPlan({}), config)
-    low, high = prepared.lowest_keep_ratio(config.rank_multiple), 1.0
+
+    def closed_form_drop(plan: CompressionPlan) -> float:
+        with approximated(prepared.model, plan.ranks, prepared.factorizations):
+            return reference.drop_of(prepared.model)
+
+    best = known or prepared.completed(CompressionPlan({}), config)
+    low, high = prepared.lowest_keep_ratio(config.rank_multiple), best.keep_ratio or 1.0
     with tqdm(desc="searching", unit=" models", disable=not progress) as bar:
         while high - low > KEEP_RATIO_STEP:
             ratio = (low + high) / 2
             plan = prepared.plan(config.with_budget(keep_ratio=ratio), exact=False)
-            correct = reference.outputs_of(plan).argmax(-1) == truth
-            drop = float(((dense_classes == truth).double() - correct.double()).mean())
+            drop = (drop_of or closed_form_drop)(plan)
             bar.set_postfix_str(f"keep ratio {ratio:.3f}, drop {drop:.4f}")
             bar.update()
             if drop <= allowed:

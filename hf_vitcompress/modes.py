@@ -1,10 +1,11 @@
 """How a model is run: in which arithmetic, and without side effects."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import get_args
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .config import Precision
@@ -27,13 +28,18 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    """No dropout, no gradients of parameters, eager attention where its backward pass is faster; undone afterwards."""
+def evaluation_mode(model: PreTrainedModel, trained: Collection[nn.Parameter] = ()) -> Iterator[None]:
+    """No dropout, gradients of `trained` parameters only, eager attention where its backward pass is faster.
+
+    Undone afterwards.
+    """
     training = {module: module.training for module in model.modules()}
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     attention = model.config._attn_implementation
     model.eval()
     model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     if model.device.type == "cpu" and attention == "sdpa":
         model.set_attn_implementation("eager")
     try:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .calibration import fingerprint
 from .config import CompressionConfig
 from .costs import Costs, count_costs
+from .distribution import deal, from_owner, local_work, new_accelerator
 from .errors import BudgetError, CalibrationError
 from .factorization import Factorization, factorize
 from .families import LayerInfo, find_layers, linear_layer
@@ -127,9 +129,13 @@ class Prepared:
 
 
 def prepare_model(
-    model: PreTrainedModel, statistics: Statistics, config: CompressionConfig, progress: bool = True
+    model: PreTrainedModel,
+    statistics: Statistics,
+    config: CompressionConfig,
+    progress: bool = True,
+    accelerator: Accelerator | None = None,
 ) -> Prepared:
-    """Factorize every layer of a dense model.
+    """Factorize every layer of a dense model; several processes share the work and all get every result.
 
     Raises:
         CalibrationError: the statistics belong to another model, another metric or fewer layers.
@@ -137,10 +143,7 @@ def prepare_model(
     _check_statistics(statistics, model, config)
     layers = find_layers(model, config.target_modules, config.skip_modules)
     statistics.to(model.device).check_layers(layers)
-    factorizations = {
-        layer.name: factorize(layer, linear_layer(model, layer.name), statistics, config)
-        for layer in tqdm(layers, desc="factorizing", unit=" layers", disable=not progress)
-    }
+    factorizations = _factorize_all(model, layers, statistics, config, progress, accelerator or new_accelerator())
     curves = []
     for layer in layers:
         errors = factorizations[layer.name].errors
@@ -149,6 +152,38 @@ def prepare_model(
         positions = round(statistics.tokens[layer.input_name] / max(statistics.images, 1))
         curves.append(Curve(layer, errors, positions))
     return Prepared(model, layers, factorizations, curves, count_costs(model), statistics.scaling or CurveScaling())
+
+
+def _factorize_all(
+    model: PreTrainedModel,
+    layers: list[LayerInfo],
+    statistics: Statistics,
+    config: CompressionConfig,
+    progress: bool,
+    accelerator: Accelerator,
+) -> dict[str, Factorization]:
+    """Dealt out over the processes by cost; each layer's factors then go from their owner to the others."""
+    # Eigenvalues of the narrow side, and products with the whole weight.
+    costs = [
+        float(layer.full_rank**2 * (10 * layer.full_rank + layer.in_features + layer.out_features)) for layer in layers
+    ]
+    owners = dict(zip([layer.name for layer in layers], deal(costs, accelerator.num_processes), strict=True))
+    mine = [layer for layer in layers if owners[layer.name] == accelerator.process_index]
+    bar = tqdm(mine, desc="factorizing", unit=" layers", disable=not (progress and accelerator.is_main_process))
+    results: dict[str, Factorization] = {}
+    with local_work(accelerator, "Factorization"):
+        for layer in bar:
+            results[layer.name] = factorize(layer, linear_layer(model, layer.name), statistics, config)
+    if accelerator.num_processes == 1:
+        return results
+    for layer in layers:
+        centered = config.correct_bias and linear_layer(model, layer.name).bias is not None
+        own = results.get(layer.name) or Factorization.empty(layer, centered, model.device)
+        owner = owners[layer.name]
+        up, down, errors = (from_owner(accelerator, tensor, owner) for tensor in (own.up, own.down, own.errors))
+        mean = None if own.mean is None else from_owner(accelerator, own.mean, owner)
+        results[layer.name] = Factorization(up, down, errors, mean)
+    return {layer.name: results[layer.name] for layer in layers}
 
 
 def _check_statistics(statistics: Statistics, model: PreTrainedModel, config: CompressionConfig) -> None:

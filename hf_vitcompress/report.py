@@ -32,6 +32,44 @@ class LayerReport:
     predicted_loss: float | None
 
 
+@dataclass(frozen=True)
+class CompensationPoint:
+    """Divergence `loss` from the dense model on held-out images, after `seconds` and `images` of a stage."""
+
+    stage: str
+    seconds: float
+    images: int
+    loss: float
+
+
+@dataclass
+class CompensationReport:
+    """What compensation did.
+
+    Attributes:
+        method: the config's `compensation`.
+        images: different images it learnt from.
+        held_out_images: images that judged it.
+        points: its course, the state before it first.
+        seconds: of this run; a run that went on from a checkpoint counts its own part.
+    """
+
+    method: str
+    images: int
+    held_out_images: int
+    points: list[CompensationPoint]
+    seconds: float
+
+    @property
+    def loss_before(self) -> float:
+        return self.points[0].loss
+
+    @property
+    def loss_after(self) -> float:
+        """Of the state that was kept, the best."""
+        return min(point.loss for point in self.points)
+
+
 @dataclass
 class CompressionReport:
     """Everything known about one compression.
@@ -47,6 +85,7 @@ class CompressionReport:
         seconds: by stage.
         settings: the recipe.
         budget_curve: (keep ratio, predicted loss) pairs for other budgets.
+        compensation: its course; `None` if there was none.
         evaluation, latency: filled in by whoever measures them.
     """
 
@@ -60,6 +99,7 @@ class CompressionReport:
     seconds: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     budget_curve: list[tuple[float, float]] = field(default_factory=list)
+    compensation: CompensationReport | None = None
     evaluation: Evaluation | None = None
     latency: Latency | None = None
 
@@ -71,7 +111,11 @@ class CompressionReport:
         """The before/after table: quantity, dense, compressed, change."""
         rows = comparison_rows(self.dense, self.compressed, None, None, self.evaluation, self.latency)
         if self.predicted_loss is not None:
-            rows.append(("KL predicted", "0", f"{self.predicted_loss:.4f}", ""))
+            name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
+            rows.append((name, "0", f"{self.predicted_loss:.4f}", ""))
+        if (done := self.compensation) is not None:
+            change = f"{done.loss_before:.4f} before compensation"
+            rows.append((f"KL held out, n={done.held_out_images}", "0", f"{done.loss_after:.4f}", change))
         return rows
 
     def to_markdown(self) -> str:

@@ -13,12 +13,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 # One weight for the group and not one per role: with more, the search fits noise.
 WEIGHTED_ROLES = ("q", "k")
 PRIOR_WEIGHT = 2.0
 STEP = 2.0
 LEAST_GAIN = 0.01
 """Share by which a step must lower the measured loss to be taken."""
+LEAST_ERRORS = 2.0
+"""And by how many standard errors of the images' differences: a search must not follow noise."""
 
 REFERENCE_KEEP_RATIO = 0.4
 POINT_KEEP_RATIOS = (0.7, 0.5, 0.3)
@@ -55,8 +59,8 @@ class CurveScaling:
         return math.exp(y0 + slope * (x - x0))
 
 
-Measure = Callable[[Mapping[str, float], float], tuple[float, float]]
-"""(weights, keep ratio) → (predicted, measured) loss of the model planned that way."""
+Measure = Callable[[Mapping[str, float], float], tuple[float, Tensor]]
+"""(weights, keep ratio) → predicted loss of the model planned that way, and its measured losses by image (n,)."""
 
 
 def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lowest_keep_ratio: float) -> CurveScaling:
@@ -77,15 +81,22 @@ def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lo
         while True:
             candidate = {role: weight * factor for role, weight in weights.items()}
             result = measure(candidate, reference)
-            if not result[1] < best[1] * (1 - LEAST_GAIN):
+            if not _clearly_lower(result[1], best[1]):
                 break
             weights, best = candidate, result
         if weights is not start:
             break
-    points = {best} | {
-        measure(weights, ratio) for ratio in POINT_KEEP_RATIOS if ratio > lowest_keep_ratio and ratio != reference
-    }
+    ratios = [ratio for ratio in POINT_KEEP_RATIOS if ratio > lowest_keep_ratio and ratio != reference]
+    points = {(predicted, float(losses.mean())) for predicted, losses in [best, *(measure(weights, r) for r in ratios)]}
     return CurveScaling(weights, _rising(sorted(points)))
+
+
+def _clearly_lower(losses: Tensor, best: Tensor) -> bool:
+    """Whether images lose clearly less, pair by pair."""
+    gain = best.double() - losses.double()
+    if len(gain) < 2 or float(gain.mean()) <= LEAST_GAIN * float(best.mean()):
+        return False
+    return float(gain.mean()) > LEAST_ERRORS * float(gain.std()) / len(gain) ** 0.5
 
 
 def _rising(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

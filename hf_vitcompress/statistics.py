@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .distribution import from_owner, sum_in_place, sum_numbers
 from .errors import CalibrationError
 from .families import LayerInfo
 from .files import atomic_path
@@ -58,7 +60,7 @@ class Moment:
 
     def update(self, vectors: Tensor, weights: Tensor | None) -> None:
         """Add `vectors` (n, d) float32, weighted by `weights` (n,) or all by 1; `vectors` is overwritten."""
-        if self.weight == 0:
+        if self.weight == 0 and not torch.isfinite(self.shift).all():
             self.shift.copy_(vectors.mean(0) if weights is None else weights @ vectors / weights.sum().clamp_min(1e-30))
         roots = vectors.new_ones(len(vectors)) if weights is None else weights.sqrt()
         vectors.sub_(self.shift)
@@ -70,6 +72,24 @@ class Moment:
             self.second.addmm_(vectors.T, vectors)
         elif self.second is not None:
             self.second += torch.linalg.vector_norm(vectors, dim=0).square()
+
+    def reshift(self, shift: Tensor) -> None:
+        """Express the sums about another point (d,) near the mean; the moments they stand for stay the same."""
+        if self.weight > 0:
+            delta = self.shift.double() - shift.double()
+            if self.second is not None and self.second.dim() == 2:
+                cross = torch.outer(delta, self.first)
+                self.second += (cross + cross.T + self.weight * torch.outer(delta, delta)).to(self.second.dtype)
+            elif self.second is not None:
+                self.second += (2 * delta * self.first + self.weight * delta.square()).to(self.second.dtype)
+            self.first += self.weight * delta
+        self.shift.copy_(shift)
+
+    def clear(self) -> None:
+        """Nothing seen, but about the same point."""
+        for tensor in (self.weight, self.first, self.second):
+            if tensor is not None:
+                tensor.zero_()
 
     @property
     def mean(self) -> Tensor:
@@ -118,6 +138,11 @@ class GradientMoment:
     def empty(cls, shape: tuple[int, ...], device: torch.device) -> "GradientMoment":
         count = torch.zeros((), dtype=torch.float64, device=device)
         return cls(count, torch.zeros(shape, device=device))
+
+    def clear(self) -> None:
+        """Nothing seen."""
+        self.count.zero_()
+        self.second.zero_()
 
     @property
     def moment(self) -> Tensor:
@@ -231,6 +256,41 @@ class Statistics:
                 for name, value in vars(moment).items():
                     setattr(moment, name, None if value is None else value.to(device))
         return self
+
+    def sum_over_processes(self, accelerator: Accelerator) -> None:
+        """Replace what this process has seen by what all have: one sum of the moments, no images and no activations.
+
+        All processes get the same moments, about the main process's shift.
+        """
+        if accelerator.num_processes == 1:
+            return
+        for moment in (*self.inputs.values(), *self.outputs.values()):
+            moment.reshift(from_owner(accelerator, moment.shift, 0))
+            sum_in_place(accelerator, [t for t in (moment.weight, moment.first, moment.second) if t is not None])
+        for gradient in self.gradients.values():
+            sum_in_place(accelerator, [gradient.count, gradient.second])
+        names = list(self.inputs)
+        counts = [self.images, self.bad_images, *(self.tokens.get(name, 0) for name in names)]
+        images, bad_images, *tokens = (round(count) for count in sum_numbers(accelerator, counts))
+        self.images, self.bad_images = images, bad_images
+        self.tokens = dict(zip(names, tokens, strict=True))
+
+    def clear(self) -> None:
+        """Nothing seen, so that a sum over processes counts what was summed before only once."""
+        for kind in _KINDS:
+            for moment in getattr(self, kind).values():
+                moment.clear()
+        self.images, self.bad_images, self.tokens = 0, 0, {}
+
+    @property
+    def bytes_by_layer(self) -> dict[str, int]:
+        """Bytes of the moments by input, output or layer name: what one sum over processes moves."""
+        sizes: dict[str, int] = {}
+        for kind in _KINDS:
+            for name, moment in getattr(self, kind).items():
+                tensors = [tensor for tensor in vars(moment).values() if tensor is not None]
+                sizes[f"{kind}/{name}"] = sum(tensor.nbytes for tensor in tensors)
+        return sizes
 
     def check_layers(self, layers: Iterable[LayerInfo]) -> None:
         """Refuse layers these statistics do not cover.

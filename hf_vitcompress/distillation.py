@@ -1,0 +1,284 @@
+"""The dense model teaches the compressed one, as a whole and without labels.
+
+The loss of an image is
+
+    T² KL(softmax(z/T) ‖ softmax(ẑ/T)) + w mean_l mean (LN(ĥ_l) − LN(h_l))² + w' CE(ẑ, label)
+
+with logits z and layer-normalised hidden states h after four evenly spaced blocks (Hinton et al., arXiv 1503.02531;
+hidden states as in FitNets, Romero et al., arXiv 1412.6550). The KL divergence has one number a class to say, and
+little of a gradient where the two models agree; hidden states say more, about every token. A model without classes
+has its output in the place of logits, with half its relative squared error.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+
+from .augmentation import augment
+from .checkpoints import CHECKPOINT_SECONDS, Checkpoint
+from .config import CompressionConfig
+from .data import Batch, ImageSource
+from .distribution import from_main, sum_in_place
+from .errors import CompensationError
+from .evaluation import divergence, output_of
+from .measuring import Reference
+from .modeling_factored import FactoredLinear
+from .modes import evaluation_mode, resolve_precision
+from .report import CompensationPoint
+
+DEFAULT_MINUTES = 5.0
+FEATURE_LAYERS = 4
+EVALUATIONS = 10
+"""Times that the held-out images are asked, evenly over the steps."""
+PATIENCE = 4
+"""Evaluations without a better state before it stops."""
+WARM_UP = 0.05
+TIMED_STEPS = 3
+
+
+@dataclass
+class State:
+    """How far a distillation has come; plain data and tensors."""
+
+    total_steps: int
+    step: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+    points: list[CompensationPoint] = field(default_factory=list)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the last `PATIENCE` points brought nothing better."""
+        losses = [point.loss for point in self.points]
+        return len(losses) > PATIENCE and min(losses[-PATIENCE:]) > min(losses[:-PATIENCE])
+
+
+def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """What compensation may change: factors, norms and biases, by name."""
+    chosen = {}
+    for module_name, module in model.named_modules():
+        inside = isinstance(module, FactoredLinear | nn.LayerNorm)
+        for name, parameter in module.named_parameters(prefix=module_name, recurse=isinstance(module, FactoredLinear)):
+            if inside or name.rpartition(".")[2] == "bias":
+                chosen[name] = parameter
+    return chosen
+
+
+class Distillation:
+    """Trains `student` in place; the dense model stays as it was.
+
+    Args:
+        images: to learn from, none of them in `reference`.
+        reference: the dense model on held-out images, which stop the training and choose its best state.
+        optimizer: of the trained parameters; AdamW by default.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        dense: PreTrainedModel,
+        images: ImageSource,
+        reference: Reference,
+        config: CompressionConfig,
+        image_processor: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.student, self.dense, self.images, self.reference = student, dense, images, reference
+        self.config, self.processor = config, image_processor
+        self.accelerator: Accelerator = reference.accelerator
+        self.trained = trained_parameters(student)
+        self.optimizer = optimizer or torch.optim.AdamW(
+            self.trained.values(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.batch_size = min(config.distill_batch_size, len(images))
+        self.steps_per_epoch = len(images) // self.batch_size
+        self.precision = resolve_precision(config.precision, student.device)
+
+    def run(self, minutes: float | None, checkpoint: Checkpoint, progress: bool = True) -> list[CompensationPoint]:
+        """Train for `minutes`, or for the config's epochs if `None`; the student ends in its best state.
+
+        Raises:
+            CompensationError: the loss was not finite; the student is then in its best state, too.
+        """
+        start = time.perf_counter()
+        with evaluation_mode(self.dense), evaluation_mode(self.student, self.trained.values()):
+            state, resumed = self._begin(minutes, start, checkpoint)
+            try:
+                self._train(state, resumed, minutes, checkpoint, progress)
+            finally:
+                with torch.no_grad():
+                    for name, best in state.best.items():
+                        self.trained[name].copy_(best)
+        return state.points
+
+    def _begin(self, minutes: float | None, start: float, checkpoint: Checkpoint) -> tuple[State, bool]:
+        """A new state, in which the number of steps is fixed; or the one that was saved."""
+        if (saved := checkpoint.load()) is not None:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            with torch.no_grad():
+                for name, value in saved["parameters"].items():
+                    self.trained[name].copy_(value)
+            plain = {**saved["state"], "points": [CompensationPoint(**point) for point in saved["state"]["points"]]}
+            return State(**plain), True
+        if minutes is None:
+            epochs = self.config.compensation_epochs or 1.0
+            state = State(max(1, round(epochs * self.steps_per_epoch)))
+            self._evaluate(state)
+        else:
+            before = time.perf_counter()
+            state = State(1)
+            self._evaluate(state)
+            evaluations = EVALUATIONS * (time.perf_counter() - before)
+            step_seconds = self._time_a_step()
+            left = 60 * minutes - (time.perf_counter() - start) - evaluations
+            state.total_steps = from_main(self.accelerator, max(1, int(left / step_seconds)))
+        state.seconds = time.perf_counter() - start
+        return state, False
+
+    def _train(
+        self, state: State, resumed: bool, minutes: float | None, checkpoint: Checkpoint, progress: bool
+    ) -> None:
+        scheduler = get_cosine_schedule_with_warmup(
+            self.optimizer, max(1, round(WARM_UP * state.total_steps)), state.total_steps, last_epoch=state.step - 1
+        )
+        evaluate_at = {math.ceil(state.total_steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
+        bar = tqdm(
+            total=state.total_steps * self.batch_size,
+            initial=state.step * self.batch_size,
+            desc="distilling",
+            unit=" images",
+            disable=not (progress and self.accelerator.is_main_process),
+        )
+        if not resumed:
+            self._save(state, checkpoint)
+        clock = saved_at = time.perf_counter()
+        with bar:
+            while state.step < state.total_steps and not state.stopped:
+                loss = self._step(state.step)
+                if not math.isfinite(loss):
+                    raise CompensationError(
+                        f"The loss of the distillation became {loss} after {state.step} steps; the best state so far "
+                        f"is kept. Lower learning_rate ({self.config.learning_rate:g})."
+                    )
+                self.optimizer.step()
+                scheduler.step()
+                self.optimizer.zero_grad()
+                state.step += 1
+                now = time.perf_counter()
+                state.seconds, clock = state.seconds + now - clock, now
+                bar.update(self.batch_size)
+                if state.step in evaluate_at:
+                    self._evaluate(state)
+                    bar.set_postfix_str(f"held-out loss {state.points[-1].loss:.4f}")
+                due = from_main(self.accelerator, now - saved_at > CHECKPOINT_SECONDS) if state.step % 8 == 0 else False
+                if due or state.step in evaluate_at:
+                    self._save(state, checkpoint)
+                    saved_at = time.perf_counter()
+                if due and minutes is not None and from_main(self.accelerator, state.seconds) > 66 * minutes:
+                    break  # the machine has become slower than it was when the steps were counted
+
+    def _step(self, step: int) -> float:
+        """Gradients of the mean loss over the batch of a step, summed over the processes; returns that loss."""
+        total = torch.zeros((), device=self.student.device)
+        for batch, draws in self._own_part(step):
+            loss = self._loss(batch, draws) / self.batch_size
+            loss.backward()
+            total += loss.detach()
+        if self.accelerator.num_processes > 1:
+            parameters = list(self.trained.values())
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            flat = torch.cat([gradient.flatten() for gradient in gradients] + [total[None]])
+            sum_in_place(self.accelerator, [flat])
+            *parts, total = flat.split([gradient.numel() for gradient in gradients] + [1])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
+        return float(total)
+
+    def _own_part(self, step: int) -> Iterator[tuple[Batch, Tensor]]:
+        """This process's images of a step; which they are depends on the step and the seed alone."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = torch.randperm(len(self.images), generator=self._generator(0, epoch))
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        draws = torch.rand(self.batch_size, 3, generator=self._generator(1, step))
+        own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        if len(chosen[own]):
+            part = self.images.select(chosen[own].tolist())
+            for batch in part.batches(self.processor, len(part), wanted=[0]):
+                yield batch, draws[own][: len(batch.pixel_values)]
+
+    def _generator(self, purpose: int, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + 2 * number + purpose)
+
+    def _loss(self, batch: Batch, draws: Tensor) -> Tensor:
+        """Sum of the images' losses."""
+        config, device = self.config, self.student.device
+        pixel_values = augment(batch.pixel_values, draws, config.augmentation, config.crop).to(device)
+        hidden = config.feature_weight > 0
+        with torch.no_grad(), self._autocast():
+            taught = self.dense(pixel_values=pixel_values.to(self.dense.dtype), output_hidden_states=hidden)
+        with self._autocast():
+            learnt = self.student(pixel_values=pixel_values, output_hidden_states=hidden)
+        target, output = output_of(taught).float(), output_of(learnt).float()
+        if self.reference.classes:
+            t = config.temperature
+            loss = t**2 * functional.kl_div(
+                (output / t).log_softmax(-1), (target / t).log_softmax(-1), log_target=True, reduction="sum"
+            )
+            if config.label_weight and batch.labels is not None:
+                labels = batch.labels.to(device)
+                loss = loss + config.label_weight * functional.cross_entropy(output, labels, reduction="sum")
+        else:
+            loss = divergence(target, output, classes=False).sum()
+        if hidden:
+            loss = loss + config.feature_weight * feature_error(taught.hidden_states, learnt.hidden_states)
+        return loss
+
+    def _evaluate(self, state: State) -> None:
+        loss = self.reference.loss_of(self.student)
+        state.points.append(CompensationPoint("distill", state.seconds, state.step * self.batch_size, loss))
+        if loss < state.best_loss:
+            state.best_loss = loss
+            state.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+
+    def _time_a_step(self) -> float:
+        """Seconds of a step, from a few whose gradients are thrown away."""
+        for trial in range(TIMED_STEPS + 1):
+            if trial == 1:  # the first one warms up
+                start = time.perf_counter()
+            self._step(trial % self.steps_per_epoch)
+            self.optimizer.zero_grad()
+        return (time.perf_counter() - start) / TIMED_STEPS
+
+    def _save(self, state: State, checkpoint: Checkpoint) -> None:
+        plain = {**vars(state), "points": [asdict(point) for point in state.points]}
+        parameters = {name: parameter.detach() for name, parameter in self.trained.items()}
+        checkpoint.save({"state": plain, "parameters": parameters, "optimizer": self.optimizer.state_dict()})
+
+    def _autocast(self) -> torch.autocast:
+        device = self.student.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+def feature_error(taught: Sequence[Tensor], learnt: Sequence[Tensor]) -> Tensor:
+    """Sum over images of the mean squared difference of layer-normalised hidden states, over `FEATURE_LAYERS` blocks.
+
+    Args:
+        taught, learnt: hidden states (n, …, d) of both models, before the first block and after each.
+    """
+    blocks = len(taught) - 1
+    layers = sorted({math.ceil(blocks * (i + 1) / FEATURE_LAYERS) for i in range(FEATURE_LAYERS)})
+    total = torch.zeros((), device=learnt[0].device)
+    for layer in layers:
+        h, t = (functional.layer_norm(states[layer].float(), states[layer].shape[-1:]) for states in (learnt, taught))
+        total = total + (h - t).square().flatten(1).mean(1).sum()
+    return total / len(layers)

@@ -18,6 +18,8 @@ test: $(VENV)/installed
 benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/compensation.py
+	$(BIN)/python benchmarks/scaling.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -36,7 +36,11 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for preset in PRESETS:
         config = CompressionConfig.preset(
-            preset, num_images=arguments.images, measuring_images=arguments.measuring_images, seed=arguments.seed
+            preset,
+            compensation="none",
+            num_images=arguments.images,
+            measuring_images=arguments.measuring_images,
+            seed=arguments.seed,
         )
         compressor = ViTCompressor(config, progress=False)
         statistics = compressor.calibrate(dense, arguments.calibration)

@@ -63,10 +63,13 @@ def calibrate(
     settings["precision"] = resolve_precision(config.precision, model.device)
     statistics = Statistics(settings=settings, fingerprint=fingerprint(model))
     with local_work(accelerator, "Reading the checkpoint"):
-        if checkpoint is not None and Path(checkpoint).is_file():
+        if accelerator.is_main_process and checkpoint is not None and Path(checkpoint).is_file():
             statistics = _resume(checkpoint, statistics).to(model.device)
     if statistics.images == 0:
         _allocate(statistics, layers, config, model.device)
+    # The other processes may not see the main one's files.
+    statistics.sum_over_processes(accelerator)
+    statistics.scaling, statistics.timing = from_main(accelerator, (statistics.scaling, statistics.timing))
 
     done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
     observer = Observer(statistics, layers, config)
@@ -82,7 +85,7 @@ def calibrate(
         def observe(share: range) -> None:
             bad_before = len(images.bad_images)
             for batch in images.batches(image_processor, config.batch_size, share):
-                generator = torch.Generator().manual_seed(config.seed * 1_000_003 + batch.index)
+                generator = torch.Generator().manual_seed((config.seed * 1_000_003 + batch.index) % 2**63)
                 _observe_batch(model, batch.pixel_values.to(model.device), observer, config, settings, generator)
                 statistics.images += len(batch.pixel_values)
                 bar.update(min(len(batch.pixel_values) * accelerator.num_processes, len(images) - round(bar.n)))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from .config import BUDGETS, PRESETS, CompressionConfig, load_settings
-from .errors import ConfigError, VitCompressError
+from .errors import ConfigError, DistributedError, VitCompressError
 
 if TYPE_CHECKING:
     from .compressor import ViTCompressor
@@ -175,12 +175,15 @@ def inspect_model(
     """
     from rich.console import Console
 
+    from .distribution import local_work
     from .plots import compression_figure, save_figure
     from .report import table
 
     compressor = _compressor(config, quiet)
-    dense = compressor.load(model)
-    known = _known_statistics(statistics) if data is None else compressor.calibrate(dense, data, statistics)
+    with local_work(compressor.accelerator, "The start"):
+        dense = compressor.load(model)
+        known = _known_statistics(statistics) if data is None else None
+    known = known or compressor.calibrate(dense, data, statistics)
     plan = compressor.plan(dense, known)
     if not compressor.accelerator.is_main_process:
         return
@@ -221,8 +224,12 @@ def plan_budget(
 
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
+    from .distribution import local_work
+
     compressor = _compressor(config, quiet)
-    plan = compressor.plan(model, _known_statistics(statistics), validation, data)
+    with local_work(compressor.accelerator, "The start"):
+        dense, known = compressor.load(model), _known_statistics(statistics)
+    plan = compressor.plan(dense, known, validation, data)
     if not compressor.accelerator.is_main_process:
         return
     if output is None:
@@ -250,10 +257,13 @@ def evaluate_checkpoint(
     from rich.console import Console
 
     from .comparison import compare_checkpoints
+    from .distribution import new_accelerator
 
     if quiet:
         _silence_libraries()
     rendered, figures = compare_checkpoints(model, data, against, latency, batch_size, precision, not quiet)
+    if not new_accelerator().is_main_process:
+        return
     Console().print(rendered)
     if json_file is not None:
         json_file.write_text(json.dumps(asdict(figures), indent=2) + "\n", encoding="utf-8")
@@ -289,9 +299,10 @@ def main() -> None:
     try:
         app()
     except VitCompressError as error:
-        # Every process started by `accelerate launch` comes here; what all of them see is said by the main one.
+        # Every process started by `accelerate launch` comes here; what all of them see is said by the main one, and
+        # what one of them sees has been told to it. Only that a process has gone is for each of the others to say.
         is_main = os.environ.get("RANK", "0") == "0"
-        if is_main or not (error.reported or isinstance(error, ConfigError)):
+        if is_main or (isinstance(error, DistributedError) and not error.reported):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:

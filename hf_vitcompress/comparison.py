@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .costs import Costs, count_costs, disk_bytes
 from .data import open_images
+from .distribution import local_work, new_accelerator
 from .errors import ConfigError
 from .evaluation import Evaluation, evaluate_model
 from .latency import Latency, measure_latency
@@ -43,16 +44,21 @@ def compare_checkpoints(
 ) -> tuple["RenderableType", Comparison]:
     """Evaluate a checkpoint (Hub id or folder), against another one where given; returns a table and the figures.
 
+    Several processes share the images; the main one times the models.
+
     Raises:
         ConfigError: latency was asked for without a model to compare with.
     """
     if latency and against is None:
         raise ConfigError("--latency compares two models in one run; name the other with --against.")
-    model = load_model(name)
-    dense = None if against is None else load_model(against)
-    images = open_images(data, label2id=model.config.label2id)
-    processor = load_image_processor(name) or load_image_processor(against or name)
-    evaluation = evaluate_model(model, images, processor, dense, batch_size, precision, progress)
+    accelerator = new_accelerator()
+    with local_work(accelerator, "The start"):
+        model = load_model(name, accelerator)
+        dense = None if against is None else load_model(against, accelerator)
+        images = open_images(data, label2id=model.config.label2id)
+        processor = load_image_processor(name) or load_image_processor(against or name)
+    evaluation = evaluate_model(model, images, processor, dense, batch_size, precision, progress, accelerator)
+    timed = latency and accelerator.is_main_process
     figures = Comparison(
         model=name,
         against=against,
@@ -62,7 +68,7 @@ def compare_checkpoints(
         disk_bytes=_disk_bytes(name),
         dense_disk_bytes=None if against is None else _disk_bytes(against),
         evaluation=evaluation,
-        latency=measure_latency(dense, model, batch_size) if latency and dense is not None else None,
+        latency=measure_latency(dense, model, batch_size) if timed and dense is not None else None,
         precision=precision,
     )
     rows = comparison_rows(

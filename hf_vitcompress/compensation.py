@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from .checkpoints import Checkpoint
 from .config import BUDGETS, CompressionConfig
 from .data import ImageSource
-from .distillation import DEFAULT_MINUTES, Distillation
+from .distillation import DEFAULT_MINUTES, Distillation, trained_parameters
 from .distribution import new_accelerator
 from .errors import DataError
 from .measuring import Reference
 from .planning import CompressionPlan
+from .preconditioning import RotatedAdamW, eigenbases
 from .preparation import Prepared
 from .report import CompensationPoint, CompensationReport
 from .residual import ResidualCompensation
@@ -119,7 +120,17 @@ class Compensator:
         minutes = None
         if config.compensation_epochs is None:
             minutes = share * (config.compensation_minutes or DEFAULT_MINUTES) - spent / 60
-        teaching = Distillation(student, self.prepared.model, self.train, self.reference, config, self.processor)
+        optimizer = None
+        if config.optimizer == "preconditioned":
+            optimizer = RotatedAdamW(
+                trained_parameters(student).values(),
+                eigenbases(student, self.prepared.layers, self.statistics),
+                config.learning_rate,
+                self.reference.precision,
+            )
+        teaching = Distillation(
+            student, self.prepared.model, self.train, self.reference, config, self.processor, optimizer
+        )
         later = teaching.run(minutes, self._stage("distill", plan, share), self.progress)
         return points + [dataclasses.replace(point, seconds=point.seconds + spent) for point in later]
 

@@ -123,11 +123,12 @@ class ViTCompressor:
         self, model: str | Path | PreTrainedModel, images: Any, checkpoint: str | Path | None = None
     ) -> Statistics:
         """Collect the statistics of a model, and correct the predicted losses; see `calibration.calibrate`."""
-        dense = self.load(model)
-        if images is None:
-            raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
         config = self.config
-        source = self.open_images(images, dense, config.num_images).sample(config.num_images, config.seed)
+        with local_work(self.accelerator, "Opening model and images"):
+            dense = self.load(model)
+            if images is None:
+                raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
+            source = self.open_images(images, dense, config.num_images).sample(config.num_images, config.seed)
         layers = find_layers(dense, config.target_modules, config.skip_modules)
         self.statistics = calibrate(
             dense, layers, source, config, self.image_processor, checkpoint, self.progress, self.accelerator

@@ -17,6 +17,7 @@ Allocation = Literal["uniform", "greedy"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnBadImage = Literal["skip", "error"]
 Compensation = Literal["none", "residual", "distill", "both"]
+Optimizer = Literal["adamw", "preconditioned"]
 
 BUDGETS = ("keep_ratio", "max_params", "max_macs", "max_accuracy_drop")
 DEFAULT_KEEP_RATIO = 0.5
@@ -63,7 +64,9 @@ class CompressionConfig:
         compensation_epochs: passes over the images to distill for, instead of minutes; repeatable to the bit.
         compensation_images: images to distill on at most; `None`: all that are given.
         held_out_images: of these, how many only judge: they stop the distillation and choose its best state.
-        learning_rate: highest step of the distillation (AdamW; warm-up, then cosine to 0).
+        optimizer: of the distillation. `"adamw"`; `"preconditioned"`: AdamW in the eigenbases of the moments that
+            calibration has measured (see `preconditioning`).
+        learning_rate: highest step of the optimizer; it warms up to it and follows a cosine to 0.
         distill_batch_size: images in a step of the distillation, over all processes.
         temperature: softens the class probabilities that the student is to match.
         feature_weight: weight of the mean squared error of four layer-normalised hidden states; the KL divergence's
@@ -106,7 +109,8 @@ class CompressionConfig:
     compensation_epochs: float | None = None
     compensation_images: int | None = None
     held_out_images: int = 256
-    learning_rate: float = 1.5e-5
+    optimizer: Optimizer = "preconditioned"
+    learning_rate: float = 3e-5
     distill_batch_size: int = 32
     temperature: float = 1.0
     feature_weight: float = 20.0

@@ -27,12 +27,14 @@ Raw = Any
 class Batch:
     """`pixel_values` (n, channels, height, width) float32 and, where known, `labels` (n,) int64.
 
-    `index` counts batches, those included of which no image could be read and which do not appear.
+    `index` counts batches, those included of which no image could be read and which do not appear; `positions` are
+    those of the images in their batch, without the unreadable ones.
     """
 
     index: int
     pixel_values: Tensor
     labels: Tensor | None
+    positions: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -85,7 +87,7 @@ class ImageSource:
             readable = True
             labels = None if self.labels is None else torch.tensor([self.labels[i] for i, _ in decoded])
             pixel_values = _pixel_values([image for _, image in decoded], processor)
-            yield Batch(index, pixel_values, labels)
+            yield Batch(index, pixel_values, labels, [i - start for i, _ in decoded])
         if not readable:
             raise self.unreadable()
 

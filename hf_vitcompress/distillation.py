@@ -11,9 +11,11 @@ has its output in the place of logits, with half its relative squared error.
 """
 
 import math
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,20 +29,24 @@ from .augmentation import augment
 from .checkpoints import CHECKPOINT_SECONDS, Checkpoint
 from .config import CompressionConfig
 from .data import Batch, ImageSource
-from .distribution import from_main, sum_in_place
+from .distribution import from_main, local_work, sum_in_place
 from .errors import CompensationError
 from .evaluation import divergence, output_of
+from .families import block_names
 from .measuring import Reference
 from .modeling_factored import FactoredLinear
 from .modes import evaluation_mode, resolve_precision
 from .report import CompensationPoint
+from .taps import Tap
 
 DEFAULT_MINUTES = 5.0
 FEATURE_LAYERS = 4
 EVALUATIONS = 10
 """Times that the held-out images are asked, evenly over the steps."""
-PATIENCE = 4
-"""Evaluations without a better state before it stops."""
+PATIENCE = 3
+"""Times in a row that the held-out loss may rise in the second half of the steps.
+
+In the first half large steps raise it, and the smaller ones that follow take that back."""
 WARM_UP = 0.05
 TIMED_STEPS = 3
 
@@ -52,15 +58,17 @@ class State:
     total_steps: int
     step: int = 0
     seconds: float = 0.0
+    late: bool = False
     best_loss: float = math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
     points: list[CompensationPoint] = field(default_factory=list)
 
     @property
     def stopped(self) -> bool:
-        """Whether the last `PATIENCE` points brought nothing better."""
-        losses = [point.loss for point in self.points]
-        return len(losses) > PATIENCE and min(losses[-PATIENCE:]) > min(losses[:-PATIENCE])
+        """Whether the held-out loss does nothing but rise."""
+        losses = [point.loss for point in self.points][-PATIENCE - 1 :]
+        rising = len(losses) > PATIENCE and all(later > earlier for earlier, later in pairwise(losses))
+        return rising and self.step >= self.total_steps / 2
 
 
 def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -103,6 +111,10 @@ class Distillation:
         self.batch_size = min(config.distill_batch_size, len(images))
         self.steps_per_epoch = len(images) // self.batch_size
         self.precision = resolve_precision(config.precision, student.device)
+        blocks = block_names(dense)
+        chosen = {math.ceil(len(blocks) * (i + 1) / FEATURE_LAYERS) for i in range(FEATURE_LAYERS)}
+        self.compared = [blocks[i - 1] for i in sorted(chosen)] if config.feature_weight else []
+        """Blocks whose outputs the student is to match."""
 
     def run(self, minutes: float | None, checkpoint: Checkpoint, progress: bool = True) -> list[CompensationPoint]:
         """Train for `minutes`, or for the config's epochs if `None`; the student ends in its best state.
@@ -116,6 +128,7 @@ class Distillation:
             try:
                 self._train(state, resumed, minutes, checkpoint, progress)
             finally:
+                self.optimizer.zero_grad()
                 with torch.no_grad():
                     for name, best in state.best.items():
                         self.trained[name].copy_(best)
@@ -163,7 +176,7 @@ class Distillation:
             self._save(state, checkpoint)
         clock = saved_at = time.perf_counter()
         with bar:
-            while state.step < state.total_steps and not state.stopped:
+            while state.step < state.total_steps and not (state.stopped or state.late):
                 loss = self._step(state.step)
                 if not math.isfinite(loss):
                     raise CompensationError(
@@ -182,15 +195,18 @@ class Distillation:
                     bar.set_postfix_str(f"held-out loss {state.points[-1].loss:.4f}")
                 due = from_main(self.accelerator, now - saved_at > CHECKPOINT_SECONDS) if state.step % 8 == 0 else False
                 if due or state.step in evaluate_at:
+                    # Where the machine has become slower than it was when the steps were counted.
+                    late = minutes is not None and state.seconds > 66 * minutes
+                    state.late = from_main(self.accelerator, late)
                     self._save(state, checkpoint)
                     saved_at = time.perf_counter()
-                if due and minutes is not None and from_main(self.accelerator, state.seconds) > 66 * minutes:
-                    break  # the machine has become slower than it was when the steps were counted
 
     def _step(self, step: int) -> float:
         """Gradients of the mean loss over the batch of a step, summed over the processes; returns that loss."""
         total = torch.zeros((), device=self.student.device)
-        for batch, draws in self._own_part(step):
+        with local_work(self.accelerator, "Reading images"):
+            part = list(self._own_part(step))
+        for batch, draws in part:
             loss = self._loss(batch, draws) / self.batch_size
             loss.backward()
             total += loss.detach()
@@ -214,20 +230,20 @@ class Distillation:
         if len(chosen[own]):
             part = self.images.select(chosen[own].tolist())
             for batch in part.batches(self.processor, len(part), wanted=[0]):
-                yield batch, draws[own][: len(batch.pixel_values)]
+                yield batch, draws[own][batch.positions]
 
     def _generator(self, purpose: int, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + 2 * number + purpose)
+        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + 2 * number + purpose) % 2**63)
 
     def _loss(self, batch: Batch, draws: Tensor) -> Tensor:
         """Sum of the images' losses."""
         config, device = self.config, self.student.device
         pixel_values = augment(batch.pixel_values, draws, config.augmentation, config.crop).to(device)
-        hidden = config.feature_weight > 0
-        with torch.no_grad(), self._autocast():
-            taught = self.dense(pixel_values=pixel_values.to(self.dense.dtype), output_hidden_states=hidden)
-        with self._autocast():
-            learnt = self.student(pixel_values=pixel_values, output_hidden_states=hidden)
+        # Taps, because hooks of `output_hidden_states` would stay on both models.
+        with torch.no_grad(), self._autocast(), Tap(self.dense, self.compared) as dense_tap:
+            taught = self.dense(pixel_values=pixel_values.to(self.dense.dtype))
+        with self._autocast(), Tap(self.student, self.compared) as tap:
+            learnt = self.student(pixel_values=pixel_values)
         target, output = output_of(taught).float(), output_of(learnt).float()
         if self.reference.classes:
             t = config.temperature
@@ -239,8 +255,9 @@ class Distillation:
                 loss = loss + config.label_weight * functional.cross_entropy(output, labels, reduction="sum")
         else:
             loss = divergence(target, output, classes=False).sum()
-        if hidden:
-            loss = loss + config.feature_weight * feature_error(taught.hidden_states, learnt.hidden_states)
+        if self.compared:
+            pairs = zip(dense_tap.outputs.values(), tap.outputs.values(), strict=True)
+            loss = loss + config.feature_weight * feature_error(pairs)
         return loss
 
     def _evaluate(self, state: State) -> None:
@@ -252,12 +269,13 @@ class Distillation:
 
     def _time_a_step(self) -> float:
         """Seconds of a step, from a few whose gradients are thrown away."""
+        seconds = []
         for trial in range(TIMED_STEPS + 1):
-            if trial == 1:  # the first one warms up
-                start = time.perf_counter()
+            start = time.perf_counter()
             self._step(trial % self.steps_per_epoch)
             self.optimizer.zero_grad()
-        return (time.perf_counter() - start) / TIMED_STEPS
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[1:])  # the first one warms up
 
     def _save(self, state: State, checkpoint: Checkpoint) -> None:
         plain = {**vars(state), "points": [asdict(point) for point in state.points]}
@@ -269,16 +287,10 @@ class Distillation:
         return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
-def feature_error(taught: Sequence[Tensor], learnt: Sequence[Tensor]) -> Tensor:
-    """Sum over images of the mean squared difference of layer-normalised hidden states, over `FEATURE_LAYERS` blocks.
-
-    Args:
-        taught, learnt: hidden states (n, …, d) of both models, before the first block and after each.
-    """
-    blocks = len(taught) - 1
-    layers = sorted({math.ceil(blocks * (i + 1) / FEATURE_LAYERS) for i in range(FEATURE_LAYERS)})
-    total = torch.zeros((), device=learnt[0].device)
-    for layer in layers:
-        h, t = (functional.layer_norm(states[layer].float(), states[layer].shape[-1:]) for states in (learnt, taught))
-        total = total + (h - t).square().flatten(1).mean(1).sum()
-    return total / len(layers)
+def feature_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Sum over images of the mean squared difference of layer-normalised hidden states (n, …, d), over the pairs."""
+    errors = []
+    for pair in pairs:
+        taught, learnt = (functional.layer_norm(hidden.float(), hidden.shape[-1:]) for hidden in pair)
+        errors.append((learnt - taught).square().flatten(1).mean(1).sum())
+    return torch.stack(errors).mean()

@@ -183,6 +183,12 @@ def find_layers(
     return chosen
 
 
+def block_names(model: PreTrainedModel) -> list[str]:
+    """Module names of a dense model's blocks, in the model's order; its compressed form has the same."""
+    expression = re.compile(family_of(model).block)
+    return [name for name, _ in model.named_modules() if expression.fullmatch(name)]
+
+
 def _matching(layers: list[LayerInfo], patterns: Iterable[str], setting: str) -> list[LayerInfo]:
     found = set()
     for pattern in patterns:

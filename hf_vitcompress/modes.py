@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Collection, Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -25,6 +25,19 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
         return "bfloat16" if fast else "float32"
     return "float32"
+
+
+@contextlib.contextmanager
+def fast_products(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Where `wanted`, float32 products on a CPU take their numbers as bfloat16 and add in float32."""
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (not in torch's type stubs)
+    previous = matmul.fp32_precision
+    try:
+        if wanted and device.type == "cpu":
+            matmul.fp32_precision = "bf16"
+        yield
+    finally:
+        matmul.fp32_precision = previous
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .config import CompressionConfig
 from .families import LayerInfo, linear_layer
+from .modes import fast_products
 from .statistics import Statistics
 
 
@@ -127,12 +127,5 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, computed_in: torch.d
     Values that are bfloat16 already lose nothing when a float32 product takes them as bfloat16 and adds in float32,
     and on a CPU with bfloat16 instructions that is three times as fast.
     """
-    matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (not in torch's type stubs)
-    exact = computed_in == torch.bfloat16 and left.device.type == "cpu"
-    previous = matmul.fp32_precision
-    try:
-        if exact:
-            matmul.fp32_precision = "bf16"
+    with fast_products(left.device, wanted=computed_in == torch.bfloat16):
         total.addmm_(left.T, right)
-    finally:
-        matmul.fp32_precision = previous

@@ -1,4 +1,7 @@
-"""Figures of a compression: ranks by layer, predicted loss over budgets. Needs matplotlib, imported on first use."""
+"""Figures of a compression: ranks by layer, predicted loss over budgets, the course of compensation.
+
+Needs matplotlib, imported on first use.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .report import LayerReport
+    from .report import CompensationPoint, LayerReport
 
 
 def compression_figure(
@@ -18,19 +21,26 @@ def compression_figure(
     layers: Sequence["LayerReport"],
     budget_curve: Sequence[tuple[float, float]] = (),
     point: tuple[float, float] | None = None,
+    compensation: Sequence["CompensationPoint"] = (),
 ) -> "Figure":
-    """Rank and share of parameters kept by layer; beside it predicted loss over keep ratios, `point` marked."""
+    """Rank and share of parameters kept by layer; beside it predicted loss over keep ratios, `point` marked.
+
+    And held-out loss over the seconds of compensation, where there was one.
+    """
     from matplotlib.figure import Figure
 
-    panels = 2 if budget_curve else 1
-    figure = Figure(figsize=(11, 4.2) if budget_curve else (7, 4.2), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    kept_by_layer(axes[0], layers)
+    panels = 1 + bool(budget_curve) + bool(compensation)
+    figure = Figure(figsize=(7 + 4 * (panels - 1), 4.2), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    kept_by_layer(axes.pop(0), layers)
     if budget_curve:
-        loss_over_budget(axes[1], budget_curve)
+        over_budget = axes.pop(0)
+        loss_over_budget(over_budget, budget_curve)
         if point is not None:
-            axes[1].plot(*point, "o", color="C3", label="this plan")
-            axes[1].legend(frameon=False)
+            over_budget.plot(*point, "o", color="C3", label="this plan")
+            over_budget.legend(frameon=False)
+    if compensation:
+        loss_over_seconds(axes.pop(0), compensation)
     figure.suptitle(title)
     return figure
 
@@ -61,6 +71,18 @@ def loss_over_budget(axes: "Axes", curve: Sequence[tuple[float, float]]) -> None
     axes.set_xlabel("keep ratio (whole model)")
     axes.set_ylabel("predicted KL from the dense model (nats)")
     axes.set_title("predicted loss, scaled to measured losses")
+
+
+def loss_over_seconds(axes: "Axes", points: Sequence["CompensationPoint"]) -> None:
+    for stage in dict.fromkeys(point.stage for point in points):
+        course = [point for point in points if point.stage == stage]
+        axes.plot([point.seconds for point in course], [point.loss for point in course], marker=".", label=stage)
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+    axes.set_xlabel("seconds of compensation")
+    axes.set_ylabel("loss on held-out images (nats)")
+    axes.set_title("compensation")
+    axes.legend(frameon=False)
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:

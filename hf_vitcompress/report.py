@@ -142,7 +142,8 @@ class CompressionReport:
                 temporary.write_text(text, encoding="utf-8")
         title = f"{self.model}: {self.keep_ratio:.1%} of the parameters kept"
         point = None if self.predicted_loss is None else (self.keep_ratio, self.predicted_loss)
-        save_figure(compression_figure(title, self.layers, self.budget_curve, point), path.with_suffix(".png"))
+        course = () if self.compensation is None else self.compensation.points
+        save_figure(compression_figure(title, self.layers, self.budget_curve, point, course), path.with_suffix(".png"))
 
     def render(self) -> "RenderableType":
         """A rich table for the terminal."""

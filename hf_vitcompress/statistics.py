@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .distribution import from_owner, sum_in_place, sum_numbers
+from .distribution import from_owner, gather_objects, sum_in_place, sum_numbers
 from .errors import CalibrationError
 from .families import LayerInfo
 from .files import atomic_path
@@ -260,12 +260,14 @@ class Statistics:
     def sum_over_processes(self, accelerator: Accelerator) -> None:
         """Replace what this process has seen by what all have: one sum of the moments, no images and no activations.
 
-        All processes get the same moments, about the main process's shift.
+        All processes get the same moments, about the shift of the first of them that has seen an image.
         """
         if accelerator.num_processes == 1:
             return
+        seen = gather_objects(accelerator, self.images)
+        owner = next((process for process, images in enumerate(seen) if images), 0)
         for moment in (*self.inputs.values(), *self.outputs.values()):
-            moment.reshift(from_owner(accelerator, moment.shift, 0))
+            moment.reshift(from_owner(accelerator, moment.shift, owner))
             sum_in_place(accelerator, [t for t in (moment.weight, moment.first, moment.second) if t is not None])
         for gradient in self.gradients.values():
             sum_in_place(accelerator, [gradient.count, gradient.second])

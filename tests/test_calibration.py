@@ -341,17 +341,17 @@ def eager_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interrupted_calibration_ends_with_the_same_bits(
     vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, metric: str
 ) -> None:
-    settings, checkpoint = config(metric=metric, precision="bfloat16"), tmp_path / "c"
-    interrupted(vit, pixels, 40, settings, checkpoint)
-    assert Statistics.load(checkpoint).images == 32
-    interrupted(vit, pixels, 80, settings, checkpoint)
+    settings, checkpoint = config(metric=metric, precision="bfloat16", batch_size=8), tmp_path / "c"
+    interrupted(vit, pixels, 45, settings, checkpoint)
+    assert Statistics.load(checkpoint).images == 40
+    interrupted(vit, pixels, 85, settings, checkpoint)
     assert Statistics.load(checkpoint).images == 80
     resumed = run(vit, pixels, settings, checkpoint=checkpoint)
     assert same(resumed, run(vit, pixels, settings))
 
 
 @pytest.mark.usefixtures("eager_checkpoints")
-@pytest.mark.parametrize("bad", [{3, 20, 40}, {1, *range(8, 16), 30}, {*range(8), 47}, {0, *range(40, 48)}])
+@pytest.mark.parametrize("bad", [{3, 20, 40}, {1, *range(8, 16), 30}, {*range(16), 47}, {0, *range(40, 48)}])
 def test_unreadable_images_are_counted_once_across_an_interruption(
     vit: PreTrainedModel,
     processor: ViTImageProcessorPil,
@@ -360,14 +360,30 @@ def test_unreadable_images_are_counted_once_across_an_interruption(
     bad: set[int],
 ) -> None:
     images = [b"" if i in bad else picture for i, picture in enumerate(pictures)]
-    settings = {"config": config(batch_size=8), "image_processor": processor, "progress": False}
+    settings = {"config": config(batch_size=4), "image_processor": processor, "progress": False}
     layers, checkpoint = find_layers(vit), tmp_path / "c"
     with pytest.raises(KeyboardInterrupt):
-        calibrate(vit, layers, ImageSource(Poisoned(images, 28), None, "x"), **settings, checkpoint=checkpoint)
+        calibrate(vit, layers, ImageSource(Poisoned(images, 25), None, "x"), **settings, checkpoint=checkpoint)
     assert Statistics.load(checkpoint).bad_images == len([i for i in bad if i < 24])
     resumed = calibrate(vit, layers, ImageSource(images, None, "x"), **settings, checkpoint=checkpoint)
     assert (resumed.images, resumed.bad_images) == (48 - len(bad), len(bad))
     assert same(resumed, calibrate(vit, layers, ImageSource(images, None, "x"), **settings))
+
+
+@pytest.mark.parametrize(("seconds", "saved_after"), [(-1.0, [64, 80, 96]), (1e9, [64, 96])])
+def test_a_checkpoint_follows_four_batches_and_then_the_clock(
+    vit: PreTrainedModel,
+    pixels: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    saved_after: list[int],
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(calibration, "CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr(Statistics, "save", lambda statistics, path: saved.append(statistics.images))
+    run(vit, pixels, config(), checkpoint=tmp_path / "c")
+    assert saved == saved_after
 
 
 KILLED = """
@@ -434,7 +450,7 @@ def test_checkpoint_of_other_settings_is_refused(
 def test_checkpoint_of_other_layers_is_refused(
     vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, then: list[str] | None, now: list[str] | None
 ) -> None:
-    interrupted(vit, pixels, 40, config(), tmp_path / "c", targets=then)
+    interrupted(vit, pixels, 70, config(), tmp_path / "c", targets=then)
     with pytest.raises(CalibrationError):
         calibrate(vit, find_layers(vit, now), open_images(pixels), config(), checkpoint=tmp_path / "c", progress=False)
 
@@ -557,10 +573,10 @@ def test_nan_pixel_is_reported(vit: PreTrainedModel, pixels: Tensor) -> None:
 
 @pytest.mark.usefixtures("eager_checkpoints")
 def test_nan_never_reaches_a_checkpoint(vit: PreTrainedModel, pixels: Tensor, tmp_path: Path) -> None:
-    pixels[40, 0, 0, 0] = torch.nan
+    pixels[70, 0, 0, 0] = torch.nan
     with pytest.raises(CalibrationError, match="NaN"):
         run(vit, pixels, config(), checkpoint=tmp_path / "c")
-    assert Statistics.load(tmp_path / "c").images == 32
+    assert Statistics.load(tmp_path / "c").images == 64
     assert Statistics.load(tmp_path / "c").inputs["vit.layers.0.qkv"].is_finite()
 
 

@@ -438,7 +438,7 @@ hf_vitcompress.calibration.CHECKPOINT_SECONDS = 0
 save = Statistics.save
 def save_and_die(self, path):
     save(self, path)
-    if self.images == 96:
+    if self.images == 128:
         os.kill(os.getpid(), signal.SIGKILL)
 Statistics.save = save_and_die
 main()
@@ -452,7 +452,7 @@ def interruptible(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is left of a run that was killed after 96 of 297 images."""
+    """What is left of a run that was killed after 128 of 297 images."""
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-c", KILLED, *interruptible(folder)]
     killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
@@ -474,7 +474,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     monkeypatch.setattr(calibration, "_observe_batch", counted)
     done = run(*interruptible(tmp_path))
     assert done.code == 0, done.err
-    assert len(batches) == 7, "297 images in batches of 32, 96 of them seen before"
+    assert len(batches) == 6, "297 images in batches of 32, 128 of them seen before"
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
     assert same_weights(tmp_path / "small", first / "small")
 

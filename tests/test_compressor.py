@@ -362,6 +362,14 @@ def test_every_preset_runs(preset: str, vit: PreTrainedModel, pixels: Tensor) ->
     assert even == (config.allocation == "uniform")
 
 
+def test_compensation_without_images_is_refused_before_any_work(vit: PreTrainedModel, pixels: Tensor) -> None:
+    config = CompressionConfig.preset("azizi2024", rank_multiple=1, precision="float32")
+    compressor = ViTCompressor(config, progress=False)
+    statistics = compressor.calibrate(vit, pixels)
+    with pytest.raises(DataError, match=r"compensation='residual'.*images"):
+        compressor.compress(vit, statistics=statistics)
+
+
 def test_max_macs_is_met_and_spent(vit: PreTrainedModel, pixels: Tensor) -> None:
     limit = int(0.7 * count_costs(vit).macs)
     model = small_recipe(keep_ratio=None, max_macs=limit).compress(vit, pixels)

@@ -28,6 +28,20 @@ EVERY_FIELD = {
     "measuring_images": 6,
     "fisher_probes": 3,
     "validation_images": 9,
+    "compensation": "both",
+    "residual_share": 0.5,
+    "compensation_epochs": 2.5,
+    "compensation_images": 55,
+    "held_out_images": 11,
+    "optimizer": "adamw",
+    "learning_rate": 2e-4,
+    "distill_batch_size": 8,
+    "temperature": 2.0,
+    "feature_weight": 0.0,
+    "label_weight": 0.5,
+    "augmentation": False,
+    "crop": 0.125,
+    "cache_megabytes": 64,
     "precision": "float32",
     "on_bad_image": "error",
     "seed": 4,
@@ -90,6 +104,26 @@ def test_two_budgets_contradict_each_other(second: str) -> None:
         ("fisher_probes", None),
         ("validation_images", "all"),
         ("validation_images", None),
+        ("compensation", "finetune"),
+        ("compensation", None),
+        ("residual_share", 0),
+        ("residual_share", 1.1),
+        ("compensation_minutes", 0),
+        ("compensation_minutes", float("inf")),
+        ("compensation_epochs", -1),
+        ("compensation_images", 0),
+        ("held_out_images", 0),
+        ("held_out_images", None),
+        ("optimizer", "sgd"),
+        ("learning_rate", 0),
+        ("distill_batch_size", 0),
+        ("distill_batch_size", 1.5),
+        ("temperature", 0),
+        ("feature_weight", -1),
+        ("label_weight", float("nan")),
+        ("augmentation", 1),
+        ("crop", 0.6),
+        ("cache_megabytes", 0),
         ("seed", -1),
         ("seed", 1.5),
         ("seed", None),
@@ -106,6 +140,20 @@ def test_two_budgets_contradict_each_other(second: str) -> None:
 def test_a_value_that_cannot_be_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=name):
         CompressionConfig(**{name: value})
+
+
+def test_minutes_and_epochs_of_compensation_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="compensation_minutes and compensation_epochs"):
+        CompressionConfig(compensation_minutes=1, compensation_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("compensation", "residual", "distill"),
+    [("none", False, False), ("residual", True, False), ("distill", False, True), ("both", True, True)],
+)
+def test_compensation_names_its_stages(compensation: str, residual: bool, distill: bool) -> None:
+    config = CompressionConfig(compensation=compensation)  # type: ignore[arg-type]
+    assert (config.solves_residuals, config.distills) == (residual, distill)
 
 
 @pytest.mark.parametrize(
@@ -153,16 +201,17 @@ def test_a_json_file_is_json_and_a_yaml_file_is_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("default", ("fisher", "greedy", True)),
-        ("svd", ("weight", "uniform", False)),
-        ("fwsvd", ("row_fisher", "uniform", False)),
-        ("svd_llm", ("activation", "uniform", False)),
-        ("azizi2024", ("activation", "greedy", False)),
+        ("default", ("fisher", "greedy", True, "none", 1.0)),
+        ("svd", ("weight", "uniform", False, "none", 1.0)),
+        ("fwsvd", ("row_fisher", "uniform", False, "none", 1.0)),
+        ("svd_llm", ("activation", "uniform", False, "none", 1.0)),
+        ("azizi2024", ("activation", "greedy", False, "residual", 0.25)),
     ],
 )
-def test_presets_are_the_published_recipes(name: str, expected: tuple[str, str, bool]) -> None:
+def test_presets_are_the_published_recipes(name: str, expected: tuple[Any, ...]) -> None:
     config = CompressionConfig.preset(name)
-    assert (config.metric, config.allocation, config.correct_bias) == expected
+    method = (config.metric, config.allocation, config.correct_bias)
+    assert (*method, config.compensation, config.residual_share) == expected
     assert config.keep_ratio == 0.5
 
 

@@ -1,7 +1,7 @@
 """Images from every source and in every mode, good and broken."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -407,10 +407,17 @@ def test_batches_are_the_same_every_time(processor: ViTImageProcessorPil) -> Non
         assert torch.equal(a.labels, b.labels)
 
 
-def test_batches_can_start_in_the_middle(pixels: Tensor) -> None:
-    later = list(open_images(pixels).batches(None, 32, first_batch=2))
-    assert len(later) == 1
-    assert torch.equal(later[0].pixel_values, pixels[64:])
+@pytest.mark.parametrize("wanted", [[2], [1, 3], range(0, 4, 2), []])
+def test_only_the_wanted_batches_are_read(pixels: Tensor, wanted: Iterable[int]) -> None:
+    read = list(open_images(pixels).batches(None, 30, wanted))
+    assert [batch.index for batch in read] == list(wanted)
+    assert all(torch.equal(batch.pixel_values, pixels[30 * batch.index :][:30]) for batch in read)
+
+
+def test_of_the_wanted_batches_none_need_be_readable(pixels: Tensor) -> None:
+    source = ImageSource([b"", b"", *pixels[:2]], None, "x")
+    assert list(source.batches(None, 2, wanted=[0])) == []
+    assert len(source.bad_images) == 2
 
 
 def test_a_sample_depends_on_its_seed_alone(pixels: Tensor) -> None:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 
 import pytest
+import torch
+from torch import Tensor
 
 from hf_vitcompress.scaling import PRIOR_WEIGHT, WEIGHTED_ROLES, CurveScaling, fit_scaling
 
@@ -55,16 +57,20 @@ def test_without_points_no_loss_is_given(points: list[tuple[float, float]]) -> N
 
 
 class Measure:
-    """Losses by the weight of `q` and the keep ratio; counts its calls, and gives up where they do not end."""
+    """Losses by the weight of `q` and the keep ratio; counts its calls, and gives up where they do not end.
 
-    def __init__(self, loss: Callable[[float, float], float]) -> None:
-        self.loss = loss
+    All images lose the same, but for what `differences (images,)` adds to them for each unit of the weight.
+    """
+
+    def __init__(self, loss: Callable[[float, float], float], differences: Tensor | None = None) -> None:
+        self.loss, self.differences = loss, torch.zeros(8) if differences is None else differences
         self.calls: list[tuple[dict[str, float], float]] = []
 
-    def __call__(self, weights: Mapping[str, float], keep_ratio: float) -> tuple[float, float]:
+    def __call__(self, weights: Mapping[str, float], keep_ratio: float) -> tuple[float, Tensor]:
         self.calls.append((dict(weights), keep_ratio))
         assert len(self.calls) < 100, "the search does not end"
-        return (1 - keep_ratio) ** 3, self.loss(weights.get("q", 1.0), keep_ratio)
+        weight = weights.get("q", 1.0)
+        return (1 - keep_ratio) ** 3, self.loss(weight, keep_ratio) + weight * self.differences.double()
 
 
 def bowl(best: float) -> Callable[[float, float], float]:
@@ -84,9 +90,19 @@ def test_prior_stays_where_weights_make_no_difference() -> None:
     assert len(measure.calls) <= 6
 
 
-def test_gain_within_the_noise_is_not_taken() -> None:
+def test_small_gain_is_not_taken() -> None:
     measure = Measure(lambda weight, ratio: (1 - ratio) ** 2 * (1 - 0.005 * math.log2(weight)))
     assert fit_scaling(measure, ROLES, True, 0.1).weights["q"] == PRIOR_WEIGHT
+
+
+@pytest.mark.parametrize(("images", "best"), [(10, PRIOR_WEIGHT), (4000, 8.0)])
+def test_gain_within_the_noise_of_the_images_is_not_taken(images: int, best: float) -> None:
+    differences = torch.tensor([0.2, -0.2]).repeat(images // 2)
+    assert fit_scaling(Measure(bowl(8.0), differences), ROLES, True, 0.1).weights["q"] == best
+
+
+def test_one_image_alone_moves_no_weight() -> None:
+    assert fit_scaling(Measure(bowl(8.0), torch.zeros(1)), ROLES, True, 0.1).weights["q"] == PRIOR_WEIGHT
 
 
 @pytest.mark.parametrize("loss", [0.0, math.nan, math.inf])

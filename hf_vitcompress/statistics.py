@@ -266,12 +266,14 @@ class Statistics:
             return
         seen = gather_objects(accelerator, self.images)
         owner = next((process for process, images in enumerate(seen) if images), 0)
-        for moment in (*self.inputs.values(), *self.outputs.values()):
-            moment.reshift(from_owner(accelerator, moment.shift, owner))
-            sum_in_place(accelerator, [t for t in (moment.weight, moment.first, moment.second) if t is not None])
-        for gradient in self.gradients.values():
+        # In the order of their names, since those read from a file come in another one.
+        for moments in (self.inputs, self.outputs):
+            for _, moment in sorted(moments.items()):
+                moment.reshift(from_owner(accelerator, moment.shift, owner))
+                sum_in_place(accelerator, [t for t in (moment.weight, moment.first, moment.second) if t is not None])
+        for _, gradient in sorted(self.gradients.items()):
             sum_in_place(accelerator, [gradient.count, gradient.second])
-        names = list(self.inputs)
+        names = sorted(self.inputs)
         counts = [self.images, self.bad_images, *(self.tokens.get(name, 0) for name in names)]
         images, bad_images, *tokens = (round(count) for count in sum_numbers(accelerator, counts))
         self.images, self.bad_images = images, bad_images

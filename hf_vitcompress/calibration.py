@@ -22,7 +22,7 @@ from .data import ImageSource
 from .distribution import from_main, local_work, new_accelerator, own_share
 from .errors import CalibrationError, CalibrationWarning
 from .families import LayerInfo
-from .modes import evaluation_mode, resolve_precision
+from .modes import autocast, evaluation_mode, resolve_precision
 from .observation import Observer
 from .statistics import GradientMoment, Moment, Statistics
 
@@ -175,18 +175,16 @@ def _observe_batch(
     generator: torch.Generator,
 ) -> None:
     dtype = next(model.parameters()).dtype
-    autocast = torch.autocast(
-        pixel_values.device.type, torch.bfloat16, enabled=settings["precision"] == "bfloat16" and dtype == torch.float32
-    )
+    precision = settings["precision"] if dtype == torch.float32 else "float32"  # else the weights' own
     pixel_values = pixel_values.to(dtype)
     if not config.needs_gradients:
-        with torch.no_grad(), autocast:
+        with torch.no_grad(), autocast(pixel_values.device, precision):
             model(pixel_values=pixel_values)
         observer.finish_batch()
         return
     pixel_values.requires_grad_(True)
     with torch.enable_grad():
-        with autocast:
+        with autocast(pixel_values.device, precision):
             outputs = model(pixel_values=pixel_values)
         losses = probe_losses(outputs, config.fisher_probes, generator)
         for probe, loss in enumerate(losses, start=1):

@@ -35,7 +35,7 @@ from .evaluation import divergence, output_of
 from .families import block_names
 from .measuring import Reference
 from .modeling_factored import FactoredLinear
-from .modes import evaluation_mode, resolve_precision
+from .modes import autocast, evaluation_mode, resolve_precision
 from .report import CompensationPoint
 from .taps import Tap
 
@@ -240,9 +240,9 @@ class Distillation:
         config, device = self.config, self.student.device
         pixel_values = augment(batch.pixel_values, draws, config.augmentation, config.crop).to(device)
         # Taps, because hooks of `output_hidden_states` would stay on both models.
-        with torch.no_grad(), self._autocast(), Tap(self.dense, self.compared) as dense_tap:
+        with torch.no_grad(), autocast(device, self.precision), Tap(self.dense, self.compared) as dense_tap:
             taught = self.dense(pixel_values=pixel_values.to(self.dense.dtype))
-        with self._autocast(), Tap(self.student, self.compared) as tap:
+        with autocast(device, self.precision), Tap(self.student, self.compared) as tap:
             learnt = self.student(pixel_values=pixel_values)
         target, output = output_of(taught).float(), output_of(learnt).float()
         if self.reference.classes:
@@ -281,10 +281,6 @@ class Distillation:
         plain = {**vars(state), "points": [asdict(point) for point in state.points]}
         parameters = {name: parameter.detach() for name, parameter in self.trained.items()}
         checkpoint.save({"state": plain, "parameters": parameters, "optimizer": self.optimizer.state_dict()})
-
-    def _autocast(self) -> torch.autocast:
-        device = self.student.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
 def feature_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

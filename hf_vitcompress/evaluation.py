@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from .data import Batch, ImageSource
 from .distribution import gather_objects, gather_rows, local_work, new_accelerator, own_share, sum_numbers
 from .errors import DataError
-from .modes import resolve_precision
+from .modes import autocast, resolve_precision
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -102,10 +102,7 @@ def model_outputs(
     model.eval()
     try:
         for batch in batches:
-            with (
-                torch.inference_mode(),
-                torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-            ):
+            with torch.inference_mode(), autocast(model.device, precision):
                 result = model(pixel_values=batch.pixel_values.to(model.device, model.dtype))
             outputs.append(output_of(result).float().cpu())
             if batch.labels is not None:

@@ -27,6 +27,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "float32"
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Forward passes in bfloat16 where `precision` says so; weights stay as they are."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 @contextlib.contextmanager
 def fast_products(device: torch.device, wanted: bool) -> Iterator[None]:
     """Where `wanted`, float32 products on a CPU take their numbers as bfloat16 and add in float32."""

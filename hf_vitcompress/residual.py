@@ -192,7 +192,7 @@ class ResidualCompensation:
 
     def _first_inputs(self) -> tuple[BlockStream, BlockStream]:
         """Both models' inputs of the first block, for this process's images, as far as they fit."""
-        streams = BlockStream(self._autocast), BlockStream(self._autocast)
+        streams = BlockStream(self.precision), BlockStream(self.precision)
         room = self.config.cache_megabytes * 1_000_000
         first = next(iter(self.blocks))
         count = self.images.batch_count(self.config.batch_size)
@@ -251,7 +251,3 @@ class ResidualCompensation:
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
         self.student.get_submodule(name).load_state_dict(tensors)
-
-    def _autocast(self) -> torch.autocast:
-        device = self.student.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")

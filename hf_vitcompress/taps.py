@@ -4,10 +4,11 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
+
+from .modes import autocast
 
 
 class Tap:
@@ -51,8 +52,8 @@ class _Reached(Exception):  # noqa: N818 (no error)
 class BlockStream:
     """One model's inputs of one block, for all images of this process."""
 
-    def __init__(self, autocast: Callable[[], torch.autocast]) -> None:
-        self.autocast = autocast
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
         self.hidden: list[Tensor] = []
         self.rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -75,7 +76,7 @@ class BlockStream:
 
         handle = model.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
         try:
-            with contextlib.suppress(_Reached), self.autocast():
+            with contextlib.suppress(_Reached), autocast(model.device, self.precision):
                 model(pixel_values=pixel_values.to(model.device, model.dtype))
         finally:
             handle.remove()
@@ -83,7 +84,7 @@ class BlockStream:
     def run(self, block: nn.Module, index: int) -> Tensor:
         """The block's output (n, tokens, d) for one batch."""
         arguments, named = self.rest[index]
-        with self.autocast():
+        with autocast(self.hidden[index].device, self.precision):
             output = block(self.hidden[index], *arguments, **named)
         return first_of(output)
 

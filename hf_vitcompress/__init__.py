@@ -10,33 +10,43 @@ from .modeling_factored import FactoredLinear, register
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .callbacks import CompressionCallback, CompressionMetricsCallback, ProgressiveCompressionCallback
     from .compressor import ViTCompressor
     from .config import CompressionConfig
+    from .densification import to_dense
     from .evaluation import Evaluation, evaluate_model
     from .planning import CompressionPlan
     from .report import CompressionReport
     from .statistics import Statistics
 
 _HOME = {
+    "CompressionCallback": "callbacks",
     "CompressionConfig": "config",
+    "CompressionMetricsCallback": "callbacks",
     "CompressionPlan": "planning",
     "CompressionReport": "report",
     "Evaluation": "evaluation",
+    "ProgressiveCompressionCallback": "callbacks",
     "Statistics": "statistics",
     "ViTCompressor": "compressor",
     "evaluate_model": "evaluation",
+    "to_dense": "densification",
 }
 
 __all__ = [
+    "CompressionCallback",
     "CompressionConfig",
+    "CompressionMetricsCallback",
     "CompressionPlan",
     "CompressionReport",
     "Evaluation",
     "FactoredLinear",
+    "ProgressiveCompressionCallback",
     "Statistics",
     "ViTCompressor",
     "__version__",
     "evaluate_model",
+    "to_dense",
 ]
 
 

@@ -1,28 +1,36 @@
-"""A dense model, its factorizations and a plan → a factored model."""
+"""A dense model, its parts and a plan → a factored model."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 
-import torch
-from accelerate import init_empty_weights
+from accelerate import Accelerator, init_empty_weights
 from transformers import PreTrainedModel
 
-from .factorization import Factorization
-from .families import constructor_options, linear_layer
+from .distribution import from_owner
+from .families import constructor_options
 from .modeling_factored import factored_config_class, factored_model_class
+from .parts import Part
 from .planning import CompressionPlan
 
 
 def build_model(
-    model: PreTrainedModel, plan: CompressionPlan, factorizations: Mapping[str, Factorization]
+    model: PreTrainedModel,
+    plan: CompressionPlan,
+    parts: Iterable[Part],
+    accelerator: Accelerator | None = None,
+    share_memory: bool = False,
 ) -> PreTrainedModel:
-    """The `Factored…` counterpart of `model` with the plan's layers factored.
+    """The `Factored…` counterpart of `model` with the plan's shapes.
 
-    It shares no memory with `model` and has its device, dtype, mode and attention implementation. Only the parts that
-    stay dense are copied.
+    It has the device, dtype, mode and attention implementation of `model`.
+
+    Args:
+        parts: solved, those of the plan among them.
+        accelerator: several processes get the main one's tensors.
+        share_memory: whether what stays dense is the same memory as in `model`, for a model that is only looked at, or
+            a copy of it.
     """
     values = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
-    values["compression"] = {"layers": {name: {"rank": rank} for name, rank in plan.ranks.items()}}
+    values["compression"] = {"layers": {name: dict(shape) for name, shape in plan.layers.items()}}
     config = factored_config_class(model.config.model_type).from_dict(values)
     with init_empty_weights(include_buffers=False):
         small = factored_model_class(type(model))._from_config(
@@ -31,48 +39,14 @@ def build_model(
             dtype=model.dtype,
             **constructor_options(model),
         )
-    state = {
-        name: tensor.detach().clone()
-        for name, tensor in model.state_dict().items()
-        if name.rpartition(".")[0] not in plan.ranks
-    }
-    for name, rank in plan.ranks.items():
-        linear = linear_layer(model, name)
-        up, down = factorizations[name].factors(rank)
-        bias = factorizations[name].corrected_bias(linear.weight.detach(), linear.bias, rank)
-        tensors = {"up.weight": up, "down.weight": down, "up.bias": bias}
-        state |= {
-            f"{name}.{key}": tensor.detach().to(linear.weight.dtype, copy=True).contiguous()
-            for key, tensor in tensors.items()
-            if tensor is not None
-        }
+    state = {}
+    for part in parts:
+        for name, tensor in part.tensors(plan.shapes_of(part)).items():
+            own = tensor.detach().to(device=model.device, dtype=model.dtype, copy=True).contiguous()
+            state[name] = own if accelerator is None else from_owner(accelerator, own, 0)
+    new = small.state_dict().keys() - state.keys()
+    for name, tensor in model.state_dict().items():
+        if name in new:
+            state[name] = tensor.detach() if share_memory else tensor.detach().clone()
     small.load_state_dict(state, assign=True)
     return small.to(model.device).train(model.training)
-
-
-@contextlib.contextmanager
-def approximated(
-    model: PreTrainedModel, ranks: Mapping[str, int], factorizations: Mapping[str, Factorization]
-) -> Iterator[None]:
-    """Within the block, the layers named by `ranks` compute with their low-rank weight; undone afterwards.
-
-    Costs the memory of those layers' dense weights, and no time in the forward pass compared with the dense model.
-    """
-    saved = {}
-    try:
-        with torch.no_grad():
-            for name, rank in ranks.items():
-                linear = linear_layer(model, name)
-                saved[name] = (linear.weight.data, None if linear.bias is None else linear.bias.data)
-                up, down = factorizations[name].factors(rank)
-                bias = factorizations[name].corrected_bias(linear.weight.data, saved[name][1], rank)
-                linear.weight.data = (up @ down).to(linear.weight.dtype)
-                if bias is not None:
-                    linear.bias.data = bias.to(linear.weight.dtype)
-        yield
-    finally:
-        for name, (weight, bias) in saved.items():
-            linear = linear_layer(model, name)
-            linear.weight.data = weight
-            if bias is not None:
-                linear.bias.data = bias

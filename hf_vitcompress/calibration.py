@@ -21,7 +21,7 @@ from .config import CompressionConfig
 from .data import ImageSource
 from .distribution import from_main, local_work, new_accelerator, own_share
 from .errors import CalibrationError, CalibrationWarning
-from .families import LayerInfo
+from .families import LayerInfo, feature_pairs
 from .modes import autocast, evaluation_mode, resolve_precision
 from .observation import Observer
 from .statistics import GradientMoment, Moment, Statistics
@@ -61,6 +61,7 @@ def calibrate(
     settings = {name: getattr(config, name) for name in _RELEVANT}
     settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
     settings["precision"] = resolve_precision(config.precision, model.device)
+    settings["prunable_inputs"] = [second.name for _, second in feature_pairs(layers, config)]
     statistics = Statistics(settings=settings, fingerprint=fingerprint(model))
     with local_work(accelerator, "Reading the checkpoint"):
         if accelerator.is_main_process and checkpoint is not None and Path(checkpoint).is_file():
@@ -69,10 +70,10 @@ def calibrate(
         _allocate(statistics, layers, config, model.device)
     # The other processes may not see the main one's files.
     statistics.sum_over_processes(accelerator)
-    statistics.scaling, statistics.timing = from_main(accelerator, (statistics.scaling, statistics.timing))
+    statistics.scalings, statistics.timing = from_main(accelerator, (statistics.scalings, statistics.timing))
 
     done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
-    observer = Observer(statistics, layers, config)
+    observer = Observer(statistics, layers, config, len(images))
     bar = tqdm(
         total=len(images),
         initial=statistics.images + statistics.bad_images,
@@ -196,15 +197,17 @@ def _allocate(
     statistics: Statistics, layers: Sequence[LayerInfo], config: CompressionConfig, device: torch.device
 ) -> None:
     full = config.metric in ("activation", "fisher")
+    paired = {layer.name for pair in feature_pairs(layers, config) for layer in pair}
     for layer in layers:
-        wide_input = layer.in_features > layer.out_features
+        narrow_input = layer.in_features <= layer.out_features or layer.name in paired
         if layer.input_name not in statistics.inputs:
-            order = 2 if full and not wide_input else 1 if config.metric == "diagonal" else 0
+            order = 2 if full and narrow_input else 1 if config.metric == "diagonal" else 0
             statistics.inputs[layer.input_name] = Moment.empty(layer.in_features, order, device)
-        if full and wide_input:
+        if full and not narrow_input:
             statistics.outputs[layer.name] = Moment.empty(layer.out_features, 2, device)
         if config.needs_gradients:
-            shape = (layer.full_rank,) * 2 if config.metric == "fisher" else (layer.out_features,)
+            size = layer.out_features if layer.name in paired else layer.full_rank
+            shape = (size, size) if config.metric == "fisher" else (layer.out_features,)
             statistics.gradients[layer.name] = GradientMoment.empty(shape, device)
 
 
@@ -239,6 +242,8 @@ def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> 
 def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
     saved = Statistics.load(checkpoint)
     differing = [name for name, value in fresh.settings.items() if saved.settings.get(name) != value]
+    if set(fresh.settings["prunable_inputs"]) <= set(saved.settings.get("prunable_inputs", [])):
+        differing = [name for name in differing if name != "prunable_inputs"]  # it knows more than is asked
     if saved.fingerprint != fresh.fingerprint:
         differing.insert(0, "model")
     if differing:

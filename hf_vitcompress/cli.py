@@ -164,12 +164,12 @@ def inspect_model(
     config: CompressionConfig,
     data: Data = None,
     statistics: StatisticsFile = None,
-    figure: Annotated[Path | None, typer.Option(help="PNG of loss over budgets and ranks by layer.")] = Path(
-        "inspection.png"
-    ),
+    figure: Annotated[
+        Path | None, typer.Option(help="PNG of loss over budgets and of what is left of each part.")
+    ] = Path("inspection.png"),
     quiet: Quiet = False,
 ) -> None:
-    """Show the loss to expect over budgets and by layer, from one calibration, without compressing.
+    """Show the loss to expect over budgets and by part, from one calibration, without compressing.
 
     Example: vitcompress inspect my-vit --data photos/ --statistics my-vit.safetensors
     """
@@ -188,24 +188,24 @@ def inspect_model(
     if not compressor.accelerator.is_main_process:
         return
     prepared = compressor.prepare(dense, known)
-    layers, curve = prepared.layer_reports(plan), prepared.budget_curve(config)
+    parts, curve = prepared.part_reports(plan), prepared.budget_curve(config)
     console = Console()
     rows = [(f"{ratio:.2f}", f"{loss:.4f}") for ratio, loss in curve]
     console.print(table(("keep ratio", "predicted KL"), rows, title="over budgets"))
-    by_layer = [
+    by_part = [
         (
-            layer.name,
-            str(layer.rank or "dense"),
-            f"{layer.parameters / layer.dense_parameters:.0%}",
-            "" if layer.predicted_loss is None else f"{layer.predicted_loss:.2e}",
+            part.name,
+            part.kept,
+            f"{part.parameters / part.dense_parameters:.0%}",
+            "" if part.predicted_loss is None else f"{part.predicted_loss:.2e}",
         )
-        for layer in layers
+        for part in parts
     ]
     title = f"{type(dense).__name__} at keep ratio {plan.keep_ratio:.3f}"
-    console.print(table(("layer", "rank", "kept", "predicted KL"), by_layer, title=title))
+    console.print(table(("part", "what is left", "kept", "predicted KL"), by_part, title=title))
     if figure is not None:
         point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
-        save_figure(compression_figure(title, layers, curve, point), figure)
+        save_figure(compression_figure(title, parts, curve, point), figure)
         console.print(f"figure in {figure}")
 
 

@@ -135,7 +135,7 @@ class Compensator:
         return points + [dataclasses.replace(point, seconds=point.seconds + spent) for point in later]
 
     def _stage(self, stage: str, plan: CompressionPlan, share: float) -> Checkpoint:
-        return self.checkpoint_for(stage, plan.ranks) if share == 1.0 else Checkpoint(None, self.accelerator)
+        return self.checkpoint_for(stage, plan.layers) if share == 1.0 else Checkpoint(None, self.accelerator)
 
     def checkpoint_for(self, stage: str, *depends_on: Any) -> Checkpoint:
         """Named after all that the result of a stage depends on, so that no other run goes on with it."""

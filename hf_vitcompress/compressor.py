@@ -1,12 +1,14 @@
 """The order of work: calibrate, plan, build, compensate, report. No mathematics here."""
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .building import build_model
@@ -40,6 +42,8 @@ class ViTCompressor:
         progress: whether to show progress bars.
         accelerator: chooses the device and, under `accelerate launch`, shares the work with the other processes,
             which all end with the same model; by default a new one.
+        importance: for `selector="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the name
+            of that layer.
 
     Attributes:
         report: of the last compression, `None` before the first.
@@ -58,9 +62,11 @@ class ViTCompressor:
         image_processor: Any = None,
         progress: bool = True,
         accelerator: Accelerator | None = None,
+        importance: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config or CompressionConfig()
         self.image_processor = image_processor
+        self.importance = importance
         self._own_processor = image_processor is not None
         self._processor_of: PreTrainedModel | None = None
         self.accelerator = accelerator or new_accelerator()
@@ -89,7 +95,7 @@ class ViTCompressor:
                 for `label_weight`. Not needed with `statistics`, unless there is compensation.
             validation: images to search `max_accuracy_drop` on; by default `validation_images` of `images`.
             statistics: of an earlier calibration of this model.
-            plan: ranks to use instead of planning, for instance edited by hand.
+            plan: shapes to use instead of planning, for instance edited by hand.
             checkpoint: file that lets an interrupted calibration go on; those of an interrupted compensation are
                 named after it, see `checkpoints`.
 
@@ -112,7 +118,7 @@ class ViTCompressor:
             plan = self.plan(dense, statistics, held_out, source, checkpoint)
         else:
             prepared = self.prepare(dense, statistics)
-            plan.check(prepared.layers)
+            plan.check(prepared.parts)
             plan = prepared.completed(plan, self.config)
         small = self.build(dense, statistics, plan)
         if self.config.compensation != "none":
@@ -133,12 +139,13 @@ class ViTCompressor:
         self.statistics = calibrate(
             dense, layers, source, config, self.image_processor, checkpoint, self.progress, self.accelerator
         )
-        if config.correct_curves and self.statistics.scaling is None:
+        if config.correct_curves and config.method not in self.statistics.scalings:
             with self._timed("measure"):
                 prepared = self.prepare(dense, self.statistics)
                 images = source.select(range(min(config.measuring_images, len(source))))
                 reference = Reference.of(dense, images, self.image_processor, config, self.accelerator)
-                self.statistics.scaling = measure_scaling(prepared, reference, config, self.progress)
+                scaling = measure_scaling(prepared, reference, config, self.progress)
+                self.statistics.scalings[config.method] = scaling
             self.statistics.timing["measure"] = self.seconds["measure"]
         if checkpoint is not None:
             with local_work(self.accelerator, "Writing the checkpoint"):
@@ -153,10 +160,13 @@ class ViTCompressor:
         kept = self._prepared
         if kept is None or kept[0] is not model or kept[1] is not statistics or kept[2] != config:
             with self._timed("factorize"):
-                prepared = prepare_model(model, statistics, self.config, self.progress, self.accelerator)
+                prepared = prepare_model(
+                    model, statistics, self.config, self.progress, self.accelerator, self.importance
+                )
             self._prepared = kept = (model, statistics, config, prepared)
         prepared = kept[3]
-        prepared.scaling = statistics.scaling or CurveScaling()
+        prior = CurveScaling.prior(prepared.roles if self.config.metric == "fisher" else ())
+        prepared.scaling = statistics.scalings.get(self.config.method, prior)
         return prepared
 
     def plan(
@@ -197,9 +207,9 @@ class ViTCompressor:
             drops: dict[str, float] = kept.load() or {}
 
             def drop_of(candidate: CompressionPlan) -> float:
-                key = str(sorted(candidate.ranks.items()))
+                key = json.dumps(candidate.layers, sort_keys=True)
                 if key not in drops:
-                    student = build_model(dense, candidate, prepared.factorizations)
+                    student = build_model(dense, candidate, prepared.parts, self.accelerator)
                     compensator.run(student, candidate, share=TRIAL_SHARE)
                     drops[key] = reference.drop_of(student)
                     kept.save(drops)
@@ -214,9 +224,9 @@ class ViTCompressor:
         """The factored model of a plan, with its report in `self.report`."""
         dense = self.load(model)
         prepared = self.prepare(dense, statistics)
-        plan.check(prepared.layers)
+        plan.check(prepared.parts)
         with self._timed("build"):
-            small = build_model(dense, plan, prepared.factorizations)
+            small = build_model(dense, plan, prepared.parts, self.accelerator)
         self.report = self._report(prepared, statistics, plan, small)
         record = CompressionRecord(self.config, plan, self.report)
         small.companions = [record] if self.image_processor is None else [record, self.image_processor]  # type: ignore[assignment]
@@ -290,7 +300,7 @@ class ViTCompressor:
             model=type(small).__name__,
             dense=prepared.costs,
             compressed=count_costs(small),
-            layers=prepared.layer_reports(plan),
+            parts=prepared.part_reports(plan),
             predicted_loss=plan.predicted_loss,
             calibration_images=statistics.images,
             bad_images=statistics.bad_images,

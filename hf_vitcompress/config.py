@@ -18,6 +18,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 OnBadImage = Literal["skip", "error"]
 Compensation = Literal["none", "residual", "distill", "both"]
 Optimizer = Literal["adamw", "preconditioned"]
+AttentionMethod = Literal["joint", "low_rank", "prune", "none"]
+MlpMethod = Literal["auto", "low_rank", "prune", "none"]
+Selector = Literal["fisher", "magnitude", "gates"]
 
 BUDGETS = ("keep_ratio", "max_params", "max_macs", "max_accuracy_drop")
 DEFAULT_KEEP_RATIO = 0.5
@@ -40,14 +43,23 @@ class CompressionConfig:
             columns scaled by the inputs' standard deviation; `"activation"`: the layer's output error
             (arXiv 2402.06004); `"row_fisher"`: rows scaled by gradient power (arXiv 2207.00112); `"fisher"`:
             Kronecker-factored Fisher, the predicted loss increase itself.
-        allocation: `"greedy"`: ranks differ by layer, each block of ranks goes where it buys most; `"uniform"`: every
-            layer keeps the same share of its parameters.
+        attention: how attention is compressed. `"joint"`: queries and keys share one `down`, each head's values lose
+            the directions that its output needs least, and what is left of `v` and `o` may be factored; `"low_rank"`:
+            each of q, k, v and o by itself; `"prune"`: whole heads; `"none"`: not at all.
+        mlp: how feed-forward layers are compressed. `"auto"`: per block the cheapest of dense, factored, pruned, pruned
+            and factored; `"low_rank"`, `"prune"` or `"none"`: only that.
+        selector: which neurons and heads go first. `"fisher"`: those that raise the predicted loss least, in closed
+            form; `"magnitude"`: those of the smallest weights; `"gates"`: those of the smallest learned scores
+            (arXiv 2104.08500).
+        repair: solve the layer behind pruned neurons or heads again for the inputs that are left, by least squares.
+        allocation: `"greedy"`: shapes differ by layer, each step goes where it buys most; `"uniform"`: every part keeps
+            the same share of its parameters.
         correct_bias: move the mean of each layer's error into its bias.
         correct_curves: correct predicted losses by losses measured on `measuring_images`.
         token_weighting: in [0, 1], how far input moments weight tokens by the squared norm of the loss gradient at
             the layer's input; 0 weights all tokens alike. Only for `metric="fisher"`.
         damping: added to the eigenvalues of a metric before its inverse square root, relative to the largest one.
-        rank_multiple: ranks are multiples of this; 8 suits most hardware.
+        rank_multiple: ranks and widths are multiples of this; 8 suits most hardware.
         target_modules: patterns of layers to compress (`*`, `?`; any dotted tail of the name matches); `None`: all.
         skip_modules: patterns of layers to leave dense.
         num_images: calibration images to use at most; `None`: all.
@@ -87,6 +99,10 @@ class CompressionConfig:
     max_accuracy_drop: float | None = None
 
     metric: Metric = "fisher"
+    attention: AttentionMethod = "joint"
+    mlp: MlpMethod = "auto"
+    selector: Selector = "fisher"
+    repair: bool = True
     allocation: Allocation = "greedy"
     correct_bias: bool = True
     correct_curves: bool = True
@@ -157,6 +173,12 @@ class CompressionConfig:
         return next(name for name in BUDGETS if getattr(self, name) is not None)
 
     @property
+    def method(self) -> str:
+        """What predicted losses are corrected for: the same errors mean other losses for other ways to compress."""
+        repair = "repaired" if self.repair else "cut"
+        return f"{self.metric}/{self.allocation}/{self.attention}/{self.mlp}/{self.selector}/{repair}"
+
+    @property
     def distills(self) -> bool:
         return self.compensation in ("distill", "both")
 
@@ -179,7 +201,7 @@ class CompressionConfig:
         `"default"`: this package's own. `"svd"`: truncated SVD of the weights, one share for all layers.
         `"fwsvd"`: Hsu et al., arXiv 2207.00112. `"svd_llm"`: Wang et al., arXiv 2403.07378 (truncation-aware
         whitening). `"azizi2024"`: Azizi et al., arXiv 2402.06004 (activation-aware, mixed ranks by energy,
-        residual tensors).
+        residual tensors). `"low_rank"`: this package's metric, but nothing is pruned or shared.
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"Unknown preset {name!r}.{_suggestion(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
@@ -231,12 +253,16 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     return values
 
 
+_LOW_RANK = {"attention": "low_rank", "mlp": "low_rank"}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "svd": {"metric": "weight", "allocation": "uniform", "correct_bias": False},
-    "fwsvd": {"metric": "row_fisher", "allocation": "uniform", "correct_bias": False},
-    "svd_llm": {"metric": "activation", "allocation": "uniform", "correct_bias": False},
+    "low_rank": _LOW_RANK,
+    "svd": {**_LOW_RANK, "metric": "weight", "allocation": "uniform", "correct_bias": False},
+    "fwsvd": {**_LOW_RANK, "metric": "row_fisher", "allocation": "uniform", "correct_bias": False},
+    "svd_llm": {**_LOW_RANK, "metric": "activation", "allocation": "uniform", "correct_bias": False},
     "azizi2024": {
+        **_LOW_RANK,
         "metric": "activation",
         "allocation": "greedy",
         "correct_bias": False,

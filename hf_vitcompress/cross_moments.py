@@ -1,6 +1,5 @@
 """What a compressed layer reads against what the dense one had: the moments that residual tensors are solved from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .distribution import local_work, sum_in_place
+from .distribution import from_owner, local_work, sum_in_place
 from .errors import CompensationError
 from .families import LayerInfo, linear_layer
 from .observation import add_product
@@ -17,13 +16,14 @@ from .taps import BlockStream, Tap
 
 @dataclass
 class CrossMoments:
-    """Second moments of a compressed layer's input `x̂` with itself and with what the dense layer had, centred.
+    """Second moments of the input `x̂` of compressed layers with itself and with what the dense ones had, centred.
 
     Attributes:
-        input_mean: E[x̂] (in,) float64.
-        covariance: of x̂, (in, in) float64.
-        target_mean: (t,) float64; the target is `W x` (t = out), or `x` (t = in) for a layer with in < out.
-        cross: covariance of the target and x̂, (t, in) float64.
+        input_mean: E[x̂] (in',) float64.
+        covariance: of x̂, (in', in') float64.
+        target_mean: (t,) float64; the target is the dense input `x` (t = in), or `W x` (t = out) of a layer with
+            out < in.
+        cross: covariance of the target and x̂, (t, in') float64.
     """
 
     input_mean: Tensor
@@ -40,76 +40,85 @@ class CrossMoments:
             self.cross + torch.outer(self.target_mean, self.input_mean),
         )
 
+    def through(self, weight: Tensor) -> "CrossMoments":
+        """With `weight x` as the target."""
+        return CrossMoments(self.input_mean, self.covariance, weight @ self.target_mean, weight @ self.cross)
+
+
+def targets_output(layer: LayerInfo) -> bool:
+    """Whether the target is the layer's output, which is smaller, and not its input."""
+    return layer.out_features < layer.in_features
+
 
 def collect_cross_moments(
-    layers: Sequence[LayerInfo],
+    layer: LayerInfo,
+    reader: str,
     models: tuple[PreTrainedModel, PreTrainedModel],
     blocks: tuple[nn.Module, nn.Module],
     streams: tuple[BlockStream, BlockStream],
-    mean: Tensor,
     accelerator: Accelerator,
-) -> dict[str, CrossMoments]:
-    """By layer name, from one pass of the dense and the compressed block over their inputs, of all processes.
+) -> CrossMoments:
+    """From one pass of the dense and the compressed block over their inputs, of all processes.
 
     Args:
-        layers: of the block, reading the same input.
+        layer: one of those of the block that read the same input.
+        reader: the compressed model's module that reads it there.
         models, blocks, streams: the dense model's first, the compressed one's second.
-        mean: of the dense layers' input (in,), about which sums are taken, so that a large mean costs no precision.
 
     Raises:
         CompensationError: something is not finite.
     """
     dense, student = models
-    first_layer = layers[0].name
-    linears = {layer.name: linear_layer(dense, layer.name) for layer in layers}
-    narrow = {layer.name: layer.in_features < layer.out_features for layer in layers}
-    origins = {
-        name: mean if narrow[name] else linear.weight.detach().double() @ mean for name, linear in linears.items()
-    }
-    biases = {
-        name: 0.0 if narrow[name] or linear.bias is None else linear.bias.detach().double()
-        for name, linear in linears.items()
-    }
-    n, device = layers[0].in_features, student.device
-    count = torch.zeros(1, dtype=torch.float64, device=device)
-    first, second = torch.zeros(n, device=device), torch.zeros(n, n, device=device)
-    target_first = {name: torch.zeros(len(origin), device=device) for name, origin in origins.items()}
-    cross = {name: torch.zeros(len(origin), n, device=device) for name, origin in origins.items()}
+    linear = linear_layer(dense, layer.name)
+    bias = linear.bias.detach().float() if targets_output(layer) and linear.bias is not None else 0.0
+    sums: list[Tensor] = []
+    shifts: list[Tensor] = []
+    dense_tap, student_tap = Tap(dense, [layer.name]), Tap(student, [reader])
 
-    dense_tap, student_tap = Tap(dense, linears), Tap(student, [first_layer])
+    def batch(index: int) -> tuple[Tensor, Tensor, torch.dtype]:
+        """x̂ and the target of one batch (tokens, ·), float32."""
+        for block, stream in zip(blocks, streams, strict=True):
+            stream.run(block, index)
+        computed_in = dense_tap.outputs[layer.name].dtype
+        seen = (dense_tap.outputs if targets_output(layer) else dense_tap.inputs)[layer.name]
+        return (
+            _tokens(student_tap.inputs[reader], computed_in),
+            _tokens(seen, computed_in) - bias,
+            computed_in,
+        )
+
+    with local_work(accelerator, "Compensation"), dense_tap, student_tap:
+        x_hat, target, _ = batch(0)
+    # About a point near the mean, the same for all processes, so that a large mean costs no precision.
+    shifts = [from_owner(accelerator, part.mean(0), 0) for part in (x_hat, target)]
+    n, t, device = x_hat.shape[1], target.shape[1], student.device
+    sums = [torch.zeros(size, device=device) for size in (n, t)]
+    second, cross = torch.zeros(n, n, device=device), torch.zeros(t, n, device=device)
+    count = torch.zeros(1, dtype=torch.float64, device=device)
     with local_work(accelerator, "Compensation"), dense_tap, student_tap:
         for index in range(len(streams[0].hidden)):
-            for block, stream in zip(blocks, streams, strict=True):
-                stream.run(block, index)
-            computed_in = student_tap.outputs[first_layer].dtype
-            x_hat = _tokens(student_tap.inputs[first_layer], computed_in) - mean.float()
+            x_hat, target, computed_in = batch(index)
+            x_hat, target = x_hat - shifts[0], target - shifts[1]
             count += len(x_hat)
-            first += x_hat.sum(0)
+            sums[0] += x_hat.sum(0)
+            sums[1] += target.sum(0)
             add_product(second, x_hat, x_hat, computed_in)
-            for name, origin in origins.items():
-                seen = dense_tap.inputs[name] if narrow[name] else dense_tap.outputs[name]
-                target = _tokens(seen, computed_in) - (origin + biases[name]).float()
-                target_first[name] += target.sum(0)
-                add_product(cross[name], target, x_hat, computed_in)
-    sum_in_place(accelerator, [count, first, second, *target_first.values(), *cross.values()])
-    shift = first.double() / count
-    covariance = second.double() / count - torch.outer(shift, shift)
-    if not all(torch.isfinite(moment).all() for moment in (covariance, *cross.values())):
+            add_product(cross, target, x_hat, computed_in)
+    sum_in_place(accelerator, [count, *sums, second, cross])
+    first, target_first = (total.double() / count for total in sums)
+    covariance = second.double() / count - torch.outer(first, first)
+    if not (torch.isfinite(covariance).all() and torch.isfinite(cross).all()):
         raise CompensationError(
-            f"What flows into {first_layer!r} in the compressed model, or through it in the dense one, holds NaN or "
-            "infinite values. Check the model's weights and the images, or compensate with "
+            f"What flows into {reader!r} in the compressed model, or through {layer.name!r} in the dense one, holds "
+            "NaN or infinite values. Check the model's weights and the images, or compensate with "
             'precision="float32".'
         )
-    result = {}
-    for name, origin in origins.items():
-        target_shift = target_first[name].double() / count
-        result[name] = CrossMoments(
-            input_mean=mean + shift,
-            covariance=(covariance + covariance.T) / 2,
-            target_mean=origin + target_shift,
-            cross=cross[name].double() / count - torch.outer(target_shift, shift),
-        )
-    return result
+    return CrossMoments(
+        input_mean=shifts[0].double() + first,
+        covariance=(covariance + covariance.T) / 2,
+        target_mean=shifts[1].double() + target_first,
+        cross=cross.double() / count - torch.outer(target_first, first),
+    )
 
 
 def _tokens(activations: Tensor, computed_in: torch.dtype) -> Tensor:

@@ -34,7 +34,7 @@ from .errors import CompensationError
 from .evaluation import divergence, output_of
 from .families import block_names
 from .measuring import Reference
-from .modeling_factored import FactoredLinear
+from .modeling_factored import compressed_modules
 from .modes import autocast, evaluation_mode, resolve_precision
 from .report import CompensationPoint
 from .taps import Tap
@@ -72,11 +72,13 @@ class State:
 
 
 def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """What compensation may change: factors, norms and biases, by name."""
+    """What compensation may change: the compressed layers, norms and biases, by name."""
+    compressed = set(compressed_modules(model.config.compression["layers"]))
     chosen = {}
     for module_name, module in model.named_modules():
-        inside = isinstance(module, FactoredLinear | nn.LayerNorm)
-        for name, parameter in module.named_parameters(prefix=module_name, recurse=isinstance(module, FactoredLinear)):
+        changed = module_name in compressed
+        inside = changed or isinstance(module, nn.LayerNorm)
+        for name, parameter in module.named_parameters(prefix=module_name, recurse=changed):
             if inside or name.rpartition(".")[2] == "bias":
                 chosen[name] = parameter
     return chosen

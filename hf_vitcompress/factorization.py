@@ -44,17 +44,6 @@ class Factorization:
     errors: Tensor
     mean: Tensor | None
 
-    @classmethod
-    def empty(cls, layer: LayerInfo, centered: bool, device: torch.device) -> "Factorization":
-        """Of the right shapes, to receive another process's result."""
-        n = layer.full_rank
-        return cls(
-            up=torch.empty(layer.out_features, n, device=device),
-            down=torch.empty(n, layer.in_features, device=device),
-            errors=torch.empty(n + 1, dtype=torch.float64, device=device),
-            mean=torch.empty(layer.in_features, dtype=torch.float64, device=device) if centered else None,
-        )
-
     @property
     def energy(self) -> float:
         return float(self.errors[0])
@@ -87,30 +76,65 @@ def factorize(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, confi
         metric's own units otherwise.
     """
     weight = linear.weight.detach().double()
+    narrow, wide = sides(layer, linear, statistics, config)
+    on_output = layer.out_features <= layer.in_features
+    up, down, errors = solve(weight, roots(narrow, config.damping), wide, on_output)
+    mean = statistics.inputs[layer.input_name].mean if is_centered(linear, config) else None
+    return Factorization(up.float(), down.float(), errors, mean)
+
+
+def is_centered(linear: nn.Linear, config: CompressionConfig) -> bool:
+    """Whether the bias takes up the mean of the error."""
+    return config.correct_bias and linear.bias is not None
+
+
+def sides(
+    layer: LayerInfo, linear: nn.Linear, statistics: Statistics, config: CompressionConfig
+) -> tuple[Tensor, Tensor]:
+    """`N` (n, n), or its diagonal, and `K` (n, n); see the module's text."""
+    weight = linear.weight.detach().double()
+    gradient = gradient_of(layer, statistics, config)
+    if layer.out_features <= layer.in_features:
+        wide = _carried_input(statistics, layer, linear, weight, config)
+        return output_metric(config.metric, gradient, layer, weight), wide
+    return input_metric(statistics, layer, linear, config), carried_gradient(config.metric, gradient, weight)
+
+
+def solve(
+    weight: Tensor, narrow_roots: tuple[Tensor, Tensor], wide: Tensor, on_output: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`up` (out, n), `down` (n, in) and the errors (n + 1,) at every rank, from the roots of `N` and from `K`.
+
+    Args:
+        on_output: whether `N` and `K` are (out, out), or else (in, in).
+    """
+    root, inverse_root = narrow_roots
+    eigenvalues, vectors = torch.linalg.eigh(root.T @ wide @ root)
+    vectors = vectors.flip(1)
+    errors = tail_sums(eigenvalues.flip(0).clamp_min(0) / 2)
+    if on_output:
+        return inverse_root.T @ vectors, vectors.T @ (root.T @ weight), errors
+    return weight @ (root @ vectors), vectors.T @ inverse_root, errors
+
+
+def error_curve(root: Tensor, wide: Tensor) -> Tensor:
+    """The errors alone."""
+    return tail_sums(torch.linalg.eigvalsh(root.T @ wide @ root).flip(0).clamp_min(0) / 2)
+
+
+def tail_sums(terms: Tensor) -> Tensor:
+    """(n,) → (n + 1,): what is lost if only the first 0 … n terms are kept."""
+    return torch.cat([terms.flip(0).cumsum(0).flip(0), terms.new_zeros(1)])
+
+
+def gradient_of(layer: LayerInfo, statistics: Statistics, config: CompressionConfig) -> GradientMoment | None:
     gradient = statistics.gradients.get(layer.name)
     if gradient is None and config.needs_gradients:
         raise CalibrationError(
             f"The statistics hold no gradients of {layer.name!r}, which metric={config.metric!r} needs. Calibrate with "
             "that metric."
         )
-    centered = config.correct_bias and linear.bias is not None
-    narrow_out = layer.out_features <= layer.in_features
-    if narrow_out:
-        narrow = output_metric(config.metric, gradient, layer, weight)
-        wide = _carried_input(config.metric, statistics, layer, linear, weight, centered)
-    else:
-        narrow = _input_side(config.metric, statistics, layer, weight, centered)
-        wide = carried_gradient(config.metric, gradient, weight)
-    root, inverse_root = roots(narrow, config.damping)
-    eigenvalues, vectors = torch.linalg.eigh(root.T @ wide @ root)
-    eigenvalues, vectors = eigenvalues.flip(0).clamp_min(0), vectors.flip(1)
-    if narrow_out:
-        up, down = inverse_root.T @ vectors, vectors.T @ (root.T @ weight)
-    else:
-        up, down = weight @ (root @ vectors), vectors.T @ inverse_root
-    tail = eigenvalues.flip(0).cumsum(0).flip(0) / 2
-    mean = statistics.inputs[layer.input_name].mean if centered else None
-    return Factorization(up.float(), down.float(), torch.cat([tail, tail.new_zeros(1)]), mean)
+    return gradient
 
 
 def output_metric(metric: Metric, gradient: GradientMoment | None, layer: LayerInfo, weight: Tensor) -> Tensor:
@@ -121,36 +145,43 @@ def output_metric(metric: Metric, gradient: GradientMoment | None, layer: LayerI
     return gradient.moment if metric == "fisher" else gradient.mean_square
 
 
-def _input_side(metric: Metric, statistics: Statistics, layer: LayerInfo, weight: Tensor, centered: bool) -> Tensor:
+def input_metric(statistics: Statistics, layer: LayerInfo, linear: nn.Linear, config: CompressionConfig) -> Tensor:
     """`M_in` (in, in), or its diagonal."""
-    moment = statistics.inputs[layer.input_name]
-    if metric in ("activation", "fisher"):
+    moment, centered = statistics.inputs[layer.input_name], is_centered(linear, config)
+    if config.metric in ("activation", "fisher"):
         return moment.covariance if centered else moment.moment
-    if metric == "diagonal":
+    if config.metric == "diagonal":
         return moment.variance if centered else moment.mean_square
-    return weight.new_ones(layer.in_features)
+    return linear.weight.new_ones(layer.in_features, dtype=torch.float64)
 
 
 def _carried_input(
-    metric: Metric, statistics: Statistics, layer: LayerInfo, linear: nn.Linear, weight: Tensor, centered: bool
+    statistics: Statistics, layer: LayerInfo, linear: nn.Linear, weight: Tensor, config: CompressionConfig
 ) -> Tensor:
-    """`W M_in Wᵀ` (out, out); for a wide input it is the covariance of the output, which was measured instead."""
+    """`W M_in Wᵀ` (out, out); for a wide input it may be the covariance of the output, which was measured instead."""
     output = statistics.outputs.get(layer.name)
-    if output is None or metric not in ("activation", "fisher"):
-        side = _input_side(metric, statistics, layer, weight, centered)
+    if output is None or config.metric not in ("activation", "fisher"):
+        side = input_metric(statistics, layer, linear, config)
         return weight @ side @ weight.T if side.dim() == 2 else (weight * side) @ weight.T
-    if centered:
+    if is_centered(linear, config):
         return output.covariance
     product_mean = output.mean if linear.bias is None else output.mean - linear.bias.detach().double()
     return output.covariance + torch.outer(product_mean, product_mean)
 
 
 def carried_gradient(metric: Metric, gradient: GradientMoment | None, weight: Tensor) -> Tensor:
-    """`Wᵀ M_out W` (in, in)."""
+    """`Wᵀ M_out W` (in, in); for a wide output it may be the moment of the gradient at the input."""
     if metric not in ("fisher", "row_fisher"):
         return weight.T @ weight
     assert gradient is not None
-    return gradient.moment if metric == "fisher" else weight.T @ (gradient.mean_square[:, None] * weight)
+    if metric == "row_fisher":
+        return weight.T @ (gradient.mean_square[:, None] * weight)
+    return gradient.moment if len(gradient.second) < len(weight) else weight.T @ gradient.moment @ weight
+
+
+def as_matrix(side: Tensor) -> Tensor:
+    """A metric's matrix from it or its diagonal."""
+    return torch.diag(side) if side.dim() == 1 else side
 
 
 def roots(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:

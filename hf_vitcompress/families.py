@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import nn
 from transformers import PreTrainedModel
 
+from .config import CompressionConfig
 from .errors import ConfigError, UnsupportedModelError
 from .modeling_factored import FACTORED_ARCHITECTURES, MODEL_TYPE_PREFIX
 
@@ -88,6 +89,31 @@ class LayerInfo:
     def full_rank(self) -> int:
         return min(self.in_features, self.out_features)
 
+    @property
+    def block_name(self) -> str:
+        """Module name of its block."""
+        return self.input_name.rpartition(".")[0]
+
+    @property
+    def parent(self) -> str:
+        """Name of the module it is a child of, for instance the attention."""
+        return self.name.rpartition(".")[0]
+
+
+def feature_pairs(layers: Iterable[LayerInfo], config: CompressionConfig) -> list[tuple[LayerInfo, LayerInfo]]:
+    """The (fc1, fc2) pairs whose hidden features `config` may prune."""
+    if config.mlp not in ("auto", "prune"):
+        return []
+    return [(roles["fc1"], roles["fc2"]) for roles in by_block(layers).values() if {"fc1", "fc2"} <= set(roles)]
+
+
+def by_block(layers: Iterable[LayerInfo]) -> dict[int, dict[Role, LayerInfo]]:
+    """Block → role → layer."""
+    blocks: dict[int, dict[Role, LayerInfo]] = {}
+    for layer in layers:
+        blocks.setdefault(layer.block, {})[layer.role] = layer
+    return blocks
+
 
 def linear_layer(model: PreTrainedModel, name: str) -> nn.Linear:
     """The linear layer of that module name."""
@@ -97,9 +123,22 @@ def linear_layer(model: PreTrainedModel, name: str) -> nn.Linear:
     return module
 
 
+def head_dim(model: PreTrainedModel, attention: str) -> int:
+    """Query, key and value features of one head of the attention module of that name."""
+    return int(model.get_submodule(attention).head_dim)  # type: ignore[arg-type]
+
+
+def has_standard_attention(model: PreTrainedModel, attention: str) -> bool:
+    """Whether in that module queries and keys may share a `down`, and values have a head dimension of their own."""
+    known = FACTORED_ARCHITECTURES[model.config.model_type].attention
+    return type(model.get_submodule(attention)).__name__ == known
+
+
 def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
     """Arguments of the constructor that the config does not know."""
-    accepted = inspect.signature(type(model).__init__).parameters
+    # A factored class passes on whatever its dense one accepts.
+    constructors = [vars(base)["__init__"] for base in type(model).__mro__ if "__init__" in vars(base)]
+    accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
     options: dict[str, Any] = {}
     if "add_pooling_layer" in accepted:
         options["add_pooling_layer"] = getattr(model, "pooler", None) is not None

@@ -1,4 +1,4 @@
-"""Measured losses of planned models, without building them: for correcting curves and for searching a budget."""
+"""Measured losses of planned models: for correcting predicted ones and for searching a budget."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .building import approximated
+from .building import build_model
 from .config import CompressionConfig
 from .data import Batch, ImageSource
 from .distribution import gather_rows, local_work, mean_over_processes, new_accelerator, own_share, sum_numbers
@@ -89,17 +89,20 @@ def measure_scaling(
 
     def measure(weights: Mapping[str, float], keep_ratio: float) -> tuple[float, Tensor]:
         plan = prepared.plan(config.with_budget(keep_ratio=keep_ratio), weights, exact=False)
-        with approximated(prepared.model, plan.ranks, prepared.factorizations):
-            measured = reference.losses_of(prepared.model)
+        measured = reference.losses_of(_trial(prepared, plan, reference.accelerator))
         bar.update()
         return prepared.predicted(plan, weights), measured
 
-    roles = list(dict.fromkeys(layer.role for layer in prepared.layers))
     search = config.metric == "fisher" and config.allocation == "greedy"
     # A hair above the smallest model, which rounding must not put out of reach.
     lowest = min(1.0, prepared.lowest_keep_ratio(config.rank_multiple) * 1.001)
     with tqdm(desc="measuring", unit=" models", disable=not progress) as bar:
-        return fit_scaling(measure, roles, search, lowest)
+        return fit_scaling(measure, prepared.roles, search, lowest)
+
+
+def _trial(prepared: Prepared, plan: CompressionPlan, accelerator: Accelerator) -> PreTrainedModel:
+    """The model of a plan, only to be looked at."""
+    return build_model(prepared.model, plan, prepared.parts, accelerator, share_memory=True)
 
 
 def search_accuracy(
@@ -128,8 +131,7 @@ def search_accuracy(
         )
 
     def closed_form_drop(plan: CompressionPlan) -> float:
-        with approximated(prepared.model, plan.ranks, prepared.factorizations):
-            return reference.drop_of(prepared.model)
+        return reference.drop_of(_trial(prepared, plan, reference.accelerator))
 
     best = known or prepared.completed(CompressionPlan({}), config)
     low, high = prepared.lowest_keep_ratio(config.rank_multiple), best.keep_ratio or 1.0

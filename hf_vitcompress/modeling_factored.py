@@ -1,4 +1,4 @@
-"""Factored Vision Transformers: ordinary `transformers` models whose linear layers are products of two smaller ones.
+"""Factored Vision Transformers: ordinary `transformers` models with smaller linear layers, or products of two of them.
 
 This file needs torch and transformers only. It is copied beside every saved checkpoint, so that
 `from_pretrained(folder, trust_remote_code=True)` works where the package is not installed.
@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, conversion_mapping
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto import modeling_auto
 
 MODEL_TYPE_PREFIX = "vitcompress_"
@@ -41,12 +43,14 @@ class Architecture(NamedTuple):
     """The dense classes of one model type: where they live, and which Auto classes build them.
 
     `heads` maps an Auto class to its model classes; where there are several, `config.architectures` chooses and the
-    first is the default.
+    first is the default. `attention` is the attention class, if its forward pass is the one that
+    `FactoredAttentionMixin` has.
     """
 
     module: str
     config: str
     heads: dict[str, tuple[str, ...]]
+    attention: str | None = None
 
 
 FACTORED_ARCHITECTURES: dict[str, Architecture] = {
@@ -58,6 +62,7 @@ FACTORED_ARCHITECTURES: dict[str, Architecture] = {
             "AutoModelForImageClassification": ("ViTForImageClassification",),
             "AutoModelForMaskedImageModeling": ("ViTForMaskedImageModeling",),
         },
+        attention="ViTAttention",
     ),
     "deit": Architecture(
         "transformers.models.deit",
@@ -70,6 +75,7 @@ FACTORED_ARCHITECTURES: dict[str, Architecture] = {
             ),
             "AutoModelForMaskedImageModeling": ("DeiTForMaskedImageModeling",),
         },
+        attention="DeiTAttention",
     ),
 }
 
@@ -118,8 +124,48 @@ class FactoredLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
+class FactoredAttentionMixin:
+    """Attention whose queries and keys may share a `down`, and whose values may have a head dimension of their own.
+
+    `qk_down (rank, d)`, where there is one, reads the hidden states for `q_proj (·, rank)` and `k_proj (·, rank)`. The
+    number of heads is that of `q_proj`; each takes an equal part of what `v_proj` gives.
+    """
+
+    eager_attention: Any
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = hidden_states.shape[:-1]
+        matched = self.qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
+        query = self.q_proj(matched).view(*shape, -1, self.head_dim).transpose(1, 2)  # type: ignore[attr-defined]
+        key = self.k_proj(matched).view(*shape, -1, self.head_dim).transpose(1, 2)  # type: ignore[attr-defined]
+        value = self.v_proj(hidden_states).view(*shape, query.shape[1], -1).transpose(1, 2)  # type: ignore[attr-defined]
+        value_dim, implementation = value.shape[-1], self.config._attn_implementation  # type: ignore[attr-defined]
+        if implementation != "eager" and value_dim < self.head_dim:  # type: ignore[attr-defined]
+            # Fused kernels want one head dimension for all; zeros in the values are zeros in the output.
+            value = functional.pad(value, (0, self.head_dim - value_dim))  # type: ignore[attr-defined]
+        output, weights = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, type(self).eager_attention)(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,  # type: ignore[attr-defined]
+            scaling=self.scaling,  # type: ignore[attr-defined]
+            **kwargs,
+        )
+        return self.o_proj(output[..., :value_dim].reshape(*shape, -1)), weights  # type: ignore[attr-defined]
+
+
 class FactoredConfigMixin:
-    """Adds `compression` to a config: `{"layers": {module name: {"rank": r}}}`, shapes only.
+    """Adds `compression` to a config: `{"layers": {module name: shape}}`.
+
+    Shapes are plain data:
+
+    * of a linear layer: `{"rank": r}`, a product of two layers; `{"in_features": i}` and `{"out_features": o}`, what
+      is left of a layer whose inputs or outputs were pruned; or both;
+    * of an attention module: `{"qk_rank": r}`, one `qk_down` for its queries and keys.
 
     Names are in-memory module names, with or without the prefix of the base model (`vit.layers.0.mlp.fc1` and
     `layers.0.mlp.fc1` name the same layer of a headed and of a headless model).
@@ -155,7 +201,7 @@ class FactoredConfigMixin:
 
 
 class FactoredModelMixin:
-    """Replaces, after the dense class has built itself, the layers that `config.compression` names.
+    """Replaces, after the dense class has built itself, the modules that `config.compression` names.
 
     Attributes:
         companions: objects whose `save_pretrained(folder)` is called when the model is saved, such as its image
@@ -165,28 +211,30 @@ class FactoredModelMixin:
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         self.companions: list[Any] = []
-        self._factor_layers()
+        self._resize_layers()
         # A second time: the first saw the dense layers.
         self.post_init()  # type: ignore[attr-defined]
 
-    def _factor_layers(self) -> None:
+    def _resize_layers(self) -> None:
         layers = (getattr(self.config, "compression", None) or {}).get("layers", {})  # type: ignore[attr-defined]
+        parents = {}
         for name, shape in layers.items():
-            module_name, dense = self._find_layer(name)
-            if not isinstance(dense, nn.Linear):
+            module_name, module = self._find_layer(name)
+            if isinstance(module, nn.Linear) and shape and set(shape) <= {"rank", "in_features", "out_features"}:
+                self.set_submodule(module_name, _resized(name, module, **shape))  # type: ignore[attr-defined]
+                parents[module_name.rpartition(".")[0]] = name
+            elif set(shape) == {"qk_rank"} and hasattr(module, "q_proj"):
+                _share_down(module, shape["qk_rank"])
+                parents[module_name] = name
+            else:
                 raise ValueError(
-                    f"config.compression names {name!r}, which is a {type(dense).__name__} in "
-                    f"{type(self).__name__}; only nn.Linear layers can be factored."
+                    f"config.compression gives {name!r}, a {type(module).__name__} in {type(self).__name__}, the shape "
+                    f"{shape!r}. An nn.Linear has a rank, in_features or out_features, attention has a qk_rank."
                 )
-            factored = FactoredLinear(
-                dense.in_features,
-                dense.out_features,
-                shape["rank"],
-                bias=dense.bias is not None,
-                device=dense.weight.device,
-                dtype=dense.weight.dtype,
-            )
-            self.set_submodule(module_name, factored)  # type: ignore[attr-defined]
+        for parent, name in parents.items():
+            attention = self.get_submodule(parent)  # type: ignore[attr-defined]
+            if hasattr(attention, "v_proj") and _is_unusual(attention):
+                attention.__class__ = _attention_class(type(attention), name)
 
     def _find_layer(self, name: str) -> tuple[str, nn.Module]:
         prefix = f"{self.base_model_prefix}."  # type: ignore[attr-defined]
@@ -228,6 +276,51 @@ class FactoredModelMixin:
             for name in os.listdir(target):
                 if name not in written and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name):
                     os.remove(os.path.join(target, name))  # of an earlier save in another number of shards
+
+
+def _resized(
+    name: str,
+    dense: nn.Linear,
+    rank: int | None = None,
+    in_features: int | None = None,
+    out_features: int | None = None,
+) -> nn.Module:
+    """A layer of that shape in the place of `dense`, with its bias or without, its device and dtype."""
+    inputs, outputs = in_features or dense.in_features, out_features or dense.out_features
+    if not (1 <= inputs <= dense.in_features and 1 <= outputs <= dense.out_features):
+        raise ValueError(
+            f"config.compression makes {name!r} {outputs} × {inputs}, larger than the dense layer's "
+            f"{dense.out_features} × {dense.in_features}."
+        )
+    bias, device, dtype = dense.bias is not None, dense.weight.device, dense.weight.dtype
+    if rank is None:
+        return nn.Linear(inputs, outputs, bias, device, dtype)
+    return FactoredLinear(inputs, outputs, rank, bias, device, dtype)
+
+
+def compressed_modules(layers: dict[str, dict[str, int]]) -> list[str]:
+    """Names of the linear layers, or pairs of them, that `config.compression["layers"]` makes."""
+    names = []
+    for name, shape in layers.items():
+        names += [f"{name}.{child}" for child in ("qk_down", "q_proj", "k_proj")] if "qk_rank" in shape else [name]
+    return names
+
+
+def _share_down(attention: nn.Module, rank: int) -> None:
+    """Let queries and keys read the same `rank` projections of the hidden states."""
+    q: Any = attention.q_proj
+    k: Any = attention.k_proj
+    attention.qk_down = nn.Linear(q.in_features, rank, bias=False, device=q.weight.device, dtype=q.weight.dtype)
+    for name, dense in (("q_proj", q), ("k_proj", k)):
+        narrow = nn.Linear(
+            rank, dense.out_features, dense.bias is not None, device=dense.weight.device, dtype=dense.weight.dtype
+        )
+        setattr(attention, name, narrow)
+
+
+def _is_unusual(attention: Any) -> bool:
+    """Whether the dense class's forward pass does not know what to do with it."""
+    return hasattr(attention, "qk_down") or attention.v_proj.out_features != attention.q_proj.out_features
 
 
 _classes: dict[str, type] = {}
@@ -272,6 +365,28 @@ def factored_model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedM
             # transformers finds the renaming of old checkpoints by class name; ours has another one.
             conversion_mapping.register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
     return _classes[name]
+
+
+def _attention_class(dense_class: type[nn.Module], layer: str) -> type[nn.Module]:
+    """The factored form of an attention class.
+
+    Raises:
+        ValueError: its forward pass is another one than that of `FactoredAttentionMixin`.
+    """
+    name = dense_class.__name__
+    if name not in {architecture.attention for architecture in FACTORED_ARCHITECTURES.values()}:
+        raise ValueError(
+            f"config.compression gives {layer!r} a shape that {name} cannot have: a qk_rank, or values of another "
+            "head dimension than the queries."
+        )
+    if f"Factored{name}" not in _classes:
+        body = {
+            "__module__": __name__,
+            "__doc__": f"`{name}` with what `FactoredAttentionMixin` adds.",
+            "eager_attention": staticmethod(importlib.import_module(dense_class.__module__).eager_attention_forward),
+        }
+        _classes[f"Factored{name}"] = type(f"Factored{name}", (FactoredAttentionMixin, dense_class), body)
+    return _classes[f"Factored{name}"]
 
 
 def _model_type_of(class_name: str) -> str:

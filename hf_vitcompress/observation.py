@@ -1,6 +1,7 @@
 """Hooks on a model's layers that add what flows through them to the statistics."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,20 +14,33 @@ from .families import LayerInfo, linear_layer
 from .modes import fast_products
 from .statistics import Statistics
 
+TOKENS_PER_FEATURE = 50
+"""Tokens, as a multiple of the hidden features, that are enough for their covariance."""
+GRADIENTS_PER_FEATURE = 10
+"""The same for each probe's gradients, whose moment is never inverted."""
+
 
 @dataclass
 class Observer:
-    """Hooks that see every layer's input, output and gradients, and add them to the statistics."""
+    """Hooks that see every layer's input, output and gradients, and add them to the statistics.
+
+    Wide moments, of the hidden features of an MLP, take a random part of the tokens where there are many.
+
+    Attributes:
+        images: that all of the calibration will see.
+    """
 
     statistics: Statistics
     layers: Sequence[LayerInfo]
     config: CompressionConfig
+    images: int
     _seen: dict[str, Tensor] = field(default_factory=dict)
     _importance: dict[str, Tensor] = field(default_factory=dict)
     _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._input_of = {layer.name: layer.input_name for layer in self.layers}
+        self._wide = {layer.input_name for layer in self.layers if layer.in_features > layer.out_features}
 
     @contextlib.contextmanager
     def attached(self, model: PreTrainedModel) -> Iterator[None]:
@@ -56,7 +70,7 @@ class Observer:
             if not output.requires_grad:
                 return
             total = statistics.gradients[layer.name].second
-            at_input = total.dim() == 2 and layer.in_features < layer.out_features
+            at_input = total.dim() == 2 and len(total) < layer.out_features
 
             def output_hook(grad: Tensor) -> None:
                 if at_input and alone:
@@ -65,6 +79,10 @@ class Observer:
                 if at_input:
                     carried = g @ module.weight.detach().float()
                     add_product(total, carried, carried, torch.float32)
+                elif total.dim() == 2 and layer.out_features > layer.in_features:
+                    chosen, share = self._sample(len(g), GRADIENTS_PER_FEATURE * len(total), len(grad))
+                    g = g[chosen].mul_(share**-0.5)
+                    add_product(total, g, g, grad.dtype)
                 elif total.dim() == 2:
                     add_product(total, g, g, grad.dtype)
                 else:
@@ -91,13 +109,29 @@ class Observer:
             weights = self._token_weights(self._input_of.get(name, name))
             moment = self.statistics.inputs.get(name) or self.statistics.outputs[name]
             tokens = self._tokens(activations)
-            moment.update(tokens, weights)
+            wide = name in self._wide and moment.second is not None and moment.second.dim() == 2
+            count = len(tokens)
+            if wide:
+                chosen, _ = self._sample(count, TOKENS_PER_FEATURE * tokens.shape[1], len(activations))
+                tokens, weights = tokens[chosen], None if weights is None else weights[chosen]
+            # They are most of the arithmetic, and need no more digits than the activations have.
+            with fast_products(tokens.device, wanted=wide and activations.dtype == torch.bfloat16):
+                moment.update(tokens, weights)
             if name in self.statistics.inputs:
-                self.statistics.tokens[name] = self.statistics.tokens.get(name, 0) + len(tokens)
+                self.statistics.tokens[name] = self.statistics.tokens.get(name, 0) + count
         for gradient in self.statistics.gradients.values():
             gradient.count += images * self.config.fisher_probes
         self._seen.clear()
         self._importance.clear()
+
+    def _sample(self, tokens: int, wanted: int, images: int) -> tuple[Tensor | slice, float]:
+        """Which of a batch's tokens to take so that the whole calibration sees about `wanted`, and their share."""
+        share = wanted / (tokens / images * self.images)
+        if share >= 1:
+            return slice(None), 1.0
+        generator = torch.Generator().manual_seed(self.statistics.images)
+        chosen = torch.randperm(tokens, generator=generator)[: math.ceil(share * tokens)]
+        return chosen, len(chosen) / tokens
 
     def _tokens(self, activations: Tensor) -> Tensor:
         """(…, d) → (tokens, d) float32, in a buffer that the next call with the same shape overwrites.

@@ -1,48 +1,20 @@
-"""The budget: error curves + a bound → a `CompressionPlan`, which layer keeps which rank."""
+"""The budget: what each part offers + a bound → a `CompressionPlan`, which module gets which shape."""
 
+import bisect
 import heapq
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .config import Allocation
 from .errors import BudgetError, ConfigError
-from .families import LayerInfo
 from .files import atomic_path
+from .parts import Choice, Part, Shapes
 
 KEEP_TOLERANCE = 0.005
 """How far the kept ratio may lie from the one asked for, as a fraction of it."""
-
-
-@dataclass
-class Curve:
-    """What one layer offers the planner.
-
-    Attributes:
-        layer: the layer.
-        errors: (n + 1,) predicted loss increase at rank 0 … n.
-        positions: vectors per image that pass through the layer, for counting MACs.
-    """
-
-    layer: LayerInfo
-    errors: Tensor
-    positions: int
-
-    def cost(self, rank: int | None, unit: "Cost") -> int:
-        """Parameters, or MACs per image, at `rank` (`None`: dense); biases and the rest of the model not counted."""
-        parameters = self.layer.parameters if rank is None else rank * self.layer.parameters_per_rank
-        return parameters * (self.positions if unit == "macs" else 1)
-
-    def error(self, rank: int | None) -> float:
-        return 0.0 if rank is None else float(self.errors[min(rank, len(self.errors) - 1)])
-
-    def ranks(self, multiple: int) -> list[int | None]:
-        """The choices, cheapest first: multiples of `multiple` below break-even, then dense."""
-        return [*range(multiple, self.layer.break_even_rank, multiple), None]
 
 
 Cost = str
@@ -50,18 +22,39 @@ Cost = str
 
 
 @dataclass
-class CompressionPlan:
-    """Ranks by layer name. Layers that are not named stay dense. Plain data: JSON both ways, editable by hand.
+class Table:
+    """What one part offers the planner.
 
     Attributes:
-        ranks: layer name → rank.
+        name: of the part.
+        choices: by rising cost and falling error, the dense one last.
+        weight: factor on the errors.
+    """
+
+    name: str
+    choices: list[Choice]
+    weight: float = 1.0
+
+    def entries(self, unit: Cost) -> list[tuple[int, float]]:
+        """(cost, weighted error) of each choice; the costs leave out biases and the rest of the model."""
+        return [(choice.cost(unit), choice.error * self.weight) for choice in self.choices]
+
+
+@dataclass
+class CompressionPlan:
+    """Shapes by module name. Modules that are not named stay dense. Plain data: JSON both ways, editable by hand.
+
+    Attributes:
+        layers: module name → shape, exactly as in `config.compression["layers"]` (see `modeling_factored`): of a linear
+            layer `{"rank": r}`, `{"in_features": i}`, `{"out_features": o}` or several of them, of attention
+            `{"qk_rank": r}`.
         predicted_loss: predicted loss increase (KL from the dense model, nats per image), scaled to measured losses;
             `None` where the metric predicts no loss, or after an edit.
         keep_ratio: parameters of the compressed model ÷ of the original.
         budget: what was asked for, plain data.
     """
 
-    ranks: dict[str, int]
+    layers: Shapes
     predicted_loss: float | None = None
     keep_ratio: float | None = None
     budget: dict[str, Any] = field(default_factory=dict)
@@ -75,41 +68,41 @@ class CompressionPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionPlan":
-        """Read a plan; only `ranks` is required.
+        """Read a plan; only `layers` is required.
 
         Raises:
             ConfigError: the file is missing or is no plan.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            plan = cls(**values)
-            if not isinstance(plan.ranks, dict):
-                raise TypeError("`ranks` is no mapping")
+            plan = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            if not isinstance(plan.layers, dict) or not all(isinstance(shape, dict) for shape in plan.layers.values()):
+                raise TypeError("`layers` must map layer names to shapes")
             return plan
         except FileNotFoundError:
             raise ConfigError(f"There is no plan {str(path)!r}.") from None
         except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f'{str(path)!r} is no plan: {error}. A plan is {{"ranks": {{"<layer name>": <rank>, …}}}}.'
+                f'{str(path)!r} is no plan: {error}. A plan is {{"layers": {{"<layer name>": {{"rank": <rank>}}, …}}}}.'
             ) from error
 
-    def check(self, layers: Sequence[LayerInfo]) -> None:
-        """Refuse ranks that the model cannot have.
+    def shapes_of(self, part: Part) -> Shapes:
+        """What the plan says about one part."""
+        return {name: self.layers[name] for name in part.module_names if name in self.layers}
+
+    def check(self, parts: Sequence[Part]) -> None:
+        """Refuse shapes that the model cannot have.
 
         Raises:
-            ConfigError: a layer is unknown, or a rank is not in 1 … min(in, out).
+            ConfigError: a module is unknown, or cannot have the shape.
         """
-        if not isinstance(self.ranks, dict):
-            raise ConfigError(f"The plan's ranks must be a mapping of layer names to ranks, not {self.ranks!r}.")
-        known = {layer.name: layer for layer in layers}
-        for name, rank in self.ranks.items():
+        known = {name for part in parts for name in part.module_names}
+        for name, shape in self.layers.items():
             if name not in known:
                 raise ConfigError(f"The plan names {name!r}, which the model does not have (or which is skipped).")
-            full = known[name].full_rank
-            if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= full:
-                raise ConfigError(
-                    f"The plan gives {name!r} the rank {rank!r}; it must be a whole number in 1 … {full}."
-                )
+            if not isinstance(shape, dict) or not shape:
+                raise ConfigError(f'The plan gives {name!r} the shape {shape!r}; a shape is like {{"rank": 48}}.')
+        for part in parts:
+            part.check(self.shapes_of(part))
 
 
 @dataclass(frozen=True)
@@ -132,93 +125,91 @@ class Budget:
 
 
 def make_plan(
-    curves: Sequence[Curve],
-    budget: Budget,
-    allocation: Allocation,
-    rank_multiple: int = 8,
-    weights: Mapping[str, float] | None = None,
+    tables: Sequence[Table], budget: Budget, allocation: Allocation, rank_multiple: int = 8
 ) -> CompressionPlan:
     """Spend a budget.
 
-    `"greedy"` starts every layer at its lowest rank and gives the next block of ranks to the layer where it buys most
-    error per cost, which is optimal up to one block as long as the curves are convex (see `_greedy` for where they are
-    not). `"uniform"` gives every layer the same share of its dense parameters.
+    `"greedy"` starts every part at its cheapest choice and takes, again and again, the step that gains most per cost,
+    which is optimal up to one step (see `_greedy`). `"uniform"` gives every part the same share of its dense cost.
 
     Args:
-        weights: factor on each role's curve (missing: 1).
+        rank_multiple: that the choices were made with, for messages.
 
     Raises:
         BudgetError: the bound cannot be met, naming the bound that stands in the way.
     """
-    weight_of = weights or {}
-    smallest = sum(c.cost(c.ranks(rank_multiple)[0], budget.unit) for c in curves)
+    entries = [table.entries(budget.unit) for table in tables]
+    smallest = sum(table[0][0] for table in entries)
     room = budget.limit - budget.fixed
     if room < smallest:
-        _raise_unreachable(curves, budget, smallest, rank_multiple)
-    choose = _greedy if allocation == "greedy" else _uniform
-    chosen = choose(curves, room, budget.unit, rank_multiple, lambda role: weight_of.get(role, 1.0))
-    spent = sum(c.cost(rank, budget.unit) for c, rank in zip(curves, chosen, strict=True))
+        _raise_unreachable(len(tables), budget, smallest, rank_multiple)
+    levels = (_greedy if allocation == "greedy" else _uniform)(entries, room)
+    spent = sum(table[level][0] for table, level in zip(entries, levels, strict=True))
     if budget.exact and abs(budget.fixed + spent - budget.limit) > KEEP_TOLERANCE * budget.limit:
         reached = (budget.fixed + spent) / budget.original
         raise BudgetError(
             f"keep_ratio={budget.limit / budget.original:.4f} cannot be met within {KEEP_TOLERANCE:.1%}: the nearest "
-            f"plan below it keeps {reached:.4f}, because ranks are multiples of rank_multiple={rank_multiple}"
-            f"{' and every layer gets the same share' if allocation == 'uniform' else ''}. Use a smaller "
+            f"plan below it keeps {reached:.4f}, because ranks and widths are multiples of "
+            f"rank_multiple={rank_multiple}"
+            f"{' and every part gets the same share' if allocation == 'uniform' else ''}. Use a smaller "
             "rank_multiple, or ask for that ratio."
         )
-    return CompressionPlan({c.layer.name: rank for c, rank in zip(curves, chosen, strict=True) if rank is not None})
+    chosen = [table.choices[level] for table, level in zip(tables, levels, strict=True)]
+    return CompressionPlan({name: shape for choice in chosen for name, shape in choice.shapes.items()})
 
 
-def _raise_unreachable(curves: Sequence[Curve], budget: Budget, smallest: int, rank_multiple: int) -> None:
+def _raise_unreachable(parts: int, budget: Budget, smallest: int, rank_multiple: int) -> None:
     lowest = budget.fixed + smallest
     raise BudgetError(
         f"The budget of {budget.limit:,} {budget.unit} is out of reach: the smallest model with these settings has "
         f"{lowest:,} (keep ratio {lowest / budget.original:.4f} of {budget.original:,}). {budget.fixed:,} of them lie "
-        f"outside the {len(curves)} layers that may be compressed, and these need {smallest:,} at the lowest rank "
-        f"({rank_multiple}). Ask for more, lower rank_multiple, or let more layers be compressed (skip_modules, "
-        "target_modules)."
+        f"outside the {parts} parts that may be compressed, and these need {smallest:,} at the lowest ranks and widths "
+        f"(multiples of {rank_multiple}). Ask for more, lower rank_multiple, or let more layers be compressed "
+        "(skip_modules, target_modules, mlp, attention)."
     )
 
 
-def _greedy(
-    curves: Sequence[Curve], room: int, unit: Cost, multiple: int, weight: Callable[[str], float]
-) -> list[int | None]:
-    """The better of two: steps to the next rank, and steps to whichever rank or dense gains most per cost.
-
-    The first is right where all steps are alike; the second sees that dense, which costs about half the full rank and
-    takes away all of the error, can be a bargain: there a curve is not convex.
-    """
-    tables = [
-        [(curve.cost(r, unit), curve.error(r) * weight(curve.layer.role)) for r in curve.ranks(multiple)]
-        for curve in curves
-    ]
-
-    def total(levels: list[int]) -> float:
-        return sum(table[level][1] for table, level in zip(tables, levels, strict=True))
-
-    best = min((_ascend(tables, room, reach) for reach in (1, None)), key=total)
-    return [curve.ranks(multiple)[level] for curve, level in zip(curves, best, strict=True)]
+Entries = list[list[tuple[int, float]]]
+"""By part, the (cost, error) of its choices, by rising cost."""
 
 
-def _ascend(tables: list[list[tuple[int, float]]], room: int, reach: int | None) -> list[int]:
-    """From the lowest choice of each (cost, error) table, take the step that gains most per cost until none fits.
+def _greedy(entries: Entries, room: int) -> list[int]:
+    """Along the convex hulls first, where taking the best step each time is optimal; then whatever still fits."""
+    hulls = [_hull(table) for table in entries]
+    on_hull = _ascend([[table[i] for i in hull] for table, hull in zip(entries, hulls, strict=True)], room)
+    levels = [hull[level] for hull, level in zip(hulls, on_hull, strict=True)]
+    return _ascend(entries, room, levels)
 
-    A step leads at most `reach` choices up, or anywhere.
-    """
-    levels = [0] * len(tables)
-    room -= sum(table[0][0] for table in tables)
+
+def _hull(table: list[tuple[int, float]]) -> list[int]:
+    """Indices of the lower convex hull, the first and the last included."""
+    hull: list[int] = []
+    for i, (cost, error) in enumerate(table):
+        while len(hull) > 1:
+            (a, x), (b, y) = table[hull[-2]], table[hull[-1]]
+            if (y - x) * (cost - a) < (error - x) * (b - a):
+                break
+            hull.pop()
+        hull.append(i)
+    return hull
+
+
+def _ascend(entries: Entries, room: int, start: list[int] | None = None) -> list[int]:
+    """From `start`, or the cheapest choices, take the step up that gains most per cost until none fits."""
+    levels = list(start or [0] * len(entries))
+    room -= sum(table[level][0] for table, level in zip(entries, levels, strict=True))
 
     def best_step(i: int) -> tuple[float, int, int, int] | None:
-        table, now = tables[i], levels[i]
-        last = len(table) if reach is None else min(now + 1 + reach, len(table))
+        table, now = entries[i], levels[i]
         steps = []
-        for then in range(now + 1, last):
+        for then in range(now + 1, len(table)):
             price = table[then][0] - table[now][0]
-            if price <= room:
-                steps.append(((table[then][1] - table[now][1]) / max(price, 1), i, then, price))
+            if price > room:
+                break
+            steps.append(((table[then][1] - table[now][1]) / max(price, 1), i, then, price))
         return min(steps, default=None)
 
-    queue = [step for i in range(len(tables)) if (step := best_step(i)) is not None]
+    queue = [step for i in range(len(entries)) if (step := best_step(i)) is not None]
     heapq.heapify(queue)
     while queue:
         _, i, then, price = heapq.heappop(queue)
@@ -230,29 +221,27 @@ def _ascend(tables: list[list[tuple[int, float]]], room: int, reach: int | None)
     return levels
 
 
-def _uniform(
-    curves: Sequence[Curve], room: int, unit: Cost, multiple: int, weight: Callable[[str], float]
-) -> list[int | None]:
-    """The largest common share that fits; what rounding leaves over goes to the layers that lost most by it."""
-    narrow = [curve.ranks(multiple)[0] is None for curve in curves]
-    if any(narrow):  # no rank below break-even: dense, and the others share what is left
-        room -= sum(curve.cost(None, unit) for curve, n in zip(curves, narrow, strict=True) if n)
-        others = [curve for curve, n in zip(curves, narrow, strict=True) if not n]
-        shared = iter(_uniform(others, room, unit, multiple, weight) if others else [])
-        return [None if n else next(shared) for n in narrow]
-    share = room / sum(curve.cost(None, unit) for curve in curves)
-    if share >= 1:
-        return [None] * len(curves)
-    wanted = [share * c.layer.parameters / c.layer.parameters_per_rank for c in curves]
-    ranks = [max(multiple, int(w / multiple) * multiple) for w in wanted]
-    room -= sum(c.cost(r, unit) for c, r in zip(curves, ranks, strict=True))
-    for i in sorted(range(len(curves)), key=lambda i: ranks[i] - wanted[i]):
-        price = curves[i].cost(multiple, unit)
-        if price <= room and ranks[i] + multiple < curves[i].layer.break_even_rank:
-            ranks[i] += multiple
-            room -= price
-    while room < 0:  # the lowest rank was more than the share of some narrow layers
-        i = max(range(len(curves)), key=lambda i: ranks[i] - wanted[i] if ranks[i] > multiple else float("-inf"))
-        ranks[i] -= multiple
-        room += curves[i].cost(multiple, unit)
-    return list(ranks)
+def _uniform(entries: Entries, room: int) -> list[int]:
+    """The largest common share of the dense cost that fits; what rounding leaves over goes where it lost most."""
+
+    def at_share(share: float) -> list[int]:
+        return [max(0, bisect.bisect_right(table, share * table[-1][0], key=lambda e: e[0]) - 1) for table in entries]
+
+    def cost(levels: list[int]) -> int:
+        return sum(table[level][0] for table, level in zip(entries, levels, strict=True))
+
+    low, high = 0.0, 1.0
+    if cost(at_share(high)) <= room:
+        return at_share(high)
+    for _ in range(40):  # the cost jumps where the share passes a choice: bisection finds the last that fits
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(at_share(middle)) <= room else (low, middle)
+    levels = at_share(low)
+    left = room - cost(levels)
+    shortfall = [high * table[-1][0] - table[level][0] for table, level in zip(entries, levels, strict=True)]
+    for i in sorted(range(len(entries)), key=lambda i: -shortfall[i] / entries[i][-1][0]):
+        if levels[i] + 1 < len(entries[i]) - 1:
+            price = entries[i][levels[i] + 1][0] - entries[i][levels[i]][0]
+            if price <= left:
+                levels[i], left = levels[i] + 1, left - price
+    return levels

@@ -1,4 +1,4 @@
-"""Figures of a compression: ranks by layer, predicted loss over budgets, the course of compensation.
+"""Figures of a compression: what is left of each part, predicted loss over budgets, the course of compensation.
 
 Needs matplotlib, imported on first use.
 """
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .report import CompensationPoint, LayerReport
+    from .report import CompensationPoint, PartReport
 
 
 def compression_figure(
     title: str,
-    layers: Sequence["LayerReport"],
+    parts: Sequence["PartReport"],
     budget_curve: Sequence[tuple[float, float]] = (),
     point: tuple[float, float] | None = None,
     compensation: Sequence["CompensationPoint"] = (),
 ) -> "Figure":
-    """Rank and share of parameters kept by layer; beside it predicted loss over keep ratios, `point` marked.
+    """What is left of each part; beside it predicted loss over keep ratios, `point` marked.
 
     And held-out loss over the seconds of compensation, where there was one.
     """
@@ -32,7 +32,7 @@ def compression_figure(
     panels = 1 + bool(budget_curve) + bool(compensation)
     figure = Figure(figsize=(7 + 4 * (panels - 1), 4.2), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    kept_by_layer(axes.pop(0), layers)
+    kept_by_part(axes.pop(0), parts)
     if budget_curve:
         over_budget = axes.pop(0)
         loss_over_budget(over_budget, budget_curve)
@@ -45,23 +45,33 @@ def compression_figure(
     return figure
 
 
-def kept_by_layer(axes: "Axes", layers: Sequence["LayerReport"]) -> None:
-    """A map of blocks × kinds of layer: the share of parameters kept in colour, the rank written in."""
-    roles = list(dict.fromkeys(layer.role for layer in layers))
-    blocks = sorted({layer.block for layer in layers})
+def kept_by_part(axes: "Axes", parts: Sequence["PartReport"]) -> None:
+    """A map of blocks × kinds of part: the share of parameters kept in colour, the rank or width written in."""
+    roles = list(dict.fromkeys(part.role for part in parts))
+    blocks = sorted({part.block for part in parts})
     shares = [[float("nan")] * len(blocks) for _ in roles]
-    for layer in layers:
-        row, column = roles.index(layer.role), blocks.index(layer.block)
-        shares[row][column] = layer.parameters / layer.dense_parameters
-        text = "dense" if layer.rank is None else str(layer.rank)
+    for part in parts:
+        row, column = roles.index(part.role), blocks.index(part.block)
+        shares[row][column] = part.parameters / part.dense_parameters
         dark = shares[row][column] < 0.55
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        colour = "white" if dark else "black"
+        axes.text(column, row, _short(part), ha="center", va="center", fontsize=6, color=colour)
     image = axes.imshow(shares, vmin=0, vmax=1, aspect="auto", cmap="viridis")
     axes.set_yticks(range(len(roles)), roles)
     axes.set_xticks(range(len(blocks)), [str(block) for block in blocks])
     axes.set_xlabel("block")
-    axes.set_title("rank of each layer")
+    axes.set_title("ranks (r) and widths (w) that are left")
     axes.figure.colorbar(image, ax=axes, label="share of its parameters kept")
+
+
+def _short(part: "PartReport") -> str:
+    """Width and ranks, one under the other."""
+    if not part.shapes:
+        return "dense"
+    widths = {v for shape in part.shapes.values() for k, v in shape.items() if k.endswith("features")}
+    ranks = [str(v) for shape in part.shapes.values() for k, v in shape.items() if k.endswith("rank")]
+    lines = [f"w {widths.pop()}"] if widths else []
+    return "\n".join(lines + [f"r {rank}" for rank in ranks])
 
 
 def loss_over_budget(axes: "Axes", curve: Sequence[tuple[float, float]]) -> None:

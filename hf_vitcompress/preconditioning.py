@@ -7,7 +7,8 @@ damping to choose (SOAP, Vyas et al., arXiv 2409.11321). SOAP follows the bases 
 move little, and the bases of the dense model stay.
 
 Of the two factors of a layer, `down (r, in)` is rotated by the eigenvectors of `C` and `up (out, r)` by those of `G`,
-where these were collected; their other sides are ordered by the closed form already and need none.
+where these were collected; their other sides are ordered by the closed form already and need none. A layer that was
+pruned and not factored is rotated on the sides it still has whole.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .families import LayerInfo
-from .modeling_factored import FactoredLinear
+from .modeling_factored import FactoredLinear, compressed_modules
 from .modes import fast_products
 from .statistics import Statistics
 
@@ -78,25 +79,47 @@ def _rotated(matrix: Tensor, left: Tensor | None, right: Tensor | None) -> Tenso
 
 
 def eigenbases(student: PreTrainedModel, layers: Iterable[LayerInfo], statistics: Statistics) -> dict[Tensor, Rotation]:
-    """Rotations of the student's factors, from whatever full moments the statistics hold."""
-    of_inputs: dict[str, Tensor | None] = {}
+    """Rotations of the student's compressed weights, from whatever full moments the statistics hold.
+
+    Only on the narrow side of a layer, and only where the weight still has the features of the dense one.
+    """
+    compressed = set(compressed_modules(student.config.compression["layers"]))
+    bases: dict[str, Tensor | None] = {}
     rotations: dict[Tensor, Rotation] = {}
+
+    def basis(kind: str, name: str, layer: LayerInfo) -> Tensor | None:
+        moment = getattr(statistics, kind).get(name)
+        if moment is None or moment.second is None or moment.second.shape != (layer.full_rank,) * 2:
+            return None
+        if f"{kind}/{name}" not in bases:
+            bases[f"{kind}/{name}"] = _eigenvectors(moment.moment)
+        return bases[f"{kind}/{name}"]
+
     for layer in layers:
-        module = student.get_submodule(layer.name)
-        if not isinstance(module, FactoredLinear):
+        if layer.name not in compressed:
             continue
-        if layer.input_name not in of_inputs:
-            moment = statistics.inputs[layer.input_name]
-            of_inputs[layer.input_name] = _eigenvectors(moment.moment) if _is_full(moment.second) else None
-        rotations[module.down.weight] = (None, of_inputs[layer.input_name])
-        gradient = statistics.gradients.get(layer.name)
-        if gradient is not None and _is_full(gradient.second) and layer.out_features <= layer.in_features:
-            rotations[module.up.weight] = (_eigenvectors(gradient.moment), None)
+        module = student.get_submodule(layer.name)
+        inputs, outputs = basis("inputs", layer.input_name, layer), basis("gradients", layer.name, layer)
+        if isinstance(module, FactoredLinear):
+            rotations[module.down.weight] = _fitting(module.down.weight, None, inputs)
+            rotations[module.up.weight] = _fitting(module.up.weight, outputs, None)
+        elif f"{layer.parent}.qk_down" in compressed and layer.role in ("q", "k"):
+            down = student.get_submodule(f"{layer.parent}.qk_down").weight
+            assert isinstance(down, Tensor)
+            assert isinstance(module.weight, Tensor)
+            rotations[down] = _fitting(down, None, inputs)
+            rotations[module.weight] = _fitting(module.weight, outputs, None)
+        else:
+            assert isinstance(module.weight, Tensor)
+            rotations[module.weight] = _fitting(module.weight, outputs, inputs)
     return rotations
 
 
-def _is_full(second: Tensor | None) -> bool:
-    return second is not None and second.dim() == 2
+def _fitting(weight: Tensor, left: Tensor | None, right: Tensor | None) -> Rotation:
+    """Without those of other dimensions than the weight has."""
+    rows, columns = weight.shape
+    left = left if left is not None and len(left) == rows else None
+    return left, right if right is not None and len(right) == columns else None
 
 
 def _eigenvectors(moment: Tensor) -> Tensor:

@@ -1,21 +1,23 @@
-"""A dense model made ready for planning: factorized once, whatever the budgets that follow."""
+"""A dense model made ready for planning: its parts and their predicted errors, whatever the budgets that follow."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .calibration import fingerprint
 from .config import CompressionConfig
 from .costs import Costs, count_costs
-from .distribution import deal, from_owner, local_work, new_accelerator
-from .errors import BudgetError, CalibrationError
-from .factorization import Factorization, factorize
-from .families import LayerInfo, find_layers, linear_layer
-from .planning import Budget, CompressionPlan, Curve, make_plan
-from .report import LayerReport
+from .distribution import deal, gather_objects, local_work, new_accelerator
+from .errors import BudgetError, CalibrationError, ConfigError
+from .families import LayerInfo, Role, by_block, feature_pairs, find_layers, has_standard_attention
+from .pairs import PairPart
+from .parts import Choice, HeadsPart, LayerPart, Part, QueryKeyPart
+from .planning import Budget, CompressionPlan, Table, make_plan
+from .report import PartReport
 from .scaling import CurveScaling
 from .statistics import Statistics
 
@@ -29,33 +31,42 @@ class Prepared:
     Attributes:
         model: the dense model, unchanged.
         layers: what may be compressed.
-        factorizations: by layer name.
-        curves: the planner's view of them, in the order of `layers`.
+        parts: the same, as it is compressed.
         costs: of the dense model.
         scaling: corrections of the predicted losses; without any points until they are measured.
     """
 
     model: PreTrainedModel
     layers: list[LayerInfo]
-    factorizations: dict[str, Factorization]
-    curves: list[Curve]
+    parts: list[Part]
     costs: Costs
     scaling: CurveScaling
+    _choices: dict[int, list[list[Choice]]] = field(default_factory=dict)
 
     @property
     def fixed_parameters(self) -> int:
-        """Parameters that no plan changes."""
-        return self.costs.parameters - sum(layer.parameters for layer in self.layers)
+        """Parameters that no plan changes, and biases."""
+        return self.costs.parameters - sum(part.dense_parameters for part in self.parts)
 
-    def lowest_keep_ratio(self, rank_multiple: int) -> float:
-        """Every layer at its lowest rank."""
-        smallest = sum(curve.cost(curve.ranks(rank_multiple)[0], "params") for curve in self.curves)
+    @property
+    def roles(self) -> list[str]:
+        return list(dict.fromkeys(part.role for part in self.parts))
+
+    def choices(self, multiple: int) -> list[list[Choice]]:
+        """Of each part."""
+        if multiple not in self._choices:
+            self._choices[multiple] = [part.choices(multiple) for part in self.parts]
+        return self._choices[multiple]
+
+    def lowest_keep_ratio(self, multiple: int) -> float:
+        """Every part at its smallest."""
+        smallest = sum(choices[0].parameters for choices in self.choices(multiple))
         return (self.fixed_parameters + smallest) / self.costs.parameters
 
     def budget(self, config: CompressionConfig) -> Budget:
         """The bound of `config` on the whole model; not for `max_accuracy_drop`, which has none."""
         if config.max_macs is not None:
-            fixed = self.costs.macs - sum(curve.cost(None, "macs") for curve in self.curves)
+            fixed = self.costs.macs - sum(part.choice({}).macs for part in self.parts)
             return Budget(config.max_macs, self.costs.macs, fixed, "macs")
         if config.max_params is not None:
             return Budget(config.max_params, self.costs.parameters, self.fixed_parameters)
@@ -69,21 +80,24 @@ class Prepared:
         """Spend the budget of `config`.
 
         Args:
-            weights: factors on the roles' curves instead of the measured ones.
+            weights: factors on the roles' errors instead of the measured ones.
             exact: whether `keep_ratio` must be met within its tolerance, and not just kept to.
         """
         budget = self.budget(config)
         if not exact:
             budget = Budget(budget.limit, budget.original, budget.fixed, budget.unit)
         weights = self.scaling.weights if weights is None else weights
-        plan = make_plan(self.curves, budget, config.allocation, config.rank_multiple, weights)
-        return self.completed(plan, config)
+        tables = [
+            Table(part.name, choices, weights.get(part.role, 1.0))
+            for part, choices in zip(self.parts, self.choices(config.rank_multiple), strict=True)
+        ]
+        return self.completed(make_plan(tables, budget, config.allocation, config.rank_multiple), config)
 
     def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:
         """The plan with its keep ratio, predicted loss and budget filled in."""
-        kept = sum(curve.cost(plan.ranks.get(curve.layer.name), "params") for curve in self.curves)
+        kept = sum(part.choice(plan.shapes_of(part)).parameters for part in self.parts)
         return CompressionPlan(
-            plan.ranks,
+            plan.layers,
             self.scaling.loss(self.predicted(plan, self.scaling.weights)),
             (self.fixed_parameters + kept) / self.costs.parameters,
             {config.budget: getattr(config, config.budget)},
@@ -91,7 +105,7 @@ class Prepared:
 
     def predicted(self, plan: CompressionPlan, weights: Mapping[str, float]) -> float:
         """The sum of the plan's weighted errors, not yet scaled to measured losses."""
-        return sum(c.error(plan.ranks.get(c.layer.name)) * weights.get(c.layer.role, 1.0) for c in self.curves)
+        return sum(part.choice(plan.shapes_of(part)).error * weights.get(part.role, 1.0) for part in self.parts)
 
     def budget_curve(self, config: CompressionConfig) -> list[tuple[float, float]]:
         """(keep ratio, predicted loss) over the budgets this model can have, without building any of them."""
@@ -105,23 +119,25 @@ class Prepared:
                 curve.append((ratio, plan.predicted_loss))
         return curve
 
-    def layer_reports(self, plan: CompressionPlan) -> list[LayerReport]:
-        """Each layer's rank and its share of the scaled predicted loss."""
+    def part_reports(self, plan: CompressionPlan) -> list[PartReport]:
+        """Each part's shapes and its share of the scaled predicted loss."""
         total = self.predicted(plan, self.scaling.weights)
         loss = self.scaling.loss(total)
         reports = []
-        for curve in self.curves:
-            layer, rank = curve.layer, plan.ranks.get(curve.layer.name)
-            own = curve.error(rank) * self.scaling.weights.get(layer.role, 1.0)
+        for part in self.parts:
+            shapes = plan.shapes_of(part)
+            choice = part.choice(shapes)
+            own = choice.error * self.scaling.weights.get(part.role, 1.0)
             reports.append(
-                LayerReport(
-                    name=layer.name,
-                    role=layer.role,
-                    block=layer.block,
-                    shape=(layer.out_features, layer.in_features),
-                    rank=rank,
-                    parameters=curve.cost(rank, "params"),
-                    dense_parameters=layer.parameters,
+                PartReport(
+                    name=part.name,
+                    role=part.role,
+                    block=part.block,
+                    layers=[layer.name for layer in part.layers],
+                    kept=part.describe(shapes),
+                    shapes=shapes,
+                    parameters=choice.parameters,
+                    dense_parameters=part.dense_parameters,
                     predicted_loss=None if loss is None else loss * own / total if total else 0.0,
                 )
             )
@@ -134,59 +150,96 @@ def prepare_model(
     config: CompressionConfig,
     progress: bool = True,
     accelerator: Accelerator | None = None,
+    importance: Mapping[str, Tensor] | None = None,
 ) -> Prepared:
-    """Factorize every layer of a dense model; several processes share the work and all get every result.
+    """Predict the errors of every part of a dense model; several processes share the work and all get every result.
+
+    Args:
+        importance: for `selector="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the
+            name of that layer.
 
     Raises:
         CalibrationError: the statistics belong to another model, another metric or fewer layers.
     """
-    _check_statistics(statistics, model, config)
     layers = find_layers(model, config.target_modules, config.skip_modules)
+    _check_statistics(statistics, model, config, layers)
     statistics.to(model.device).check_layers(layers)
-    factorizations = _factorize_all(model, layers, statistics, config, progress, accelerator or new_accelerator())
-    curves = []
-    for layer in layers:
-        errors = factorizations[layer.name].errors
-        if config.metric != "fisher" and float(errors[0]) > 0:
-            errors = errors / errors[0]  # by energy, as Azizi et al.: other metrics do not compare across layers
-        positions = round(statistics.tokens[layer.input_name] / max(statistics.images, 1))
-        curves.append(Curve(layer, errors, positions))
-    return Prepared(model, layers, factorizations, curves, count_costs(model), statistics.scaling or CurveScaling())
+    parts = make_parts(model, layers, statistics, config, importance)
+    _solve_all(parts, progress, accelerator or new_accelerator())
+    return Prepared(model, layers, parts, count_costs(model), CurveScaling())
 
 
-def _factorize_all(
+def make_parts(
     model: PreTrainedModel,
-    layers: list[LayerInfo],
+    layers: Sequence[LayerInfo],
     statistics: Statistics,
     config: CompressionConfig,
-    progress: bool,
-    accelerator: Accelerator,
-) -> dict[str, Factorization]:
-    """Dealt out over the processes by cost; each layer's factors then go from their owner to the others."""
-    # Eigenvalues of the narrow side, and products with the whole weight.
-    costs = [
-        float(layer.full_rank**2 * (10 * layer.full_rank + layer.in_features + layer.out_features)) for layer in layers
-    ]
-    owners = dict(zip([layer.name for layer in layers], deal(costs, accelerator.num_processes), strict=True))
-    mine = [layer for layer in layers if owners[layer.name] == accelerator.process_index]
-    bar = tqdm(mine, desc="factorizing", unit=" layers", disable=not (progress and accelerator.is_main_process))
-    results: dict[str, Factorization] = {}
+    importance: Mapping[str, Tensor] | None = None,
+) -> list[Part]:
+    """The parts of every block, as the config's `attention` and `mlp` want them, not yet solved.
+
+    Layers whose partners are skipped are factored alone.
+
+    Raises:
+        ConfigError: nothing is left to compress.
+    """
+    pairs = {first.name for first, _ in feature_pairs(layers, config)}
+    parts: list[Part] = []
+    for members in by_block(layers).values():
+
+        def take(*roles: Role, members: dict[Role, LayerInfo] = members) -> list[LayerInfo] | None:
+            return [members.pop(role) for role in roles] if set(roles) <= set(members) else None
+
+        joint = config.attention == "joint" and _has_standard_attention(model, members)
+        if config.attention == "prune":
+            heads = take("q", "k", "v", "o")
+            if heads is None:
+                missing = next(iter(members.values())).block
+                raise ConfigError(
+                    f'attention="prune" needs all of q, k, v and o, and block {missing} has some of them skipped.'
+                )
+            parts.append(HeadsPart(heads, model, statistics, config, importance))
+        if joint and (shared := take("q", "k")) is not None:
+            parts.append(QueryKeyPart(shared, model, statistics, config))
+        if joint and (values := take("v", "o")) is not None:
+            parts.append(PairPart(values, model, statistics, config, role="vo"))
+        if config.attention != "none":
+            alone = [layer for layers in (take("q"), take("k"), take("v"), take("o")) for layer in layers or []]
+            parts += [LayerPart([layer], model, statistics, config) for layer in alone]
+        if "fc1" in members and members["fc1"].name in pairs and (pair := take("fc1", "fc2")) is not None:
+            may_factor = config.mlp == "auto"
+            parts.append(PairPart(pair, model, statistics, config, importance, may_factor=may_factor))
+        if config.mlp in ("auto", "low_rank"):
+            alone = [layer for layers in (take("fc1"), take("fc2")) for layer in layers or []]
+            parts += [LayerPart([layer], model, statistics, config) for layer in alone]
+    if not parts:
+        raise ConfigError(
+            f"attention={config.attention!r} and mlp={config.mlp!r} leave nothing of the {len(layers)} layers to "
+            "compress."
+        )
+    return parts
+
+
+def _has_standard_attention(model: PreTrainedModel, members: Mapping[Role, LayerInfo]) -> bool:
+    layer = members.get("q") or members.get("v")
+    return layer is not None and has_standard_attention(model, layer.parent)
+
+
+def _solve_all(parts: Sequence[Part], progress: bool, accelerator: Accelerator) -> None:
+    """Dealt out over the processes by cost; the solutions then go to all of them."""
+    owners = deal([part.work for part in parts], accelerator.num_processes)
+    mine = [i for i, owner in enumerate(owners) if owner == accelerator.process_index]
+    bar = tqdm(mine, desc="factorizing", unit=" parts", disable=not (progress and accelerator.is_main_process))
     with local_work(accelerator, "Factorization"):
-        for layer in bar:
-            results[layer.name] = factorize(layer, linear_layer(model, layer.name), statistics, config)
-    if accelerator.num_processes == 1:
-        return results
-    for layer in layers:
-        centered = config.correct_bias and linear_layer(model, layer.name).bias is not None
-        own = results.get(layer.name) or Factorization.empty(layer, centered, model.device)
-        owner = owners[layer.name]
-        up, down, errors = (from_owner(accelerator, tensor, owner) for tensor in (own.up, own.down, own.errors))
-        mean = None if own.mean is None else from_owner(accelerator, own.mean, owner)
-        results[layer.name] = Factorization(up, down, errors, mean)
-    return {layer.name: results[layer.name] for layer in layers}
+        solutions = {i: parts[i].solve() for i in bar}
+    for found in gather_objects(accelerator, solutions):
+        for i, solution in found.items():
+            parts[i].solution = solution
 
 
-def _check_statistics(statistics: Statistics, model: PreTrainedModel, config: CompressionConfig) -> None:
+def _check_statistics(
+    statistics: Statistics, model: PreTrainedModel, config: CompressionConfig, layers: Sequence[LayerInfo]
+) -> None:
     if statistics.fingerprint != fingerprint(model):
         raise CalibrationError(
             f"The statistics were collected from another model than this {type(model).__name__} (or from other "
@@ -203,3 +256,10 @@ def _check_statistics(statistics: Statistics, model: PreTrainedModel, config: Co
             f"The statistics were collected for metric={statistics.settings.get('metric')!r} and the config asks for "
             f"{config.metric!r}. Calibrate again, or use that metric."
         )
+    known = set(statistics.settings.get("prunable_inputs", []))
+    for _, second in feature_pairs(layers, config):
+        if second.name not in known:
+            raise CalibrationError(
+                f"The statistics do not cover the neurons before {second.name!r}, which mlp={config.mlp!r} may prune. "
+                'Calibrate again with that setting, or use mlp="low_rank".'
+            )

@@ -19,14 +19,24 @@ NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
-class LayerReport:
-    """One layer of the result; `rank` is `None` where it stayed dense, `predicted_loss` where no loss is predicted."""
+class PartReport:
+    """One part of a block in the result: the layers that were compressed together.
+
+    Attributes:
+        name, role, block: of the part (see `parts`).
+        layers: names of its layers.
+        kept: what is left, in a few words.
+        shapes: the same by module name, as in the plan; empty where it stayed dense.
+        parameters, dense_parameters: weight entries, biases not counted.
+        predicted_loss: its share of the predicted loss; `None` where no loss is predicted.
+    """
 
     name: str
     role: str
     block: int
-    shape: tuple[int, int]
-    rank: int | None
+    layers: list[str]
+    kept: str
+    shapes: dict[str, dict[str, int]]
     parameters: int
     dense_parameters: int
     predicted_loss: float | None
@@ -77,7 +87,7 @@ class CompressionReport:
     Attributes:
         model: class of the compressed model.
         dense, compressed: costs of both.
-        layers: one entry per layer that could have been compressed.
+        parts: one entry for each group of layers that could have been compressed.
         predicted_loss: KL from the dense model, nats per image, scaled to losses measured on calibration images;
             `None` for metrics that predict no loss.
         calibration_images: images the statistics come from.
@@ -92,7 +102,7 @@ class CompressionReport:
     model: str
     dense: Costs
     compressed: Costs
-    layers: list[LayerReport]
+    parts: list[PartReport]
     predicted_loss: float | None
     calibration_images: int
     bad_images: int = 0
@@ -121,11 +131,11 @@ class CompressionReport:
     def to_markdown(self) -> str:
         lines = ["| | dense | compressed | change |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in self.rows()]
-        lines += ["", "| layer | shape | rank | parameters kept | predicted loss |", "|---|---|---|---|---|"]
+        lines += ["", "| part | role | what is left | parameters kept | predicted loss |", "|---|---|---|---|---|"]
         lines += [
-            f"| {layer.name} | {layer.shape[0]} × {layer.shape[1]} | {layer.rank or 'dense'} | "
-            f"{layer.parameters / layer.dense_parameters:.0%} | {_loss(layer.predicted_loss)} |"
-            for layer in self.layers
+            f"| {part.name} | {part.role} | {part.kept} | {part.parameters / part.dense_parameters:.0%} | "
+            f"{_loss(part.predicted_loss)} |"
+            for part in self.parts
         ]
         return "\n".join(lines) + "\n"
 
@@ -143,7 +153,7 @@ class CompressionReport:
         title = f"{self.model}: {self.keep_ratio:.1%} of the parameters kept"
         point = None if self.predicted_loss is None else (self.keep_ratio, self.predicted_loss)
         course = () if self.compensation is None else self.compensation.points
-        save_figure(compression_figure(title, self.layers, self.budget_curve, point, course), path.with_suffix(".png"))
+        save_figure(compression_figure(title, self.parts, self.budget_curve, point, course), path.with_suffix(".png"))
 
     def render(self) -> "RenderableType":
         """A rich table for the terminal."""

@@ -16,13 +16,13 @@ One product of moments replaces all gradient steps; no step size, no stopping. B
 `[U P]·[V; Q]` afterwards.
 
 A layer with in < out is solved on its input side, where `G` is the carried moment `Wᵀ G W` (see `statistics`) and
-`P` becomes `W P`.
+`P` becomes `W P`; so are queries and keys with one `down`. A pruned layer has no rank to mind: its weight is the plain
+least-squares solution for the features that the compressed prefix gives it.
 """
 
 import math
 import time
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -33,13 +33,15 @@ from transformers import PreTrainedModel
 
 from .checkpoints import Checkpoint
 from .config import CompressionConfig
-from .cross_moments import CrossMoments, collect_cross_moments
+from .cross_moments import CrossMoments, collect_cross_moments, targets_output
 from .data import ImageSource
 from .distribution import from_owner, local_work, own_share, sum_numbers
-from .factorization import Factorization, balanced, carried_gradient, output_metric, roots
-from .families import LayerInfo, block_names, linear_layer
+from .factorization import balanced, roots
+from .families import block_names
 from .measuring import Reference
+from .modeling_factored import FactoredLinear, compressed_modules
 from .modes import evaluation_mode, resolve_precision
+from .parts import Part, Target
 from .planning import CompressionPlan
 from .preparation import Prepared
 from .report import CompensationPoint
@@ -58,51 +60,55 @@ def residual_rank(rank: int, share: float) -> int:
 
 
 def solve_residual(
-    layer: LayerInfo,
-    linear: nn.Linear,
-    factorization: Factorization,
-    rank: int,
-    share: float,
-    moments: CrossMoments,
-    metric: Tensor,
-    config: CompressionConfig,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`[U P]` (out, rank), `[V; Q]` (rank, in) and the bias (out,), float64; see the module's text.
+    target: Target, closed_form: tuple[Tensor, Tensor] | None, share: float, moments: CrossMoments, damping: float
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`[U P]` (out', rank) and `[V; Q]` (rank, in'), or a plain weight (out', in') and `None`; and the bias; float64.
 
     Args:
-        linear: the dense layer.
-        moments: centred.
-        metric: `G`, (n, n) or its diagonal (n,), on the target's side.
+        closed_form: factors of the target's rank, the most important component first; `None` for a plain layer.
+        share: of the rank that the residual takes.
+        moments: centred; of the target's input, or of its output where `targets_output`.
     """
-    weight = linear.weight.detach().double()
-    narrow_in = layer.in_features < layer.out_features
-    q = residual_rank(rank, share)
-    up, down = factorization.up[:, : rank - q].double(), factorization.down[: rank - q].double()
-    centered = config.correct_bias and linear.bias is not None
-    used = moments if centered else moments.about_zero()
-
-    dense = torch.eye(layer.in_features, dtype=weight.dtype, device=weight.device) if narrow_in else weight
-    closed_form = up @ down
-    if narrow_in:  # the columns of `up` lie in those of W
-        closed_form = torch.linalg.pinv(weight.T @ weight, hermitian=True) @ (weight.T @ closed_form)
+    weight, start = target.weight, target.start
+    if not target.on_output or not targets_output(target.layers[0]):
+        # Solved on the side of the target's metric.
+        own = moments.through(weight) if target.on_output else moments
+    else:
+        own = moments
+    used = own if target.centered else own.about_zero()
     ridge = RIDGE * used.covariance.diagonal().mean().clamp_min(1e-30)
-    damped = used.covariance + ridge * torch.eye(layer.in_features, dtype=weight.dtype, device=weight.device)
-    error = used.cross + ridge * dense - closed_form @ damped
+    eye = torch.eye(len(used.covariance), dtype=weight.dtype, device=weight.device)
+    damped = used.covariance + ridge * eye
+    prior = start if target.on_output else eye  # x̂ has the dimensions of x there
+    if closed_form is None or target.rank is None:
+        solved = torch.linalg.solve(damped, (used.cross + ridge * prior).T).T
+        solved = solved if target.on_output else weight @ solved
+        return solved, None, _bias(target, solved, own)
+    q = residual_rank(target.rank, share)
+    up, down = closed_form[0][:, : target.rank - q].double(), closed_form[1][: target.rank - q].double()
+    inner = up if target.on_output else _coordinates(weight, up)
+    error = used.cross + ridge * prior - inner @ (down @ damped)
     unconstrained = torch.linalg.solve(damped, error.T).T
-    root, inverse_root = roots(metric, config.damping)
+    root, inverse_root = roots(target.metric, damping)
     carried = root.T @ unconstrained
     _, vectors = torch.linalg.eigh(carried @ damped @ carried.T)
     vectors = vectors.flip(1)[:, :q]
     p = inverse_root.T @ vectors
-    up = torch.cat([up, weight @ p if narrow_in else p], 1)
+    up = torch.cat([up, p if target.on_output else weight @ p], 1)
     down = torch.cat([down, vectors.T @ carried])
-    if linear.bias is None:
-        return up, down, None
-    bias = linear.bias.detach().double()
-    if centered:
-        target_mean = weight @ moments.target_mean if narrow_in else moments.target_mean
-        bias = bias + target_mean - up @ (down @ moments.input_mean)
-    return up, down, bias
+    return up, down, _bias(target, up @ down, own)
+
+
+def _coordinates(weight: Tensor, up: Tensor) -> Tensor:
+    """`A` with `W A = up`, whose columns lie in those of `W`."""
+    return torch.linalg.pinv(weight.T @ weight, hermitian=True) @ (weight.T @ up)
+
+
+def _bias(target: Target, solved: Tensor, moments: CrossMoments) -> Tensor | None:
+    if not target.centered or target.bias is None:
+        return target.bias
+    wanted = moments.target_mean if target.on_output else target.weight @ moments.target_mean
+    return target.bias + wanted - solved @ moments.input_mean
 
 
 class ResidualCompensation:
@@ -131,9 +137,9 @@ class ResidualCompensation:
         self.dense = prepared.model
         self.accelerator: Accelerator = reference.accelerator
         self.precision = resolve_precision(config.precision, student.device)
-        self.blocks: dict[str, list[LayerInfo]] = {name: [] for name in block_names(self.dense)}
-        for layer in prepared.layers:
-            self.blocks[layer.input_name.rpartition(".")[0]].append(layer)
+        self.blocks: dict[str, list[Part]] = {name: [] for name in block_names(self.dense)}
+        for part in prepared.parts:
+            self.blocks[part.layers[0].block_name].append(part)
         count = len(self.blocks)
         self.marks = sorted({math.ceil(count * (i + 1) / POINTS) for i in range(POINTS)})
         """After how many blocks the held-out images are asked."""
@@ -143,7 +149,7 @@ class ResidualCompensation:
         start = time.perf_counter()
         state = checkpoint.load() or {"blocks": 0, "layers": {}, "points": [], "seconds": 0.0}
         start -= state["seconds"]
-        original = {name: self._read(name) for name in self.plan.ranks}
+        original = {name: self._read(name) for name in compressed_modules(self.plan.layers)}
         for name, tensors in state["layers"].items():
             self._write(name, tensors)
         with evaluation_mode(self.dense), evaluation_mode(self.student), torch.no_grad():
@@ -154,10 +160,10 @@ class ResidualCompensation:
         points = [CompensationPoint(**point) for point in state["points"]]
         best = min(range(len(points)), key=lambda i: points[i].loss)
         kept = [0, *self.marks][best]
-        for members in list(self.blocks.values())[kept:]:
-            for layer in members:
-                if layer.name in original:
-                    self._write(layer.name, original[layer.name])
+        for block in list(self.blocks)[kept:]:
+            for name, tensors in original.items():
+                if name.startswith(f"{block}."):
+                    self._write(name, tensors)
         return points
 
     def _solve_blocks(self, state: dict[str, Any], start: float, checkpoint: Checkpoint, progress: bool) -> None:
@@ -207,47 +213,68 @@ class ResidualCompensation:
         return streams
 
     def _solve_block(
-        self, blocks: tuple[nn.Module, nn.Module], members: list[LayerInfo], streams: tuple[BlockStream, BlockStream]
+        self, blocks: tuple[nn.Module, nn.Module], parts: list[Part], streams: tuple[BlockStream, BlockStream]
     ) -> dict[str, dict[str, Tensor]]:
         """Layers that read the same input at once, in the order in which a block computes them."""
-        solved = {}
-        for _, group in groupby(members, key=lambda layer: layer.input_name):
-            layers = [layer for layer in group if layer.name in self.plan.ranks]
-            if not layers:
-                continue
-            mean = self.statistics.inputs[layers[0].input_name].mean
-            moments = collect_cross_moments(layers, (self.dense, self.student), blocks, streams, mean, self.accelerator)
-            for layer in layers:
-                tensors = self._solve(layer, moments[layer.name])
-                self._write(layer.name, tensors)
-                solved[layer.name] = tensors
+        groups: dict[str, list[Target]] = {}
+        for part in parts:
+            for target in part.targets(self.plan.shapes_of(part)):
+                groups.setdefault(target.layers[0].input_name, []).append(target)
+        order = {layer.input_name: position for position, layer in enumerate(self.prepared.layers)}
+        solved: dict[str, dict[str, Tensor]] = {}
+        for input_name in sorted(groups, key=lambda name: order[name]):
+            targets = groups[input_name]
+            layer = targets[0].layers[0]
+            models = (self.dense, self.student)
+            reader = self._modules_of(targets[0])[0]
+            moments = collect_cross_moments(layer, reader, models, blocks, streams, self.accelerator)
+            for target in targets:
+                solved |= self._solve(target, moments)
         return solved
 
-    def _solve(self, layer: LayerInfo, moments: CrossMoments) -> dict[str, Tensor]:
-        """The tensors of a layer; the main process's, so that all processes go on with the same."""
-        linear, config = linear_layer(self.dense, layer.name), self.config
-        weight = linear.weight.detach().double()
-        metric, gradient = config.metric, self.statistics.gradients.get(layer.name)
-        if layer.in_features < layer.out_features:
-            side = carried_gradient(metric, gradient, weight)
+    def _modules_of(self, target: Target) -> list[str]:
+        """The student's modules that compute it, the one that reads the input first."""
+        names = [layer.name for layer in target.layers]
+        return names if len(names) == 1 else [f"{target.layers[0].parent}.qk_down", *names]
+
+    def _solve(self, target: Target, moments: CrossMoments) -> dict[str, dict[str, Tensor]]:
+        """The tensors by module, written into the student; the main process's, so that all go on with the same."""
+        names = self._modules_of(target)
+        first = self.student.get_submodule(names[0])
+        closed_form = None
+        if target.rank is not None:
+            if isinstance(first, FactoredLinear):
+                closed_form = first.up.weight.detach(), first.down.weight.detach()
+            else:
+                ups = [self._read(name)["weight"] for name in names[1:]]
+                closed_form = torch.cat(ups), self._read(names[0])["weight"]
+        up, down, bias = solve_residual(target, closed_form, self.config.residual_share, moments, self.config.damping)
+        found: dict[str, dict[str, Tensor | None]]
+        if down is None:
+            found = {names[0]: {"weight": up, "bias": bias}}
         else:
-            side = output_metric(metric, gradient, layer, weight)
-        rank = self.plan.ranks[layer.name]
-        factorization = self.prepared.factorizations[layer.name]
-        up, down, bias = solve_residual(
-            layer, linear, factorization, rank, config.residual_share, moments, side, config
-        )
-        up, down = balanced(up, down)
-        tensors = {"up.weight": up, "down.weight": down, "up.bias": bias}
-        dtype = self.student.dtype
-        return {
-            name: from_owner(self.accelerator, tensor.to(dtype).contiguous(), 0)
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
+            up, down = balanced(up, down)
+            if len(names) == 1:
+                found = {names[0]: {"up.weight": up, "down.weight": down, "up.bias": bias}}
+            else:
+                sizes = [layer.out_features for layer in target.layers]
+                biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+                found = {names[0]: {"weight": down}}
+                for name, own, own_bias in zip(names[1:], up.split(sizes), biases, strict=True):
+                    found[name] = {"weight": own, "bias": own_bias}
+        tensors = {}
+        for name, own_tensors in found.items():
+            tensors[name] = {
+                key: from_owner(self.accelerator, tensor.to(self.student.dtype).contiguous(), 0)
+                for key, tensor in own_tensors.items()
+                if tensor is not None
+            }
+            self._write(name, tensors[name])
+        return tensors
 
     def _read(self, name: str) -> dict[str, Tensor]:
         return {key: tensor.detach().clone() for key, tensor in self.student.get_submodule(name).state_dict().items()}
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        self.student.get_submodule(name).load_state_dict(tensors)
+        # Not strict, because a bias without a target stays as it is.
+        self.student.get_submodule(name).load_state_dict(tensors, strict=False)

@@ -3,8 +3,9 @@
 The predicted loss is a sum of second-order terms, one per layer. Two things are missing in it, and both are measured
 here on some of the calibration images (that these also made the statistics shows in no measurement):
 
-* Errors of `q` and `k` meet in a product and then in a softmax, so that together they cost more than their sum. Their
-  weight relative to the other layers starts from a prior and is searched by factors of two: plan, approximate, measure.
+* Errors of `q` and `k` meet in a product and then in a softmax, so that together they cost more than their sum, unless
+  both read the same projection (`parts.QueryKeyPart`). Where they do not, their weight relative to the other layers
+  starts from a prior and is searched by factors of two: plan, build, measure.
 * The sum as a whole is not the loss. (predicted, measured) points of whole models at several budgets map one to the
   other, so that no figure is shown that was not scaled to measured ones.
 """
@@ -37,6 +38,11 @@ class CurveScaling:
 
     weights: dict[str, float] = field(default_factory=dict)
     points: list[tuple[float, float]] = field(default_factory=list)
+
+    @classmethod
+    def prior(cls, roles: Sequence[str]) -> "CurveScaling":
+        """Before anything is measured."""
+        return cls({role: PRIOR_WEIGHT for role in WEIGHTED_ROLES if role in roles})
 
     def loss(self, predicted: float) -> float | None:
         """The loss to expect, by linear interpolation between the points in logarithms; `None` without points.
@@ -72,11 +78,10 @@ def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lo
         search_weights: false for metrics whose curves are not losses; all weights are then 1.
         lowest_keep_ratio: no model is smaller; the search moves up to it, points below it are left out.
     """
-    weighted = [role for role in WEIGHTED_ROLES if role in roles] if search_weights else []
-    weights = dict.fromkeys(weighted, PRIOR_WEIGHT)
+    weights = CurveScaling.prior(roles).weights if search_weights else {}
     reference = max(REFERENCE_KEEP_RATIO, lowest_keep_ratio)
     best = measure(weights, reference)
-    for factor in (STEP, 1 / STEP) if weighted else ():
+    for factor in (STEP, 1 / STEP) if weights else ():
         start = weights
         while True:
             candidate = {role: weight * factor for role, weight in weights.items()}

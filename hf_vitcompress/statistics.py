@@ -6,8 +6,10 @@ A layer `y = W x + b` of shape (out, in) enters the closed forms (see `factoriza
 * out ≤ in: the gradient moment `G = E_image[Σ_tokens g gᵀ]`, and the covariance of the output, `W C Wᵀ`;
 * in < out: the covariance `C` of the input, and the moment of the gradient carried to the input, `Wᵀ G W`.
 
-The wide moments (1536² instead of 384² in a ViT-S) are never formed: they would be four fifths of the arithmetic. A
-square layer keeps `C` and `G` themselves, and layers that read the same tensor share one `C`.
+Without pruning the wide moments (1536² instead of 384² in a ViT-S) are never formed: they would be four fifths of the
+arithmetic. Where hidden features may be pruned, their own moments take the place of the narrow ones: the covariance of
+fc2's input and the gradient moment at fc1's output. A square layer keeps `C` and `G` themselves, and layers that read
+the same tensor share one `C`.
 """
 
 import json
@@ -28,7 +30,7 @@ from .families import LayerInfo
 from .files import atomic_path
 from .scaling import CurveScaling
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass
@@ -180,15 +182,17 @@ class Statistics:
     """Everything calibration learnt about a model; one serves any number of budgets.
 
     Attributes:
-        inputs: by input name, moments of what the layers read; (in, in) where in ≤ out, else (in,) or the mean only.
-        outputs: by layer name, moments of `W x + b`, for layers with out < in.
-        gradients: by layer name, gradient moments on the narrow side; empty where no metric needs them.
+        inputs: by input name, moments of what the layers read; (in, in), or (in,) or the mean only where nothing more
+            is needed.
+        outputs: by layer name, moments of `W x + b`, for layers with out < in whose inputs have no (in, in).
+        gradients: by layer name, gradient moments at the output, or at the input where that is narrower and enough;
+            empty where no metric needs them.
         images: images seen.
         tokens: vectors seen by each input name.
         bad_images: images that could not be read and were left out.
         settings: what the statistics depend on (metric, seed, precision, …), plain data.
         fingerprint: identifies the model's weights.
-        scaling: corrections of the predicted losses; `None` until they are measured.
+        scalings: corrections of the predicted losses, by `CompressionConfig.method`, once they are measured.
         timing: seconds by stage, plain data.
     """
 
@@ -200,7 +204,7 @@ class Statistics:
     bad_images: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
-    scaling: CurveScaling | None = None
+    scalings: dict[str, CurveScaling] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
@@ -219,7 +223,7 @@ class Statistics:
             "bad_images": self.bad_images,
             "settings": self.settings,
             "fingerprint": self.fingerprint,
-            "scaling": None if self.scaling is None else asdict(self.scaling),
+            "scalings": {method: asdict(scaling) for method, scaling in self.scalings.items()},
             "timing": self.timing,
         }
         with atomic_path(path) as temporary:
@@ -243,9 +247,9 @@ class Statistics:
             raise CalibrationError(f"{str(path)!r} is not a complete statistics file ({error}). {remedy}") from error
         if plain.pop("format_version", None) != FORMAT_VERSION:
             raise CalibrationError(f"{str(path)!r} was written by another version of this package. {remedy}")
-        if (scaling := plain.pop("scaling")) is not None:
+        for method, scaling in plain["scalings"].items():
             points = [(predicted, measured) for predicted, measured in scaling["points"]]
-            plain["scaling"] = CurveScaling(scaling["weights"], points)
+            plain["scalings"][method] = CurveScaling(scaling["weights"], points)
         moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
         return cls(**moments, **plain)
 

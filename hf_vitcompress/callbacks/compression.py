@@ -1,0 +1,127 @@
+"""Compression at the end of a training, or in its midst."""
+
+from pathlib import Path
+from typing import Any
+
+from ..config import CompressionConfig
+from ..errors import ConfigError
+from ..layouts import is_factored
+from .common import StructureCallback, own_random_state
+
+
+def resolve_step(at: float, max_steps: int) -> int:
+    """An optimizer step, given as such or as a fraction of all."""
+    return at if isinstance(at, int) else max(1, round(at * max_steps))
+
+
+def check_moment(name: str, at: Any) -> None:
+    whole = isinstance(at, int) and not isinstance(at, bool) and at >= 1
+    if not whole and not (isinstance(at, float) and 0 < at < 1):
+        raise ConfigError(f"{name} is an optimizer step of at least 1, or a fraction of all in (0, 1), not {at!r}.")
+
+
+class CompressionCallback(StructureCallback):
+    """Compresses the model of a `Trainer`, in place: after `trainer.train()`, `trainer.model` is the compressed one.
+
+    Without `at_step` the model is compressed when training ends, after the best checkpoint was loaded, if that was
+    wanted. With it, training goes on with the compressed model, with the optimizer's state for everything that was
+    not factored and the same learning rate schedule. A training that ends before the step is compressed at its end.
+
+    Where the Trainer has an `eval_dataset`, both models are evaluated on it: the dense one under `eval_dense_…`, the
+    compressed one under `eval_…`; both are logged. Training can be resumed from any checkpoint, by a new Trainer
+    around the dense model with the same callback. Works with gradient accumulation, mixed precision, several processes
+    (`torchrun`, `accelerate launch`) and `torch_compile`.
+
+    Args:
+        config: the recipe; the default one at half of the parameters if not given.
+        images: to calibrate on, anything `ViTCompressor.compress` takes; by default the Trainer's training data,
+            through its collator, in an order drawn from `config.seed`.
+        at_step: optimizer step after which to compress, or fraction of all steps in (0, 1).
+        output_dir: folder for the final model, with image processor, recipe, plan and report.
+        push_to_hub: Hub repository for the final model.
+        evaluate: whether to evaluate before and after.
+        reset_best: with `at_step`, seek the best checkpoint among compressed models only (`load_best_model_at_end`).
+
+    Attributes:
+        report: the `CompressionReport`; `None` before, and where it was done before the checkpoint that training was
+            resumed from.
+        dense_metrics, compressed_metrics: of the evaluations just before and after, empty where there were none.
+
+    Raises:
+        ConfigError: the Trainer uses FSDP or DeepSpeed, or `at_step` is no step.
+
+    Example:
+        >>> callback = CompressionCallback(CompressionConfig(keep_ratio=0.5), at_step=0.5, output_dir="small")
+        >>> Trainer(model, args, train_dataset=images, data_collator=collate, callbacks=[callback]).train()
+        >>> print(callback.report)
+    """
+
+    def __init__(
+        self,
+        config: CompressionConfig | None = None,
+        images: Any = None,
+        at_step: float | None = None,
+        output_dir: str | Path | None = None,
+        push_to_hub: str | None = None,
+        evaluate: bool = True,
+        reset_best: bool = True,
+    ) -> None:
+        super().__init__(images, output_dir, push_to_hub, reset_best)
+        if at_step is not None:
+            check_moment("at_step", at_step)
+        self.config = config or CompressionConfig()
+        self.at_step, self.evaluate = at_step, evaluate
+        self.dense_metrics: dict[str, float] = {}
+        self.compressed_metrics: dict[str, float] = {}
+        self._done = False
+        self._done_at: int | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        factored = is_factored(self.model)
+        passed = self._step is not None and state.global_step >= self._step
+        if passed and not factored:
+            raise ConfigError(
+                f"Training goes on at step {state.global_step}, after at_step={self.at_step}, but with a dense model: "
+                "the checkpoint was made without this callback, or its structure was not loaded. Give the Trainer the "
+                "callback when it is made, and a model instead of model_init."
+            )
+        self._done = passed or (self._done and factored)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._done or self._step is None or state.global_step < self._step:
+            return
+        self._compress()
+        if not control.should_evaluate:  # else the Trainer is about to
+            self.compressed_metrics = self._evaluation("eval")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._done_at == state.global_step and not self.compressed_metrics:
+            self.compressed_metrics = dict(kwargs["metrics"])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.renew()  # the best checkpoint may have brought another structure
+        if not self._done:
+            self._compress()
+            self.compressed_metrics = self._evaluation("eval")
+        self.finish()
+
+    @property
+    def _step(self) -> int | None:
+        return None if self.at_step is None else resolve_step(self.at_step, self.trainer.state.max_steps)
+
+    def _compress(self) -> None:
+        self.dense_metrics, self.compressed_metrics = self._evaluation("eval_dense"), {}
+        self.compress(self.config)
+        self._done, self._done_at = True, self.trainer.state.global_step
+
+    def _evaluation(self, prefix: str) -> dict[str, float]:
+        trainer = self.trainer
+        if not self.evaluate or trainer.eval_dataset is None:
+            return {}
+        planned = trainer.control.should_log, trainer.control.should_evaluate
+        with own_random_state(trainer, self.config.seed):
+            metrics = dict(trainer.evaluate(metric_key_prefix=prefix))
+        # An evaluation takes back what the Trainer has planned to do at this step.
+        trainer.control.should_log, trainer.control.should_evaluate = planned
+        return metrics

@@ -1,0 +1,129 @@
+"""What compression does to the model, for whatever tracker the Trainer reports to."""
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from ..companions import CompressionRecord
+from ..config import CompressionConfig
+from ..costs import Costs, count_costs
+from ..data import open_images
+from ..families import FAMILIES
+from ..layouts import empty_model, linear_names, owner_of
+from ..loading import load_dense_model
+from ..measuring import Reference
+from ..modeling_factored import MODEL_TYPE_PREFIX, FactoredLinear
+from .common import TrainerLink, batches_of, image_processor_of, own_random_state, training_images
+
+PREFIX = "compression_"
+
+
+class CompressionMetricsCallback(TrainerLink):
+    """Adds figures of the compression to the Trainer's logs: trackers, `state.log_history` and progress bar get them.
+
+    With every log of a loss or an evaluation: `compression_parameters`, `compression_macs` (per image),
+    `compression_keep_ratio` (of the dense model's parameters), `compression_rank_mean` and `compression_rank_min` over
+    the layers that can be factored, `compression_rank_mean_q`, `…_k` and so on by role (a dense layer counts with its
+    full rank), and `compression_kl_predicted` where the model carries a prediction. With evaluations, and with the
+    first log after a change of structure, `compression_kl_measured`: KL from the dense model, nats per image.
+
+    Args:
+        dense: the model to measure KL from: a folder, a Hub id or a loaded model; by default none is measured. It is
+            run once, when training begins, and not kept.
+        images: to measure it on, anything `ViTCompressor.compress` takes; by default the Trainer's evaluation data,
+            or its training data.
+        num_images: how many of them.
+    """
+
+    def __init__(self, dense: str | Path | PreTrainedModel | None = None, images: Any = None, num_images: int = 256):
+        super().__init__()
+        self.dense, self.images, self.num_images = dense, images, num_images
+        self._reference: Reference | None = None
+        self._original: Costs | None = None
+        self._figures: dict[str, float] = {}
+        self._measured = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.dense is not None and self._reference is None:
+            with own_random_state(self.trainer, 0):
+                self._reference = self._refer(self.trainer, self.dense)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        evaluated = any(name.startswith("eval_") for name in logs)
+        if not evaluated and "loss" not in logs:
+            return
+        figures = self._current(evaluated)
+        logs.update(figures)
+        state.log_history[-1].update(figures)  # a copy of the logs, made before
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        metrics = kwargs["metrics"]
+        # These are the evaluation's own again: a search over hyperparameters sums them.
+        for name in [name for name in metrics if name.startswith(PREFIX)]:
+            del metrics[name]
+
+    def _current(self, evaluated: bool) -> dict[str, float]:
+        model = self.model
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if self._figures.get("parameters") != parameters:
+            with own_random_state(self.trainer, 0):
+                self._figures, self._measured = self._structure(model), False
+        figures = dict(self._figures)
+        if self._reference is not None and (evaluated or not self._measured):
+            figures["kl_measured"], self._measured = self._reference.loss_of(model), True
+        return {PREFIX + name: value for name, value in figures.items()}
+
+    def _structure(self, model: PreTrainedModel) -> dict[str, float]:
+        if self._original is None:
+            self._original = count_costs(empty_model(model, {}))
+        costs = count_costs(model)
+        figures: dict[str, float] = {
+            "parameters": costs.parameters,
+            "macs": costs.macs,
+            "keep_ratio": costs.parameters / self._original.parameters,
+            **rank_figures(model),
+        }
+        for record in getattr(model, "companions", []):
+            if isinstance(record, CompressionRecord) and record.report.predicted_loss is not None:
+                figures["kl_predicted"] = record.report.predicted_loss
+        return figures
+
+    def _refer(self, trainer: Trainer, dense: str | Path | PreTrainedModel) -> Reference:
+        config = CompressionConfig(precision="float32")
+        images = self.images
+        if images is None and trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
+            loader = trainer.get_eval_dataloader()
+            images = batches_of(loader.dataset, loader.collate_fn, 2 * config.batch_size, config.seed)
+        elif images is None:
+            images = training_images(trainer, config)
+        source = open_images(images, limit=self.num_images).sample(self.num_images, config.seed)
+        model = load_dense_model(dense, trainer.accelerator)
+        return Reference.of(model, source, image_processor_of(trainer), config, trainer.accelerator)
+
+
+def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:
+    """Ranks by role, dense layers with their full rank."""
+    family = FAMILIES[model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)]
+    linears = {n for n, m in model.named_modules() if isinstance(m, FactoredLinear)} | linear_names(model)
+    ranks = defaultdict(list)
+    for name, module in model.named_modules():
+        role = next((role for role, path in family.layers.items() if name.endswith(f".{path}")), None)
+        if role is not None and owner_of(f"{name}.weight", linears) == name:
+            if isinstance(module, FactoredLinear):
+                ranks[str(role)].append(module.rank)
+            elif isinstance(module, nn.Linear):
+                ranks[str(role)].append(min(module.in_features, module.out_features))
+    return dict(ranks)
+
+
+def rank_figures(model: PreTrainedModel) -> dict[str, float]:
+    ranks = layer_ranks(model)
+    every = [rank for own in ranks.values() for rank in own]
+    by_role = {f"rank_mean_{role}": fmean(own) for role, own in ranks.items()}
+    return {"rank_mean": fmean(every), "rank_min": min(every), **by_role} if every else {}

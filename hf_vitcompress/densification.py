@@ -1,0 +1,105 @@
+"""A compressed model → the dense model that computes the same."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from .errors import UnsupportedModelError
+from .layouts import empty_model, shapes_of, value_head_dim
+
+
+@torch.no_grad()
+def to_dense(model: PreTrainedModel) -> PreTrainedModel:
+    """The dense model that computes what `model` computes: factors multiplied out, what was pruned filled with zeros.
+
+    Args:
+        model: compressed, or dense already. Whatever was set on the object, such as hooks or a wrapped `forward`, is
+            left behind.
+
+    Returns:
+        a model of the dense class that shares no memory with `model`, on its device, in its dtype and mode. It has
+        the original's number of parameters, and equal outputs to rounding.
+
+    Raises:
+        UnsupportedModelError: a tensor does not fit into the dense model.
+    """
+    dense = empty_model(model, {})
+    dense.load_state_dict(dense_state_dict(model.state_dict(), dense), assign=True)
+    return cast(Any, dense).to(model.device).train(model.training)
+
+
+def dense_state_dict(state: Mapping[str, Tensor], dense: PreTrainedModel) -> dict[str, Tensor]:
+    """The dense form of a state dict of any layout (see `layouts`).
+
+    Widths that were pruned come back as zeros: of a hidden layer, of whole heads (after those that are left), and of
+    each head's values. They change nothing, because the rows of one layer and the columns that read them are both 0.
+
+    Args:
+        state: by in-memory name.
+        dense: a model of the dense class, storage not needed.
+    """
+    result: dict[str, Tensor] = {}
+    shapes = shapes_of(state)
+    linears = {name: module for name, module in dense.named_modules() if isinstance(module, nn.Linear)}
+    for name in linears:
+        weight, bias = _product(state, name)
+        attention, _, child = name.rpartition(".")
+        if child in ("q_proj", "k_proj") and (down := state.get(f"{attention}.qk_down.weight")) is not None:
+            weight = _times(weight, down)
+        if child in ("v_proj", "o_proj") and f"{attention}.q_proj" in linears:
+            head_dim = int(dense.get_submodule(attention).head_dim)  # type: ignore[arg-type]
+            size = value_head_dim(shapes, attention, head_dim)
+            if child == "o_proj":
+                weight = _fill_heads(weight.T, size, head_dim).T
+            else:
+                weight = _fill_heads(weight, size, head_dim)
+                bias = None if bias is None else _fill_heads(bias, size, head_dim)
+        result[f"{name}.weight"] = weight
+        if bias is not None:
+            result[f"{name}.bias"] = bias
+    for name, target in dense.state_dict().items():
+        result[name] = _padded(result[name] if name in result else _found(state, name), target.shape, name)
+    return result
+
+
+def _product(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
+    """Weight (out, in) and bias (out,) of a layer, factored or not."""
+    if (up := state.get(f"{name}.up.weight")) is None:
+        return _found(state, f"{name}.weight"), state.get(f"{name}.bias")
+    return _times(up, _found(state, f"{name}.down.weight")), state.get(f"{name}.up.bias")
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    return (left.float() @ right.float()).to(left.dtype)
+
+
+def _fill_heads(rows: Tensor, size: int, head_dim: int) -> Tensor:
+    """(heads · size, …) → (heads · head_dim, …)"""
+    heads = rows.unflatten(0, (-1, size))
+    filled = heads.new_zeros(heads.shape[0], head_dim, *heads.shape[2:])
+    filled[:, :size] = heads
+    return filled.flatten(0, 1)
+
+
+def _padded(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
+    """A copy, with zeros after its last row and column."""
+    missing = [wanted - now for wanted, now in zip(shape, tensor.shape, strict=False)]
+    if tensor.dim() != len(shape) or min(missing, default=0) < 0:
+        raise UnsupportedModelError(
+            f"{name!r} has the shape {tuple(tensor.shape)}, which does not fit into the dense model's {tuple(shape)}. "
+            "The model and its config do not belong together."
+        )
+    if not any(missing):
+        return tensor.detach().clone()
+    padding = [size for count in reversed(missing) for size in (0, count)]
+    return functional.pad(tensor.detach(), padding).contiguous()
+
+
+def _found(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise UnsupportedModelError(f"The state dict has no tensor {name!r}; it is incomplete or of another model.")
+    return state[name]

@@ -1,0 +1,176 @@
+"""Which layers of a state dict are compressed, and to what: read off its names and shapes.
+
+A layout is what `config.compression["layers"]` holds, module name → shapes. An `nn.Linear` has `rank`, and
+`in_features` and `out_features` where these are smaller than the dense layer's; an attention module, the parent of
+`q_proj`, `k_proj`, `v_proj` and `o_proj`, has `qk_rank`.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .errors import UnsupportedModelError
+from .families import constructor_options
+from .modeling_factored import (
+    MODEL_TYPE_PREFIX,
+    FactoredConfigMixin,
+    FactoredModelMixin,
+    factored_config_class,
+    factored_model_class,
+)
+
+Layers = dict[str, dict[str, int]]
+"""Module name → its shape, as in `parts.Shapes`."""
+
+Shapes = Mapping[str, Sequence[int]]
+"""Tensor name → its shape."""
+
+
+def is_factored(model: nn.Module) -> bool:
+    return isinstance(model, FactoredModelMixin)
+
+
+def dense_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """`X` of `FactoredX`; a dense class itself."""
+    if not issubclass(model_class, FactoredModelMixin):
+        return model_class
+    bases = (base for base in model_class.__mro__[1:] if not issubclass(base, FactoredModelMixin))
+    return cast(type[PreTrainedModel], next(bases))
+
+
+def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of the config, without compression."""
+    if not isinstance(config, FactoredConfigMixin):
+        return copy.deepcopy(config)
+    model_class = next(base for base in type(config).__mro__[1:] if not issubclass(base, FactoredConfigMixin))
+    dropped = ("model_type", "compression", "auto_map")
+    values = {name: value for name, value in config.to_dict().items() if name not in dropped}
+    values["architectures"] = [name.removeprefix("Factored") for name in values.get("architectures") or []] or None
+    dense = model_class.from_dict(values)  # type: ignore[attr-defined]
+    dense.name_or_path = config.name_or_path
+    return dense
+
+
+def empty_model(model: PreTrainedModel, layers: Layers) -> PreTrainedModel:
+    """The model that `model` would be with this layout, or dense without any; its parameters have no storage."""
+    config, model_class = dense_config(model.config), dense_class(type(model))
+    if layers:
+        values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+        factored = factored_config_class(config.model_type.removeprefix(MODEL_TYPE_PREFIX))
+        name = config.name_or_path
+        config = factored.from_dict({**values, "compression": {"layers": layers}})
+        config.name_or_path, model_class = name, factored_model_class(model_class)
+    # Some parameters are drawn before they lose their storage; nobody is to notice.
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        return model_class._from_config(
+            config,
+            attn_implementation=model.config._attn_implementation,
+            dtype=model.dtype,
+            **constructor_options(model),
+        )
+
+
+def linear_names(model: nn.Module) -> set[str]:
+    """Module names of a dense model's linear layers."""
+    return {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def attention_names(linears: Iterable[str]) -> list[str]:
+    return [name.removesuffix(".q_proj") for name in linears if name.endswith(".q_proj")]
+
+
+def owner_of(tensor: str, linears: Iterable[str]) -> str:
+    """The dense layer that a tensor of any layout stands for: `fc1` for `fc1.up.weight`, `q_proj` for `qk_down.weight`.
+
+    Args:
+        linears: names of the layers that may be factored.
+    """
+    module = tensor.rpartition(".")[0]
+    parent, _, last = module.rpartition(".")
+    if last == "qk_down":
+        return f"{parent}.q_proj"
+    return parent if last in ("up", "down") and parent in linears else module
+
+
+def layout_of(model: PreTrainedModel, dense: PreTrainedModel | None = None) -> Layers:
+    """The layout that a model has.
+
+    Args:
+        dense: `empty_model(model, {})`, where it is at hand.
+    """
+    return infer_layers(shapes_of(model.state_dict()), dense or empty_model(model, {}))
+
+
+def shapes_of(state: Mapping[str, Any]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def infer_layers(shapes: Shapes, dense: PreTrainedModel) -> Layers:
+    """The layout of a state dict; layers that it does not mention count as dense.
+
+    Args:
+        shapes: by in-memory tensor name.
+        dense: a dense model of the class, storage not needed.
+
+    Raises:
+        UnsupportedModelError: the shapes are those of no compressed form of `dense`.
+    """
+    linears: dict[str, nn.Linear] = {n: m for n, m in dense.named_modules() if isinstance(m, nn.Linear)}
+    layers = {name: _linear_entry(shapes, name, linear) for name, linear in linears.items()}
+    for name in attention_names(linears):
+        value_head_dim(shapes, name, dense.get_submodule(name).head_dim)  # type: ignore[arg-type]  # a whole number
+        if (down := shapes.get(f"{name}.qk_down.weight")) is not None:
+            layers[name] = {"qk_rank": down[0]}
+            for child in ("q_proj", "k_proj"):
+                layers[f"{name}.{child}"].pop("in_features", None)
+    return {name: entry for name, entry in layers.items() if entry}
+
+
+def _linear_entry(shapes: Shapes, name: str, linear: nn.Linear) -> dict[str, int]:
+    entry: dict[str, int] = {}
+    if (size := linear_shape(shapes, name)) is None:
+        return entry
+    if (down := shapes.get(f"{name}.down.weight")) is not None:
+        entry["rank"] = down[0]
+    for key, now, dense in zip(
+        ("out_features", "in_features"), size, (linear.out_features, linear.in_features), strict=True
+    ):
+        if now > dense:
+            raise UnsupportedModelError(f"{name!r} has {key}={now} in the state dict and only {dense} in the model.")
+        if now != dense:
+            entry[key] = now
+    return entry
+
+
+def linear_shape(shapes: Shapes, name: str) -> tuple[int, int] | None:
+    """(rows, columns) of a layer's weight or of the product of its factors; `None` where neither is there."""
+    weight, up, down = (shapes.get(f"{name}.{key}weight") for key in ("", "up.", "down."))
+    if weight is not None:
+        return weight[0], weight[1]
+    if up is None and down is None:
+        return None
+    if up is None or down is None or up[1] != down[0]:
+        raise UnsupportedModelError(
+            f"The factors of {name!r} do not fit: up has the shape {up and tuple(up)}, down {down and tuple(down)}. "
+            "The state dict is incomplete or damaged."
+        )
+    return up[0], down[1]
+
+
+def value_head_dim(shapes: Shapes, attention: str, head_dim: int) -> int:
+    """Rows of `v_proj` for each head; as many heads are left as `q_proj` has rows for."""
+    query, value = (linear_shape(shapes, f"{attention}.{child}") for child in ("q_proj", "v_proj"))
+    if query is None or value is None or query[0] == value[0]:
+        return head_dim
+    heads, rest = divmod(query[0], head_dim)
+    if rest or heads == 0 or value[0] % heads:
+        raise UnsupportedModelError(
+            f"{attention!r} has {query[0]} query rows and {value[0]} value rows, which is no whole number of heads "
+            f"of size {head_dim}."
+        )
+    return value[0] // heads

@@ -1,9 +1,10 @@
-"""Accuracy after compression, closed form only, for every preset over several keep ratios, in one run.
+"""Accuracy after compression, closed form only, for presets over several keep ratios.
 
 Calibration images serve for everything that is fitted; test images only for the figures. Writes quality.json, .md and
 .png to benchmarks/results.
 """
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from common import RESULTS, environment, markdown_table, parser, write_json
 from matplotlib.figure import Figure
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
-from hf_vitcompress.config import PRESETS
 from hf_vitcompress.evaluation import judge, model_outputs
 from hf_vitcompress.plots import save_figure
 
+PRESETS = ("default", "low_rank", "svd", "fwsvd", "svd_llm", "azizi2024")
+"""Those without training."""
 RATIOS = (0.7, 0.5, 0.4, 0.3)
 # The default also at the ratios of an earlier trial it is compared with.
 DEFAULT_RATIOS = (0.7, 0.51, 0.5, 0.41, 0.4, 0.31, 0.3)
@@ -25,6 +27,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--images", type=int, default=1024, help="calibration images")
     options.add_argument("--measuring-images", type=int, default=256, help="of these, for correcting predicted losses")
+    options.add_argument("--presets", nargs="*", default=PRESETS, help="the others stay as they are in quality.json")
     options.add_argument("--precision", default="float32", help="of the evaluation")
     arguments = options.parse_args()
 
@@ -33,8 +36,8 @@ def main() -> None:
     test = probe.open_images(arguments.test, dense)
     batches = list(test.batches(probe.image_processor, 64))
     reference, labels = model_outputs(dense, batches, arguments.precision)
-    results: list[dict[str, Any]] = []
-    for preset in PRESETS:
+    results = [result for result in earlier_results() if result["preset"] not in arguments.presets]
+    for preset in arguments.presets:
         config = CompressionConfig.preset(
             preset,
             compensation="none",
@@ -56,11 +59,12 @@ def main() -> None:
                     "parameters": compressor.report.compressed.parameters,
                     "macs": compressor.report.compressed.macs,
                     "predicted_kl": compressor.report.predicted_loss,
-                    "weights": statistics.scaling.weights if statistics.scaling else {},
+                    "weights": statistics.scalings[config.method].weights,
                     **asdict(judge(outputs, reference, labels, classes=True)),
                 }
             )
             print(row(results[-1]), flush=True)
+    results.sort(key=lambda result: PRESETS.index(result["preset"]))
     content = {
         "model": Path(arguments.model).name,
         "calibration": Path(arguments.calibration).name,
@@ -75,6 +79,11 @@ def main() -> None:
     write_json("quality.json", content)
     (RESULTS / "quality.md").write_text(markdown(content), encoding="utf-8")
     save_figure(figure(content), RESULTS / "quality.png")
+
+
+def earlier_results() -> list[dict[str, Any]]:
+    path = RESULTS / "quality.json"
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
 
 
 def row(result: dict[str, Any]) -> list[str]:

@@ -62,7 +62,7 @@ def main() -> None:
         result[f"plain_seconds_{dtype}".replace("torch.", "")] = forward_backward(dense, batches, dtype)
     result["replan_seconds"] = replan(compressor.statistics, arguments.model)
     result["latency"] = [asdict(measure_latency(dense, small, batch_size)) for batch_size in (32, 1)]
-    result["weights"] = compressor.statistics.scaling.weights
+    result["points"] = compressor.statistics.scalings[compressor.config.method].points
     result["mac_ratio"] = compressor.report.compressed.macs / compressor.report.dense.macs
     result["import_seconds"] = [import_seconds(code) for code in IMPORTS]
     if arguments.deit:

@@ -10,7 +10,12 @@ from .modeling_factored import FactoredLinear, register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .callbacks import CompressionCallback, CompressionMetricsCallback, ProgressiveCompressionCallback
+    from .callbacks import (
+        CompressionCallback,
+        CompressionMetricsCallback,
+        ImportanceGateCallback,
+        ProgressiveCompressionCallback,
+    )
     from .compressor import ViTCompressor
     from .config import CompressionConfig
     from .densification import to_dense
@@ -26,6 +31,7 @@ _HOME = {
     "CompressionPlan": "planning",
     "CompressionReport": "report",
     "Evaluation": "evaluation",
+    "ImportanceGateCallback": "callbacks",
     "ProgressiveCompressionCallback": "callbacks",
     "Statistics": "statistics",
     "ViTCompressor": "compressor",
@@ -41,6 +47,7 @@ __all__ = [
     "CompressionReport",
     "Evaluation",
     "FactoredLinear",
+    "ImportanceGateCallback",
     "ProgressiveCompressionCallback",
     "Statistics",
     "ViTCompressor",

@@ -108,13 +108,13 @@ def _restructure(model: PreTrainedModel, source: PreTrainedModel, new_bases: set
     if dense_class(type(model)) is not dense_class(type(source)):
         raise UnsupportedModelError(f"A {type(model).__name__} cannot become a {type(source).__name__}.")
     before = parameter_roles(model)
+    model.config = source.config
     _take_over(model, source, "", new_bases)
-    _keep_biases(model, before)
+    _keep_biases(model, before, new_bases)
     frozen = {role for parameter, role in before.items() if not parameter.requires_grad}
     for parameter, role in parameter_roles(model).items():
         if role in frozen:
             parameter.requires_grad_(False)
-    model.config = source.config
     if is_factored(source):
         model.companions = source.companions
     else:
@@ -146,12 +146,20 @@ def _own_shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors}
 
 
-def _keep_biases(model: nn.Module, before: Roles) -> None:
-    """A bias is the same whether its layer is factored or not: the old parameter takes the place of the new one."""
+def _keep_biases(model: nn.Module, before: Roles, new_bases: set[str]) -> None:
+    """A bias is the same whether its layer is factored or not: the old parameter takes the place of the new one.
+
+    But not where the layer's outputs are pruned, and may be others.
+    """
+    layers = (getattr(model.config, "compression", None) or {}).get("layers", {})
+    pruned = {name for name, shape in layers.items() if "out_features" in shape}
+    changed = {path for name in pruned for path in (name, f"{name}.up") if path in new_bases}
     old = {role: parameter for parameter, role in before.items() if parameter.dim() == 1}
     roles = parameter_roles(model)
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
+            if path in changed:
+                continue
             mine = old.get(roles[parameter])
             if mine is not None and mine is not parameter and mine.shape == parameter.shape:
                 setattr(module, name, mine)
@@ -166,6 +174,9 @@ def _new_bases(model: PreTrainedModel, values: Mapping[str, Tensor]) -> set[str]
         elif name.endswith(".qk_down"):
             attention = name.removesuffix(".qk_down")
             paths |= {name, f"{attention}.q_proj", f"{attention}.k_proj"}
+    # As many neurons or values as before may be other ones.
+    layers = (getattr(model.config, "compression", None) or {}).get("layers", {})
+    paths |= {name for name, shape in layers.items() if {"in_features", "out_features"} & set(shape)}
     state = model.state_dict()
     return {
         path

@@ -21,6 +21,9 @@ from .data import ImageSource, open_images
 from .distribution import local_work, new_accelerator
 from .errors import BudgetError, DataError
 from .families import find_layers
+from .gate_learning import gate_checkpoint, learn_gates
+from .gate_report import GateReport
+from .gates import gated_layers
 from .loading import load_dense_model, load_image_processor
 from .measuring import Reference, measure_scaling, search_accuracy
 from .planning import CompressionPlan
@@ -43,9 +46,10 @@ class ViTCompressor:
         accelerator: chooses the device and, under `accelerate launch`, shares the work with the other processes,
             which all end with the same model; by default a new one.
         importance: for `selector="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the name
-            of that layer.
+            of that layer; by default they are learned from the calibration images, see `gate_learning`.
 
     Attributes:
+        importance: the scores that are used.
         report: of the last compression, `None` before the first.
         checkpoints: files that compensation keeps so that it can go on; of no use once its result is saved.
         statistics: of the last calibration; pass them to `compress` or `plan` to reach another budget in seconds.
@@ -67,6 +71,9 @@ class ViTCompressor:
         self.config = config or CompressionConfig()
         self.image_processor = image_processor
         self.importance = importance
+        self._own_importance = importance is not None
+        self._importance_of: PreTrainedModel | None = None
+        self._gate_report: GateReport | None = None
         self._own_processor = image_processor is not None
         self._processor_of: PreTrainedModel | None = None
         self.accelerator = accelerator or new_accelerator()
@@ -113,7 +120,11 @@ class ViTCompressor:
                 f"compensation={self.config.compensation!r} learns from images: give some (images=…, --data), or use "
                 'compensation="none".'
             )
-        statistics = statistics or self.calibrate(dense, source, checkpoint=checkpoint)
+        if statistics is None:
+            statistics = self.calibrate(dense, source, checkpoint=checkpoint)
+        elif self.config.selector == "gates":
+            chosen = None if source is None else source.sample(self.config.num_images, self.config.seed)
+            self._learn_gates(dense, chosen, checkpoint)
         if plan is None:
             plan = self.plan(dense, statistics, held_out, source, checkpoint)
         else:
@@ -139,6 +150,7 @@ class ViTCompressor:
         self.statistics = calibrate(
             dense, layers, source, config, self.image_processor, checkpoint, self.progress, self.accelerator
         )
+        self._learn_gates(dense, source, checkpoint)
         if config.correct_curves and config.method not in self.statistics.scalings:
             with self._timed("measure"):
                 prepared = self.prepare(dense, self.statistics)
@@ -152,6 +164,27 @@ class ViTCompressor:
                 if self.accelerator.is_main_process:
                     self.statistics.save(checkpoint)
         return self.statistics
+
+    def _learn_gates(
+        self, dense: PreTrainedModel, images: ImageSource | None, checkpoint: str | Path | None = None
+    ) -> None:
+        """Learn `importance` for this model, where the config wants scores and there are none of it yet."""
+        config = self.config
+        wanted = config.selector == "gates" and gated_layers(dense, config)
+        if not wanted or self._own_importance or self._importance_of is dense:
+            return
+        if images is None:
+            raise DataError(
+                'selector="gates" learns scores from images: give some (images=…, --data), or scores that were learned '
+                "before (importance=…)."
+            )
+        kept = gate_checkpoint(checkpoint, dense, images, config, self.accelerator)
+        self.checkpoints += [] if kept.path is None else [kept.path]
+        with self._timed("gates"):
+            self.importance, self._gate_report = learn_gates(
+                dense, images, config, self.image_processor, kept, self.progress, self.accelerator
+            )
+        self._importance_of = dense
 
     def prepare(self, model: PreTrainedModel, statistics: Statistics) -> Prepared:
         """Factorize every layer; budgets share the result, which is kept for the last model and statistics."""
@@ -307,6 +340,7 @@ class ViTCompressor:
             seconds={**statistics.timing, **self.seconds},
             settings=self.config.to_dict(),
             budget_curve=prepared.budget_curve(self.config),
+            gates=self._gate_report if self._importance_of is prepared.model else None,
         )
 
     @contextmanager

@@ -51,6 +51,11 @@ class CompressionConfig:
         selector: which neurons and heads go first. `"fisher"`: those that raise the predicted loss least, in closed
             form; `"magnitude"`: those of the smallest weights; `"gates"`: those of the smallest learned scores
             (arXiv 2104.08500).
+        gate_minutes: with `selector="gates"`, time to learn scores for where none are given.
+        gate_epochs: passes over the calibration images to learn scores for, instead of minutes; repeatable to the bit.
+        gate_l1: weight of the scores' mean size beside the loss (nats), each score counted by the weights it stands
+            for; more pushes more of them to 0.
+        gate_learning_rate: of the scores, which begin at 1; it follows a cosine to 0.
         repair: solve the layer behind pruned neurons or heads again for the inputs that are left, by least squares.
         allocation: `"greedy"`: shapes differ by layer, each step goes where it buys most; `"uniform"`: every part keeps
             the same share of its parameters.
@@ -102,6 +107,10 @@ class CompressionConfig:
     attention: AttentionMethod = "joint"
     mlp: MlpMethod = "auto"
     selector: Selector = "fisher"
+    gate_minutes: float = 2.0
+    gate_epochs: float | None = None
+    gate_l1: float = 2.0
+    gate_learning_rate: float = 0.05
     repair: bool = True
     allocation: Allocation = "greedy"
     correct_bias: bool = True
@@ -157,9 +166,10 @@ class CompressionConfig:
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("residual_share", self.residual_share, 0, 1, low_open=True)
         _check_range("crop", self.crop, 0, 0.5)
-        for name in ("compensation_minutes", "compensation_epochs", "learning_rate", "temperature"):
+        positive = ("compensation_minutes", "compensation_epochs", "learning_rate", "temperature")
+        for name in (*positive, "gate_minutes", "gate_epochs", "gate_learning_rate"):
             _check_range(name, getattr(self, name), 0, math.inf, low_open=True)
-        for name in ("feature_weight", "label_weight"):
+        for name in ("feature_weight", "label_weight", "gate_l1"):
             _check_range(name, getattr(self, name), 0, math.inf)
         if self.compensation_minutes is not None and self.compensation_epochs is not None:
             raise ConfigError("compensation_minutes and compensation_epochs are both given; give one.")
@@ -201,7 +211,9 @@ class CompressionConfig:
         `"default"`: this package's own. `"svd"`: truncated SVD of the weights, one share for all layers.
         `"fwsvd"`: Hsu et al., arXiv 2207.00112. `"svd_llm"`: Wang et al., arXiv 2403.07378 (truncation-aware
         whitening). `"azizi2024"`: Azizi et al., arXiv 2402.06004 (activation-aware, mixed ranks by energy,
-        residual tensors). `"low_rank"`: this package's metric, but nothing is pruned or shared.
+        residual tensors). `"low_rank"`: this package's metric, but nothing is pruned or shared. `"vtp"`: Zhu et al.,
+        arXiv 2104.08500 (neurons and heads pruned by learned scores, then fine-tuned). `"kumar2022"`: Kumar,
+        arXiv 2203.13444 (the same for neurons, truncated SVD of attention, then fine-tuned).
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"Unknown preset {name!r}.{_suggestion(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
@@ -254,6 +266,16 @@ def load_settings(path: str | Path) -> dict[str, Any]:
 
 
 _LOW_RANK = {"attention": "low_rank", "mlp": "low_rank"}
+_GATED = {
+    "metric": "weight",
+    "mlp": "prune",
+    "selector": "gates",
+    "repair": False,
+    "allocation": "uniform",
+    "correct_bias": False,
+    "compensation": "distill",
+    "optimizer": "adamw",
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -269,6 +291,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "compensation": "residual",
         "residual_share": 0.25,
     },
+    "vtp": {**_GATED, "attention": "prune"},
+    "kumar2022": {**_GATED, "attention": "low_rank"},
 }
 
 

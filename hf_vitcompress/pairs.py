@@ -93,6 +93,14 @@ class PairPart(Part):
         return self.layers[0].parent if self.role == "mlp" else self.layers[0].name
 
     @property
+    def dense_parameters(self) -> int:
+        return super().dense_parameters + self._biases(self.width)
+
+    def _biases(self, width: int) -> int:
+        """Of the first layer, at that width."""
+        return 0 if self.linears[0].bias is None else width
+
+    @property
     def work(self) -> float:
         return super().work + 4.0 * self.width**3
 
@@ -215,18 +223,18 @@ class PairPart(Part):
                 shapes[layer.name] = shape
         return shapes
 
-    def _macs(self, parameters: int, width: int) -> int:
+    def _choice(self, weights: int, error: float, width: int, shapes: Shapes) -> Choice:
         attention = self.positions**2 * width if self.role == "vo" else 0
-        return parameters * self.positions + attention
+        return Choice(weights + self._biases(width), weights * self.positions + attention, error, shapes)
 
     def choice(self, shapes: Shapes) -> Choice:
         width, *ranks = self._read(shapes)
         outer = (self.layers[0].in_features, self.layers[1].out_features)
-        parameters = sum(width * o if r is None else r * (width + o) for o, r in zip(outer, ranks, strict=True))
+        weights = sum(width * o if r is None else r * (width + o) for o, r in zip(outer, ranks, strict=True))
         error = float(self.solution.pruned[width]) if width < self.width else 0.0
         for curve, rank in zip(self._factored_errors(width) if any(ranks) else (), ranks, strict=False):
             error += 0.0 if rank is None else float(curve[min(rank, len(curve) - 1)])
-        return Choice(parameters, self._macs(parameters, width), error, shapes)
+        return self._choice(weights, error, width, shapes)
 
     def choices(self, multiple: int) -> list[Choice]:
         """Those that no other beats in both parameters and error."""
@@ -247,12 +255,11 @@ class PairPart(Part):
                     + [(side * width, 0.0, None)]
                 )
             found += [(a + b, error + e + f, (width, r, s)) for a, e, r in options[0] for b, f, s in options[1]]
-        found.sort(key=lambda one: one[:2])
+        found.sort(key=lambda one: (one[0] + self._biases(one[2][0]), one[1]))
         best: list[Choice] = []
-        for parameters, error, (width, first, second) in found:
+        for weights, error, (width, first, second) in found:
             if not best or error < best[-1].error:
-                shapes = self._shapes(width, first, second)
-                best.append(Choice(parameters, self._macs(parameters, width), error, shapes))
+                best.append(self._choice(weights, error, width, self._shapes(width, first, second)))
         return best
 
     def check(self, shapes: Shapes) -> None:

@@ -47,7 +47,9 @@ Shapes = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class Choice:
-    """One form a part may take: weight entries, multiply-accumulates per image, predicted loss increase."""
+    """One form a part may take: parameters (as `Part.dense_parameters` counts them), multiply-accumulates per image,
+    predicted loss increase.
+    """
 
     parameters: int
     macs: int
@@ -126,6 +128,7 @@ class Part(ABC):
 
     @property
     def dense_parameters(self) -> int:
+        """Weight entries, and those biases that shapes may remove."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
@@ -362,6 +365,11 @@ class HeadsPart(Part):
     def heads(self) -> int:
         return self.layers[0].out_features // self.size
 
+    @property
+    def dense_parameters(self) -> int:
+        biases = [linear.bias for linear in self.linears[:-1]]
+        return super().dense_parameters + sum(bias.numel() for bias in biases if bias is not None)
+
     def _output_problem(self) -> tuple[Tensor, Tensor, Tensor]:
         """o's weight, the metric of its output, the moment of its input."""
         layer, linear = self.layers[-1], self.linears[-1]
@@ -397,7 +405,8 @@ class HeadsPart(Part):
         width = shapes.get(self.layers[-1].name, {}).get("in_features", self.layers[-1].in_features)
         kept = width // self.size
         parameters = self.dense_parameters * kept // self.heads
-        macs = parameters * self.positions + 2 * self.positions**2 * width  # with scores and their use
+        weights = sum(layer.parameters for layer in self.layers) * kept // self.heads
+        macs = weights * self.positions + 2 * self.positions**2 * width  # with scores and their use
         return Choice(parameters, macs, float(self.solution[1][kept]), shapes)
 
     def choices(self, multiple: int) -> list[Choice]:

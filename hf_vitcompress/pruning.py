@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .errors import CalibrationError
 from .factorization import roots, tail_sums
 
 GROUPS = 32
@@ -34,21 +35,34 @@ ORDER_RIDGE = 1e-4
 """The same for `fisher_order`, whose inverse is float32."""
 
 
-def damped(covariance: Tensor, ridge: float = RIDGE) -> Tensor:
-    """`C` made positive definite."""
-    ridge = ridge * float(covariance.diagonal().mean().clamp_min(1e-30))
-    return covariance + ridge * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+def cholesky(covariance: Tensor, ridge: float = RIDGE) -> Tensor:
+    """`L` with `L Lᵀ = C + ridge · mean diagonal`; more, where rounding has left `C` with negative eigenvalues.
+
+    Raises:
+        CalibrationError: no ridge helps.
+    """
+    scale = float(covariance.diagonal().mean().clamp_min(1e-30))
+    eye = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    while ridge < 1:
+        factor, failed = torch.linalg.cholesky_ex(covariance + ridge * scale * eye)
+        if not failed:
+            return factor
+        ridge *= 10
+    raise CalibrationError(
+        "The moments of some hidden features are not those of any activations (NaN, or no covariance). Calibrate "
+        'again, with precision="float32" if it happens again.'
+    )
 
 
 def repaired(weight: Tensor, covariance: Tensor, kept: Tensor) -> Tensor:
     """`W₂' (out, len(kept))`, the least-squares weight on the kept features."""
-    factor = torch.linalg.cholesky(damped(covariance[kept][:, kept]))
+    factor = cholesky(covariance[kept][:, kept])
     return torch.cholesky_solve((weight @ covariance[:, kept]).T, factor).T
 
 
 def repaired_errors(weight: Tensor, output_side: Tensor, covariance: Tensor, order: Tensor) -> Tensor:
     """`E` (m + 1,) if only the first 0 … m features of `order` remain and the rest of the weight is repaired."""
-    carried = weight[:, order] @ torch.linalg.cholesky(damped(covariance[order][:, order]))
+    carried = weight[:, order] @ cholesky(covariance[order][:, order])
     return tail_sums((carried * (output_side @ carried)).sum(0).clamp_min(0) / 2)
 
 
@@ -76,8 +90,8 @@ def fisher_order(weight: Tensor, output_side: Tensor, covariance: Tensor, group:
     group = group or max(1, count // GROUPS)
     # Scaled to 1, so that nothing under- or overflows in float32.
     metric = (output_side / output_side.diagonal().mean().clamp_min(1e-300)).float()
-    scaled = damped(covariance / covariance.diagonal().mean().clamp_min(1e-300), ORDER_RIDGE)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(scaled)).float()
+    scaled = covariance / covariance.diagonal().mean().clamp_min(1e-300)
+    inverse = torch.cholesky_inverse(cholesky(scaled, ORDER_RIDGE)).float()
     columns = (weight / weight.norm().clamp_min(1e-300)).float()
     alive = torch.arange(count, device=weight.device)
     removed: list[Tensor] = []

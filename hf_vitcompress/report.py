@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .costs import Costs
 from .evaluation import Evaluation, Interval
 from .files import atomic_path
+from .gate_report import GateReport
 from .latency import Latency
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class CompressionReport:
         settings: the recipe.
         budget_curve: (keep ratio, predicted loss) pairs for other budgets.
         compensation: its course; `None` if there was none.
+        gates: how the scores of neurons and heads were learned; `None` if they were not.
         evaluation, latency: filled in by whoever measures them.
     """
 
@@ -110,6 +112,7 @@ class CompressionReport:
     settings: dict[str, Any] = field(default_factory=dict)
     budget_curve: list[tuple[float, float]] = field(default_factory=list)
     compensation: CompensationReport | None = None
+    gates: GateReport | None = None
     evaluation: Evaluation | None = None
     latency: Latency | None = None
 
@@ -123,6 +126,9 @@ class CompressionReport:
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
             rows.append((name, "0", f"{self.predicted_loss:.4f}", ""))
+        if (gates := self.gates) is not None:
+            shares = f"{gates.near_zero:.0%} below 0.1, {gates.below_half:.0%} below 0.5"
+            rows.append(("scores of features", "1", f"mean {gates.points[-1].mean:.2f}", shares))
         if (done := self.compensation) is not None:
             change = f"{done.loss_before:.4f} before compensation"
             rows.append((f"KL held out, n={done.held_out_images}", "0", f"{done.loss_after:.4f}", change))

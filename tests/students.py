@@ -20,6 +20,14 @@ from hf_vitcompress.preparation import Prepared
 from hf_vitcompress.residual import ResidualCompensation
 
 HELD_OUT = 24
+LOW_RANK = {"attention": "low_rank", "mlp": "low_rank"}
+METHODS: dict[str, dict[str, str]] = {
+    "default": {},
+    "low rank": LOW_RANK,
+    "pruned": {"attention": "prune", "mlp": "prune"},
+    "joint and pruned": {"mlp": "prune"},
+}
+"""Settings of ways to compress, by what to call them in a test."""
 
 
 def lively(
@@ -54,7 +62,7 @@ class Case:
     reference: Reference
 
     def student(self) -> PreTrainedModel:
-        return build_model(self.dense, self.plan, self.prepared.factorizations)
+        return build_model(self.dense, self.plan, self.prepared.parts)
 
     def residual(self, student: PreTrainedModel) -> ResidualCompensation:
         return ResidualCompensation(
@@ -70,9 +78,17 @@ def compressed(
     images: Tensor | list[Any] | None = None,
     labels: list[int] | None = None,
     ranks: dict[str, int] | None = None,
+    layers: dict[str, dict[str, int]] | None = None,
     **settings: Any,
 ) -> Case:
-    """Calibrated, planned and factorized; the last `HELD_OUT` images judge."""
+    """Calibrated, planned and factorized; the last `HELD_OUT` images judge.
+
+    Args:
+        ranks: by layer name, to factor these and nothing else, each by itself.
+        layers: a plan's shapes, for whatever `settings` say.
+    """
+    if ranks is not None:
+        settings, layers = {**LOW_RANK, **settings}, low_rank_plan(ranks).layers
     dense = dense or lively()
     source = ImageSource(list(random_images(96) if images is None else images), labels, "the images")
     values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "correct_curves": False, **settings}
@@ -81,9 +97,13 @@ def compressed(
     end = len(source) - HELD_OUT
     statistics = compressor.calibrate(dense, source.select(range(end)))
     prepared = compressor.prepare(dense, statistics)
-    plan = prepared.plan(config, exact=False) if ranks is None else CompressionPlan(ranks)
+    plan = prepared.plan(config, exact=False) if layers is None else CompressionPlan(layers)
     reference = Reference.of(dense, source.select(range(end, len(source))), None, config)
     return Case(dense, config, statistics, prepared, plan, source.select(range(end)), reference)
+
+
+def low_rank_plan(ranks: dict[str, int]) -> CompressionPlan:
+    return CompressionPlan({name: {"rank": rank} for name, rank in ranks.items()})
 
 
 def checkpoint(path: Path | None = None) -> Checkpoint:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import seeded, tiny_config
 from safetensors.torch import load_file
-from students import compressed, lively, logits, random_images
+from students import METHODS, compressed, lively, logits, random_images
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTForImageClassification, ViTModel
 
@@ -204,6 +204,55 @@ def test_frozen_and_foreign_parameters_stay_where_they_were() -> None:
     expected = new_optimizer(model)
     assert optimizer.param_groups[0]["params"].pop() is foreign
     assert groups_of(optimizer, model) == groups_of(expected, model)
+
+
+# ---- pruned and shared layers
+
+V, O = "vit.layers.1.attention.v_proj", "vit.layers.1.attention.o_proj"  # noqa: E741
+FC2 = "vit.layers.0.mlp.fc2"
+NARROW = {FC1: {"out_features": 40}, FC2: {"in_features": 40}, V: {"out_features": 12}, O: {"in_features": 12}}
+
+
+@pytest.mark.parametrize("first", METHODS)
+@pytest.mark.parametrize("then", METHODS)
+def test_a_model_and_its_optimizer_go_from_one_method_to_another(first: str, then: str) -> None:
+    model = lively()
+    optimizer = new_optimizer(model)
+    for method, ratio in ((first, 0.7), (then, 0.5)):
+        step(model, optimizer)
+        source = compressed(keep_ratio=ratio, **METHODS[method]).student()
+        expected, before = logits(source, PIXELS), parameter_roles(model)
+        names = [name for name, _ in source.named_parameters()]
+        adopt(model, source)
+        carry_optimizer(optimizer, before, model)
+        assert torch.equal(logits(model, PIXELS), expected)
+        assert [name for name, _ in model.named_parameters()] == names
+        assert layout_of(model) == model.config.compression["layers"]
+        assert groups_of(optimizer, model) == groups_of(new_optimizer(model), model)
+    step(model, optimizer)
+    assert set(optimizer.state) == {parameter for parameter in model.parameters() if parameter.requires_grad}
+
+
+def test_layers_of_other_features_are_new_objects() -> None:
+    """As many neurons and values as before, but other ones."""
+    model = compressed(layers=NARROW).student()
+    before = dict(model.named_parameters())
+    adopt(model, compressed(layers=NARROW).student())
+    assert {name for name, parameter in model.named_parameters() if before[name] is not parameter} == set()
+    adopt(model, compressed(lively(seed=1), layers=NARROW).student())
+    fresh = {name for name, parameter in model.named_parameters() if before[name] is not parameter}
+    assert fresh == {f"{name}.weight" for name in NARROW} | {f"{FC1}.bias", f"{V}.bias"}
+
+
+@pytest.mark.parametrize("end", METHODS)
+@pytest.mark.parametrize("start", [None, "default", "pruned"])
+def test_a_model_takes_the_layout_of_every_method(start: str | None, end: str) -> None:
+    model = lively() if start is None else compressed(**METHODS[start]).student()
+    source = compressed(lively(seed=5), **METHODS[end]).student()
+    follow_layout(model)
+    assert model.load_state_dict(source.state_dict(), strict=False).missing_keys == []
+    assert layout_of(model) == layout_of(source) == model.config.compression["layers"]
+    assert torch.equal(logits(model, PIXELS), logits(source, PIXELS))
 
 
 # ---- loading

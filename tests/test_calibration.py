@@ -24,7 +24,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_vitcompress import calibration
+from hf_vitcompress import calibration, observation
 from hf_vitcompress.calibration import calibrate, probe_losses
 from hf_vitcompress.compressor import ViTCompressor
 from hf_vitcompress.config import CompressionConfig
@@ -109,22 +109,33 @@ def move_layer_norms(model: PreTrainedModel, by: float, scale: float) -> None:
             module.bias.data += by
 
 
+every_mlp = pytest.mark.parametrize("mlp", ["auto", "low_rank"])
+
+
+@pytest.fixture
+def every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No moment is of a part of the tokens only."""
+    monkeypatch.setattr(observation, "TOKENS_PER_FEATURE", 1e9)
+    monkeypatch.setattr(observation, "GRADIENTS_PER_FEATURE", 1e9)
+
+
+@every_mlp
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("mean", [0.0, 100.0])
 def test_moments_agree_with_float64(
-    vit: PreTrainedModel, pixels: Tensor, precision: str, share: float, mean: float
+    vit: PreTrainedModel, pixels: Tensor, precision: str, share: float, mean: float, mlp: str
 ) -> None:
     # Around 100, bfloat16 numbers are 0.5 apart; with less spread than that nothing would be left to measure.
     move_layer_norms(vit, mean, scale=20.0 if mean and precision == "bfloat16" else 1.0)
     with recorded(vit) as recorders:
-        statistics = run(vit, pixels, config(precision=precision, token_weighting=share))
+        statistics = run(vit, pixels, config(precision=precision, token_weighting=share, mlp=mlp))
     for layer in find_layers(vit):
         recorder, moment = recorders[layer.name], statistics.inputs[layer.input_name]
         weights = recorder.weights(share)
         expected_mean, covariance = recorder.moments(recorder.inputs, weights)
         assert relative(moment.mean, expected_mean) < 1e-5, layer.name
-        if layer.in_features <= layer.out_features:
+        if mlp == "auto" or layer.in_features <= layer.out_features:
             assert relative(moment.covariance, covariance) < 1e-5, layer.name
         else:
             output_mean, output_covariance = recorder.moments(recorder.outputs, weights)
@@ -132,22 +143,27 @@ def test_moments_agree_with_float64(
             assert relative(statistics.outputs[layer.name].covariance, output_covariance) < 1e-5, layer.name
 
 
+@pytest.mark.usefixtures("every_token")
+@every_mlp
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("probes", [1, 2, 3])
-def test_gradient_moments_agree_with_float64(vit: PreTrainedModel, pixels: Tensor, precision: str, probes: int) -> None:
+def test_gradient_moments_agree_with_float64(
+    vit: PreTrainedModel, pixels: Tensor, precision: str, probes: int, mlp: str
+) -> None:
     with recorded(vit) as recorders:
-        statistics = run(vit, pixels, config(precision=precision, fisher_probes=probes))
+        statistics = run(vit, pixels, config(precision=precision, fisher_probes=probes, mlp=mlp))
     for layer in find_layers(vit):
         recorder = recorders[layer.name]
         at_input = [g for batch in recorder.input_gradients for g in batch]
-        gradients = at_input if layer.in_features < layer.out_features else recorder.output_gradients
+        carried = mlp == "low_rank" and layer.in_features < layer.out_features
+        gradients = at_input if carried else recorder.output_gradients
         expected = summed(gradients) / (len(pixels) * probes)
         assert relative(statistics.gradients[layer.name].moment, expected) < 1e-5, layer.name
 
 
 def test_carried_gradient_is_the_explicit_product(vit: PreTrainedModel, pixels: Tensor) -> None:
     with recorded(vit) as recorders:
-        statistics = run(vit, pixels, config())
+        statistics = run(vit, pixels, config(mlp="low_rank"))
     fc1 = by_role(vit)["fc1"]
     weight = vit.get_submodule(fc1.name).weight.detach().double()
     explicit = summed(recorders[fc1.name].output_gradients) / (2 * len(pixels))
@@ -177,7 +193,7 @@ def test_token_weighting_changes_the_moments(vit: PreTrainedModel, pixels: Tenso
 
 
 def test_query_key_and_value_share_one_moment_and_no_wide_one_is_formed(vit: PreTrainedModel, pixels: Tensor) -> None:
-    statistics = run(vit, pixels[:32], config())
+    statistics = run(vit, pixels[:32], config(mlp="low_rank"))
     layers = find_layers(vit)
     assert len(layers) == 12
     assert list(statistics.inputs) == [f"vit.layers.{i}.{part}" for i in (0, 1) for part in ("qkv", "o", "fc1", "fc2")]
@@ -192,9 +208,141 @@ def test_query_key_and_value_share_one_moment_and_no_wide_one_is_formed(vit: Pre
     assert set(statistics.tokens.values()) == {32 * 17}
 
 
-def test_batch_size_does_not_matter(vit: PreTrainedModel, pixels: Tensor) -> None:
+def test_hidden_features_that_may_be_pruned_have_their_own_moments(vit: PreTrainedModel, pixels: Tensor) -> None:
+    """And those of the narrow sides, which they take the place of, are not formed."""
+    statistics = run(vit, pixels[:32], config())
+    assert not statistics.outputs
+    for layer in find_layers(vit):
+        assert statistics.inputs[layer.input_name].second.shape == (layer.in_features,) * 2
+        assert statistics.gradients[layer.name].second.shape == (layer.out_features,) * 2
+    assert statistics.settings["prunable_inputs"] == ["vit.layers.0.mlp.fc2", "vit.layers.1.mlp.fc2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "blocks"),
+    [({"mlp": "auto"}, [0, 1]), ({"mlp": "prune"}, [0, 1]), ({"mlp": "low_rank"}, []), ({"mlp": "none"}, [])],
+)
+def test_the_prunable_inputs_are_recorded(
+    vit: PreTrainedModel, pixels: Tensor, settings: dict[str, Any], blocks: list[int]
+) -> None:
+    statistics = run(vit, pixels[:16], config(metric="weight", **settings))
+    assert statistics.settings["prunable_inputs"] == [f"vit.layers.{block}.mlp.fc2" for block in blocks]
+
+
+@pytest.mark.parametrize("skipped", ["layers.0.mlp.fc1", "layers.0.mlp.fc2"])
+def test_hidden_features_of_which_a_side_is_skipped_are_not_prunable(
+    vit: PreTrainedModel, pixels: Tensor, skipped: str
+) -> None:
+    layers = find_layers(vit, skip_modules=[skipped])
+    statistics = calibrate(vit, layers, open_images(pixels[:16]), config(), progress=False)
+    assert statistics.settings["prunable_inputs"] == ["vit.layers.1.mlp.fc2"]
+    for layer in layers:
+        if layer.block == 0 and layer.role.startswith("fc"):
+            assert statistics.gradients[layer.name].second.shape == (32, 32)
+            assert (layer.name in statistics.outputs) == (layer.role == "fc2")
+
+
+# Where there are many tokens, a part of them is enough for the wide moments
+
+
+def sampled(monkeypatch: pytest.MonkeyPatch, tokens: float, gradients: float) -> None:
+    """As if that many, as a multiple of the features, were enough."""
+    monkeypatch.setattr(observation, "TOKENS_PER_FEATURE", tokens)
+    monkeypatch.setattr(observation, "GRADIENTS_PER_FEATURE", gradients)
+
+
+def test_all_tokens_of_a_few_images_are_taken(vit: PreTrainedModel, pixels: Tensor) -> None:
+    """96 images of 17 tokens are fewer than 50 for each of 96 features; of gradients, 10 for each are enough."""
+    statistics = run(vit, pixels, config(token_weighting=0.0))
+    assert float(statistics.inputs["vit.layers.0.fc2"].weight) == 96 * 17
+
+
+@pytest.mark.parametrize("weighting", [0.0, 0.5])
+def test_only_wide_moments_take_a_part_of_the_tokens(
+    vit: PreTrainedModel, pixels: Tensor, weighting: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled(monkeypatch, 1e9, 1e9)
+    whole = run(vit, pixels, config(token_weighting=weighting))
+    sampled(monkeypatch, 4, 2)
+    part = run(vit, pixels, config(token_weighting=weighting))
+    assert part.tokens == whole.tokens
+    # 6 batches of 272 tokens; 4 · 96 of all 1632 are 64 of each.
+    if not weighting:
+        assert float(part.inputs["vit.layers.0.fc2"].weight) == 6 * 64
+    for layer in find_layers(vit):
+        wide_input, wide_output = layer.role == "fc2", layer.role == "fc1"
+        ours, theirs = part.inputs[layer.input_name], whole.inputs[layer.input_name]
+        assert torch.equal(ours.second, theirs.second) is not wide_input, layer.name
+        same_gradient = torch.equal(part.gradients[layer.name].second, whole.gradients[layer.name].second)
+        assert same_gradient is not wide_output, layer.name
+        assert part.gradients[layer.name].count == whole.gradients[layer.name].count
+
+
+@pytest.mark.parametrize("weighting", [0.0, 0.5])
+def test_moments_of_a_part_of_the_tokens_are_right_on_average(
+    vit: PreTrainedModel, pixels: Tensor, weighting: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of n draws comes nearer to the moments of all tokens, as 1 / √n."""
+    images, settings = pixels[:32], {"token_weighting": weighting, "batch_size": 32}
+    sampled(monkeypatch, 1e9, 1e9)
+    exact = run(vit, images, config(**settings))
+    sampled(monkeypatch, 2, 1)  # 192 and 96 of 544 tokens
+    draws = []
+    permutation = torch.randperm
+    for seed in range(40):
+
+        def other(count: int, generator: torch.Generator, seed: int = seed) -> Tensor:
+            return permutation(count, generator=generator.manual_seed(seed))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(observation.torch, "randperm", other)
+            draws.append(run(vit, images, config(**settings)))
+    for moments, wanted in (
+        ([d.inputs["vit.layers.1.fc2"].covariance for d in draws], exact.inputs["vit.layers.1.fc2"].covariance),
+        ([d.inputs["vit.layers.1.fc2"].mean for d in draws], exact.inputs["vit.layers.1.fc2"].mean),
+        (
+            [d.gradients["vit.layers.1.mlp.fc1"].moment for d in draws],
+            exact.gradients["vit.layers.1.mlp.fc1"].moment,
+        ),
+    ):
+        single = sum(relative(moment, wanted) for moment in moments) / len(moments)
+        assert 0.02 < single < 1.5
+        assert relative(torch.stack(moments).mean(0), wanted) < 2 * single / len(moments) ** 0.5
+
+
+def test_parts_of_the_tokens_are_the_same_in_two_runs_and_after_an_interruption(
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled(monkeypatch, 4, 2)
+    monkeypatch.setattr(calibration, "CHECKPOINT_SECONDS", -1.0)
+    settings = config(batch_size=8)
+    whole = run(vit, pixels, settings)
+    interrupted(vit, pixels, 45, settings, tmp_path / "c")
+    assert same(run(vit, pixels, settings, checkpoint=tmp_path / "c"), whole)
+    assert same(run(vit, pixels, settings), whole)
+
+
+@pytest.mark.usefixtures("eager_checkpoints")
+@pytest.mark.parametrize(("then", "now", "accepted"), [("auto", "low_rank", True), ("low_rank", "auto", False)])
+def test_a_checkpoint_that_knows_more_than_is_asked_goes_on(
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, then: str, now: str, accepted: bool
+) -> None:
+    interrupted(vit, pixels, 70, config(mlp=then), tmp_path / "c")
+    if accepted:
+        resumed = run(vit, pixels, config(mlp=now), checkpoint=tmp_path / "c")
+        assert resumed.settings["prunable_inputs"]
+        assert same(resumed, run(vit, pixels, config(mlp=then)))
+    else:
+        with pytest.raises(CalibrationError, match="prunable_inputs"):
+            run(vit, pixels, config(mlp=now), checkpoint=tmp_path / "c")
+
+
+@pytest.mark.usefixtures("every_token")
+@every_mlp
+def test_batch_size_does_not_matter(vit: PreTrainedModel, pixels: Tensor, mlp: str) -> None:
     # Eight probes make the Fisher of five classes exact, whatever the signs, which are drawn by batch.
-    one, other = (run(vit, pixels, config(token_weighting=0.0, batch_size=size, fisher_probes=8)) for size in (96, 7))
+    settings = {"token_weighting": 0.0, "fisher_probes": 8, "mlp": mlp}
+    one, other = (run(vit, pixels, config(batch_size=size, **settings)) for size in (96, 7))
     assert one.images == other.images == 96
     for name, moment in one.inputs.items():
         assert relative(other.inputs[name].mean, moment.mean) < 1e-5
@@ -211,7 +359,8 @@ def test_seed_draws_other_signs_and_nothing_else(vit: PreTrainedModel, pixels: T
     assert same(first, again)
     name = by_role(vit)["o"].name
     assert not torch.equal(first.gradients[name].second, other.gradients[name].second)
-    assert torch.equal(first.outputs[by_role(vit)["fc2"].name].second, other.outputs[by_role(vit)["fc2"].name].second)
+    for input_name, moment in first.inputs.items():
+        assert torch.equal(moment.second, other.inputs[input_name].second)
 
 
 def test_every_batch_draws_its_own_signs(vit: PreTrainedModel, pixels: Tensor) -> None:
@@ -260,9 +409,11 @@ def test_two_probes_are_exact_for_the_two_likeliest_classes() -> None:
     assert worst < 0.2 * single
 
 
-def test_model_gradient_moments_are_the_exact_fisher(vit: PreTrainedModel, pixels: Tensor) -> None:
+@pytest.mark.usefixtures("every_token")
+@every_mlp
+def test_model_gradient_moments_are_the_exact_fisher(vit: PreTrainedModel, pixels: Tensor, mlp: str) -> None:
     pixels = pixels[:16]
-    statistics = run(vit, pixels, config(fisher_probes=8))
+    statistics = run(vit, pixels, config(fisher_probes=8, mlp=mlp))
     expected = dict.fromkeys((layer.name for layer in find_layers(vit)), 0.0)
     for label in range(5):
         with recorded(vit) as recorders:
@@ -270,8 +421,8 @@ def test_model_gradient_moments_are_the_exact_fisher(vit: PreTrainedModel, pixel
             (log_p * log_p.detach().exp().sqrt()).sum().backward()
         for layer in find_layers(vit):
             recorder = recorders[layer.name]
-            wide_output = layer.in_features < layer.out_features
-            gradients = recorder.input_gradients[0] if wide_output else recorder.output_gradients
+            carried = mlp == "low_rank" and layer.in_features < layer.out_features
+            gradients = recorder.input_gradients[0] if carried else recorder.output_gradients
             expected[layer.name] += summed(gradients) / len(pixels)
     for name, moment in expected.items():
         assert relative(statistics.gradients[name].moment, moment) < 1e-5, name
@@ -286,7 +437,7 @@ def test_headless_models_have_finite_gradients(
     statistics = run(model, pixels[:16], config(precision=precision))
     for layer in find_layers(model):
         moment = statistics.gradients[layer.name].moment
-        assert moment.shape == (32, 32)
+        assert moment.shape == (layer.out_features,) * 2
         assert torch.isfinite(moment).all()
         assert moment.trace() > 0
 
@@ -337,11 +488,12 @@ def eager_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("eager_checkpoints")
+@every_mlp
 @pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "diagonal", "weight"])
 def test_interrupted_calibration_ends_with_the_same_bits(
-    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, metric: str
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, metric: str, mlp: str
 ) -> None:
-    settings, checkpoint = config(metric=metric, precision="bfloat16", batch_size=8), tmp_path / "c"
+    settings, checkpoint = config(metric=metric, precision="bfloat16", batch_size=8, mlp=mlp), tmp_path / "c"
     interrupted(vit, pixels, 45, settings, checkpoint)
     assert Statistics.load(checkpoint).images == 40
     interrupted(vit, pixels, 85, settings, checkpoint)
@@ -391,7 +543,7 @@ import os, signal, sys, torch
 sys.path.insert(0, sys.argv[1])
 from conftest import seeded, tiny_config
 from transformers import ViTForImageClassification
-from hf_vitcompress import calibration
+from hf_vitcompress import calibration, observation
 from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.data import ImageSource
 from hf_vitcompress.families import find_layers
@@ -542,11 +694,20 @@ def test_calibration_works_within_no_grad(vit: PreTrainedModel, pixels: Tensor) 
 # Trouble
 
 
+LINEAR_LAYERS = [
+    (mlp, block, path)
+    for mlp in ("auto", "low_rank")
+    for block in (0, 1)
+    for path in ("attention.q_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2")
+    # With mlp="auto" nothing of the statistics reads the last output.
+    if (mlp, block, path) != ("auto", 1, "mlp.fc2")
+]
+
+
 @pytest.mark.parametrize("metric", ["fisher", "activation"])
-@pytest.mark.parametrize("block", [0, 1])
-@pytest.mark.parametrize("path", ["attention.q_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2"])
+@pytest.mark.parametrize(("mlp", "block", "path"), LINEAR_LAYERS)
 def test_nan_weight_is_reported_at_the_layer_or_the_next(
-    vit: PreTrainedModel, pixels: Tensor, metric: str, block: int, path: str
+    vit: PreTrainedModel, pixels: Tensor, metric: str, block: int, path: str, mlp: str
 ) -> None:
     name = f"vit.layers.{block}.{path}"
     vit.get_submodule(name).weight.data[0, 0] = torch.nan
@@ -554,9 +715,15 @@ def test_nan_weight_is_reported_at_the_layer_or_the_next(
     own = "fc2" if "fc2" in path else "fc1" if "fc1" in path else "o" if "o_proj" in path else "qkv"
     after = statistics_order[statistics_order.index(f"vit.layers.{block}.{own}") :]
     with pytest.raises(CalibrationError, match="NaN") as caught:
-        run(vit, pixels[:32], config(metric=metric))
+        run(vit, pixels[:32], config(metric=metric, mlp=mlp))
     message = str(caught.value)
     assert any(f"{named!r}" in message for named in [name, *after]), message
+
+
+def test_nan_in_the_last_layer_is_reported_by_its_gradients(vit: PreTrainedModel, pixels: Tensor) -> None:
+    vit.get_submodule("vit.layers.1.mlp.fc2").weight.data[0, 0] = torch.nan
+    with pytest.raises(CalibrationError, match="gradients at"):
+        run(vit, pixels[:32], config())
 
 
 def test_nan_in_the_head_is_reported(vit: PreTrainedModel, pixels: Tensor) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from students import compressed, lively, logits
+from torch import nn
 from training import (
     CONFIG,
     PIXELS,
@@ -16,6 +17,17 @@ from hf_vitcompress.callbacks import (
     CompressionCallback,
     CompressionMetricsCallback,
 )
+
+
+def limits_of(model: nn.Module) -> list[tuple[str, int]]:
+    """Each layer's rank can be no larger, by its shapes."""
+    weights = {name: tensor.shape for name, tensor in model.state_dict().items() if ".layers." in name}
+    limits = []
+    for name in {name.split(".weight")[0].removesuffix(".up").removesuffix(".down") for name in weights}:
+        own = [shape for key, shape in weights.items() if key.startswith(f"{name}.") and len(shape) == 2]
+        if own and not name.endswith("qk_down"):
+            limits.append((name, min(size for shape in own for size in shape)))
+    return limits
 
 
 def test_figures_reach_trackers_and_history(tmp_path: Path) -> None:
@@ -31,11 +43,13 @@ def test_figures_reach_trackers_and_history(tmp_path: Path) -> None:
     assert small["compression_parameters"] == callback.report.compressed.parameters
     assert small["compression_macs"] == callback.report.compressed.macs
     assert small["compression_kl_predicted"] == callback.report.predicted_loss
-    ranks = [layer.rank or 32 for layer in callback.report.layers]
+    limits = limits_of(trainer.model)
+    ranks = [rank for _, rank in limits]
+    assert len(ranks) == 12
     assert small["compression_rank_mean"] == pytest.approx(sum(ranks) / len(ranks))
     assert small["compression_rank_min"] == min(ranks)
     assert small["compression_rank_mean_fc1"] == pytest.approx(
-        sum(layer.rank or 32 for layer in callback.report.layers if layer.role == "fc1") / 2
+        sum(rank for name, rank in limits if name.endswith("fc1")) / 2
     )
     history = [entry for entry in trainer.state.log_history if "compression_parameters" in entry]
     assert [{k: v for k, v in e.items() if k != "step"} for e in history] == [

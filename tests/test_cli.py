@@ -359,29 +359,31 @@ def test_a_plan_can_be_edited_and_given_back(run: Run, statistics: Path, tmp_pat
     assert done.code == 0, done.err
     content = json.loads(file.read_text())
     assert content["keep_ratio"] == pytest.approx(0.5, rel=0.005)
-    edited, removed = list(content["ranks"])[:2]
-    content["ranks"][edited] = 5
-    del content["ranks"][removed]
+    edited = next(name for name, shape in content["layers"].items() if "rank" in shape)
+    removed = next(name for name in content["layers"] if name.endswith(".attention") and name not in edited)
+    content["layers"][edited]["rank"] = 5
+    del content["layers"][removed]
     file.write_text(json.dumps(content))
     arguments = ["--statistics", statistics, *RECIPE, "--plan", file, "--output", tmp_path / "small", "-q"]
     done = run("compress", MODEL, *arguments)
     assert done.code == 0, done.err
     saved = CompressionPlan.load(tmp_path / "small" / "compression_plan.json")
-    assert saved.ranks == content["ranks"]
+    assert saved.layers == content["layers"]
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "small")
     assert model.get_submodule(edited).rank == 5
-    assert isinstance(model.get_submodule(removed), torch.nn.Linear)
+    assert not hasattr(model.get_submodule(removed), "qk_down")
+    assert model.get_submodule(removed).q_proj.weight.shape == model.get_submodule(removed).k_proj.weight.shape
     assert saved.keep_ratio == model.num_parameters() / 205_002
 
 
 def test_without_an_output_the_plan_alone_is_printed(run: Run, statistics: Path) -> None:
     done = run("plan", MODEL, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "-q")
     assert done.code == 0
-    assert set(json.loads(done.out)) == {"ranks", "predicted_loss", "keep_ratio", "budget"}
+    assert set(json.loads(done.out)) == {"layers", "predicted_loss", "keep_ratio", "budget"}
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"ranks": [1]}', '{"ranks": {"vit.layers.0.mlp.fc1": "all"}}', "{", '{"rank": {}}']
+    "content", ["[]", "{}", '{"layers": [1]}', '{"layers": {"vit.layers.0.mlp.fc1": "all"}}', "{", '{"ranks": {}}']
 )
 def test_a_file_that_is_no_plan_is_one_line(content: str, run: Run, statistics: Path, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(content)
@@ -392,11 +394,13 @@ def test_a_file_that_is_no_plan_is_one_line(content: str, run: Run, statistics: 
     assert not (tmp_path / "out").exists()
 
 
-def test_inspect_shows_losses_over_budgets_and_by_layer(run: Run, statistics: Path, tmp_path: Path) -> None:
+def test_inspect_shows_losses_over_budgets_and_by_part(run: Run, statistics: Path, tmp_path: Path) -> None:
     figure = tmp_path / "figure.png"
     done = run("inspect", MODEL, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "--figure", figure, "-q")
     assert done.code == 0, done.err
-    assert "vit.layers.3.mlp.fc2" in done.out
+    assert "vit.layers.3.mlp" in done.out
+    assert re.search(r"rank \d+", done.out)
+    assert re.search(r"width \d+", done.out)
     losses = [float(loss) for _, loss in re.findall(r"│ (0\.\d\d) +│ +(\d\.\d{4}) │", done.out)]
     assert len(losses) >= 8
     assert losses == sorted(losses)

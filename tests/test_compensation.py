@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from students import HELD_OUT, changed, compressed, lively, logits, random_images, state_of
+from students import (
+    HELD_OUT,
+    LOW_RANK,
+    METHODS,
+    changed,
+    compressed,
+    lively,
+    logits,
+    low_rank_plan,
+    random_images,
+    state_of,
+)
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
@@ -19,6 +30,7 @@ from hf_vitcompress.data import ImageSource
 from hf_vitcompress.distillation import Distillation
 from hf_vitcompress.errors import BudgetError, CompensationError, ConfigError, DataError
 from hf_vitcompress.evaluation import divergence
+from hf_vitcompress.layouts import layout_of
 from hf_vitcompress.modeling_factored import FactoredLinear
 from hf_vitcompress.report import CompensationPoint, CompensationReport
 from hf_vitcompress.residual import ResidualCompensation
@@ -80,11 +92,13 @@ def test_without_compensation_nothing_is_compensated(dense: PreTrainedModel, ima
     assert "compensate" not in compressor.report.seconds
 
 
+@pytest.mark.parametrize("form", METHODS)
 @every_method
 def test_each_method_takes_its_stages_and_wins_something_back(
-    method: str, dense: PreTrainedModel, images: Tensor
+    method: str, form: str, dense: PreTrainedModel, images: Tensor
 ) -> None:
-    plain, compressor = new(compensation="none").compress(dense, images), new(compensation=method)
+    plain = new(compensation="none", **METHODS[form]).compress(dense, images)
+    compressor = new(compensation=method, **METHODS[form])
     small = compressor.compress(dense, images)
     report = done(compressor)
     assert type(small) is type(plain)
@@ -160,11 +174,12 @@ def test_a_model_in_half_precision_stays_in_half_precision(
 
 
 def test_only_factored_layers_change_in_the_residual_stage(dense: PreTrainedModel, images: Tensor) -> None:
-    plan = CompressionPlan({"vit.layers.0.mlp.fc2": 3, "vit.layers.1.attention.q_proj": 5})
-    small = new(compensation="residual").compress(dense, images, plan=plan)
-    assert {name: m.rank for name, m in small.named_modules() if isinstance(m, FactoredLinear)} == plan.ranks
-    before = state_of(new(compensation="none").compress(dense, images, plan=plan))
-    assert {name.rsplit(".", 2)[0] for name in changed(before, small)} <= set(plan.ranks)
+    ranks = {"vit.layers.0.mlp.fc2": 3, "vit.layers.1.attention.q_proj": 5}
+    plan = low_rank_plan(ranks)
+    small = new(compensation="residual", **LOW_RANK).compress(dense, images, plan=plan)
+    assert {name: m.rank for name, m in small.named_modules() if isinstance(m, FactoredLinear)} == ranks
+    before = state_of(new(compensation="none", **LOW_RANK).compress(dense, images, plan=plan))
+    assert {name.rsplit(".", 2)[0] for name in changed(before, small)} <= set(ranks)
 
 
 def test_a_built_model_can_be_compensated_later(dense: PreTrainedModel, images: Tensor) -> None:
@@ -447,6 +462,8 @@ def test_another_run_with_the_same_file_is_the_same_model(
         {"compensation_images": 30},
         {"held_out_images": 3},
         {"metric": "weight"},
+        {"repair": False},
+        {"selector": "magnitude"},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -457,7 +474,7 @@ def test_other_settings_do_not_go_on_with_a_checkpoint(changes: dict[str, Any], 
         compensating = Compensator(
             case.prepared, case.statistics, case.train, case.config, checkpoint=tmp_path / "file", progress=False
         )
-        paths.append(compensating.checkpoint_for("distill", case.plan.ranks).path)
+        paths.append(compensating.checkpoint_for("distill", case.plan.layers).path)
     assert paths[0] != paths[1]
 
 
@@ -467,15 +484,15 @@ def test_other_models_plans_and_images_do_not_go_on_with_a_checkpoint(tmp_path: 
         compensating = Compensator(
             case.prepared, case.statistics, images, case.config, checkpoint=tmp_path / "file", progress=False
         )
-        for ranks in ({"vit.layers.0.mlp.fc1": 2}, {"vit.layers.0.mlp.fc1": 3}):
+        for plan in (low_rank_plan({"vit.layers.0.mlp.fc1": rank}) for rank in (2, 3)):
             for stage in ("residual", "distill"):
-                names.add(compensating.checkpoint_for(stage, ranks).path)
+                names.add(compensating.checkpoint_for(stage, plan.layers).path)
     assert len(names) == 12
 
 
 def test_the_same_plan_under_another_budget_goes_on(dense: PreTrainedModel, images: Tensor, tmp_path: Path) -> None:
-    """The stages depend on the ranks, and not on how they were asked for."""
-    plan = CompressionPlan({"vit.layers.0.mlp.fc1": 4})
+    """The stages depend on the shapes, and not on how they were asked for."""
+    plan = low_rank_plan({"vit.layers.0.mlp.fc1": 4})
     first, second = new(), new(keep_ratio=None, max_params=10_000_000)
     for compressor in (first, second):
         compressor.compress(dense, images, plan=plan, checkpoint=tmp_path / "file")
@@ -519,13 +536,13 @@ def test_with_compensation_an_accuracy_drop_allows_a_smaller_model(dense: PreTra
 
 def test_the_trial_of_the_chosen_plan_holds_the_drop(dense: PreTrainedModel, tmp_path: Path) -> None:
     small, compressor = searched(dense, tmp_path / "file")
-    ranks = {name: module.rank for name, module in small.named_modules() if isinstance(module, FactoredLinear)}
+    layers = layout_of(small)
     search = next(path for path in compressor.checkpoints if ".search-" in path.name)
     drops = torch.load(search, weights_only=True)
-    drop = drops[str(sorted(ranks.items()))]
+    drop = drops[json.dumps(layers, sort_keys=True)]
     assert drop <= 0.2 < max(drops.values())
     # The same once more by hand.
-    statistics, plan = compressor.statistics, CompressionPlan(ranks)
+    statistics, plan = compressor.statistics, CompressionPlan(layers)
     assert statistics is not None
     images = ImageSource(list(random_images(IMAGES)), None, "the list of images").sample(None, 0)
     prepared = compressor.prepare(dense, statistics)

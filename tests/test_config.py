@@ -15,6 +15,14 @@ from hf_vitcompress.errors import ConfigError
 EVERY_FIELD = {
     "max_params": 12345,
     "metric": "activation",
+    "attention": "prune",
+    "mlp": "low_rank",
+    "selector": "magnitude",
+    "gate_minutes": 0.5,
+    "gate_epochs": 1.5,
+    "gate_l1": 1e-4,
+    "gate_learning_rate": 0.1,
+    "repair": False,
     "allocation": "uniform",
     "correct_bias": False,
     "correct_curves": False,
@@ -85,6 +93,14 @@ def test_two_budgets_contradict_each_other(second: str) -> None:
         ("metric", "hessian"),
         ("metric", None),
         ("allocation", "gready"),
+        ("attention", "shared"),
+        ("attention", None),
+        ("mlp", "joint"),
+        ("mlp", None),
+        ("selector", "random"),
+        ("selector", None),
+        ("repair", "yes"),
+        ("repair", None),
         ("precision", "float16"),
         ("on_bad_image", "ignore"),
         ("token_weighting", 1.5),
@@ -202,6 +218,7 @@ def test_a_json_file_is_json_and_a_yaml_file_is_yaml(tmp_path: Path) -> None:
     ("name", "expected"),
     [
         ("default", ("fisher", "greedy", True, "none", 1.0)),
+        ("low_rank", ("fisher", "greedy", True, "none", 1.0)),
         ("svd", ("weight", "uniform", False, "none", 1.0)),
         ("fwsvd", ("row_fisher", "uniform", False, "none", 1.0)),
         ("svd_llm", ("activation", "uniform", False, "none", 1.0)),
@@ -213,6 +230,8 @@ def test_presets_are_the_published_recipes(name: str, expected: tuple[Any, ...])
     method = (config.metric, config.allocation, config.correct_bias)
     assert (*method, config.compensation, config.residual_share) == expected
     assert config.keep_ratio == 0.5
+    # The published ones factor each layer by itself and prune nothing.
+    assert ((config.attention, config.mlp) == ("low_rank", "low_rank")) is (name != "default")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -250,6 +269,26 @@ def test_with_budget_keeps_all_images_when_all_were_asked_for() -> None:
 )
 def test_only_fisher_metrics_need_gradients(metric: str, needed: bool) -> None:
     assert CompressionConfig(metric=metric).needs_gradients is needed  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metric": "weight"},
+        {"allocation": "uniform"},
+        {"attention": "prune"},
+        {"mlp": "prune"},
+        {"selector": "magnitude"},
+        {"repair": False},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_the_meaning_of_errors_changes_the_method(change: dict[str, Any]) -> None:
+    assert CompressionConfig(**change).method != CompressionConfig().method
+
+
+def test_budgets_share_their_method() -> None:
+    assert CompressionConfig(max_params=3, seed=4, rank_multiple=1).method == CompressionConfig().method
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import TINY, seeded, tiny_config
-from students import compressed, lively, logits, random_images
+from students import METHODS, compressed, lively, logits, random_images
 from torch import Tensor
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification, ViTModel
 
@@ -51,7 +51,7 @@ def narrow_values(state: State) -> dict[str, dict[str, int]]:
     state[f"{attention}.v_proj.weight"] = state[f"{attention}.v_proj.weight"][kept]
     state[f"{attention}.v_proj.bias"] = state[f"{attention}.v_proj.bias"][kept]
     state[f"{attention}.o_proj.weight"] = state[f"{attention}.o_proj.weight"][:, kept]
-    return {attention: {"value_head_dim": 3}}
+    return {f"{attention}.v_proj": {"out_features": 12}, f"{attention}.o_proj": {"in_features": 12}}
 
 
 def fewer_heads(state: State) -> dict[str, dict[str, int]]:
@@ -75,7 +75,7 @@ def fewer_heads_of_narrow_values(state: State) -> dict[str, dict[str, int]]:
         state[f"{attention}.v_proj.{key}"] = state[f"{attention}.v_proj.{key}"][:size]
     state[f"{attention}.o_proj.weight"] = state[f"{attention}.o_proj.weight"][:, :size]
     layers = {f"{attention}.{child}": {"out_features": 3 * HEAD_DIM} for child in ("q_proj", "k_proj")}
-    return {**layers, attention: {"value_head_dim": 3}}
+    return {**layers, f"{attention}.v_proj": {"out_features": size}, f"{attention}.o_proj": {"in_features": size}}
 
 
 FORMS = [
@@ -149,10 +149,11 @@ def test_products_are_multiplied_out() -> None:
         torch.testing.assert_close(dense[f"{BLOCK}.attention.{child}.weight"], weight @ down)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model_class", [ViTForImageClassification, DeiTForImageClassification])
-def test_a_compressed_model_and_its_dense_form_agree(model_class: type[PreTrainedModel]) -> None:
+def test_a_compressed_model_and_its_dense_form_agree(model_class: type[PreTrainedModel], method: str) -> None:
     config = tiny_config() if model_class is ViTForImageClassification else DeiTConfig(**TINY)
-    case = compressed(lively(model_class, config))
+    case = compressed(lively(model_class, config), **METHODS[method])
     small = case.student().train()
     small.config.name_or_path = "somewhere"
     dense = to_dense(small)
@@ -192,9 +193,11 @@ def test_a_model_without_pooler_has_none_when_dense() -> None:
     assert empty_model(small, {}).pooler is None
 
 
-def test_a_model_tells_its_layout() -> None:
-    case = compressed()
-    assert layout_of(case.student()) == {name: {"rank": rank} for name, rank in case.plan.ranks.items()}
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_tells_its_layout(method: str) -> None:
+    case = compressed(**METHODS[method])
+    assert case.plan.layers
+    assert layout_of(case.student()) == case.plan.layers
     assert layout_of(case.dense) == {}
 
 

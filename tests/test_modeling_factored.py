@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -62,13 +63,53 @@ DENSE_ENTRIES = 32 * 32 + 96 * 32 + 32 * 96
 FACTORED_ENTRIES = 4 * (32 + 32) + 8 * (96 + 32) + 6 * (32 + 96)
 
 
+HEADS_LEFT = {f"layers.0.attention.{letter}_proj": {"out_features": 24} for letter in "qkv"}
+FORMS = {
+    "factored": {name: {"rank": rank} for name, rank in RANKS.items()},
+    "narrow hidden layer": {"layers.0.mlp.fc1": {"out_features": 40}, "layers.0.mlp.fc2": {"in_features": 40}},
+    "narrow factored hidden layer": {
+        "layers.0.mlp.fc1": {"out_features": 40, "rank": 7},
+        "layers.0.mlp.fc2": {"in_features": 40, "rank": 6},
+    },
+    "shared down": {"layers.0.attention": {"qk_rank": 6}, "layers.1.attention": {"qk_rank": 32}},
+    "narrow values": {
+        "layers.0.attention.v_proj": {"out_features": 12},
+        "layers.0.attention.o_proj": {"in_features": 12},
+    },
+    "fewer heads": {**HEADS_LEFT, "layers.0.attention.o_proj": {"in_features": 24}},
+    "fewer heads of narrow values on a shared down": {
+        "layers.0.attention": {"qk_rank": 5},
+        **{name: shape for name, shape in HEADS_LEFT.items() if "v_proj" not in name},
+        "layers.0.attention.v_proj": {"out_features": 9, "rank": 4},
+        "layers.0.attention.o_proj": {"in_features": 9},
+    },
+    "all at once": {
+        "layers.0.attention": {"qk_rank": 6},
+        "layers.0.attention.v_proj": {"out_features": 20, "rank": 8},
+        "layers.0.attention.o_proj": {"in_features": 20, "rank": 9},
+        "layers.0.mlp.fc1": {"out_features": 40, "rank": 7},
+        "layers.0.mlp.fc2": {"in_features": 40},
+        "layers.1.attention.v_proj": {"rank": 3},
+        "layers.1.mlp.fc1": {"rank": 8},
+    },
+}
+"""Shapes by what they are."""
+every_form = pytest.mark.parametrize("form", FORMS)
+
+
 def compression(ranks=RANKS, prefix=""):
     return {"layers": {prefix + name: {"rank": rank} for name, rank in ranks.items()}}
 
 
-def factored_config(model_type="vit", ranks=RANKS, prefix="", **changes):
-    values = {**TINY, "encoder_stride": 4, "compression": compression(ranks, prefix), **changes}
+def factored_config(model_type="vit", ranks=RANKS, prefix="", layers=None, **changes):
+    shapes = compression(ranks, prefix) if layers is None else {"layers": layers}
+    values = {**TINY, "encoder_stride": 4, "compression": shapes, **changes}
     return factored_config_class(model_type)(**values)
+
+
+def formed(form, dense=ViTForImageClassification, dtype=torch.float32, **changes):
+    """A model of one of the forms."""
+    return factored(dense, dtype, layers=FORMS[form], **changes)
 
 
 def factored(dense=ViTForImageClassification, dtype=torch.float32, **changes):
@@ -294,7 +335,163 @@ def test_registering_again_changes_nothing(pixels, tmp_path):
     assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is type(model)
 
 
+# Shapes of every form
+
+
+@every_head
+@every_form
+def test_every_form_comes_back_with_identical_outputs(form, dense, auto, pixels, tmp_path):
+    model = formed(form, dense)
+    model.save_pretrained(tmp_path)
+    loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(model)
+    assert loaded.config.compression == model.config.compression == {"layers": FORMS[form]}
+    assert not any(info.values())
+    assert_same_outputs(model, loaded, pixels)
+
+
+@every_form
+@pytest.mark.parametrize("prefix", ["", "vit."])
+def test_every_form_survives_the_config_file_under_either_name(form, prefix, pixels, tmp_path):
+    config = factored_config(layers={prefix + name: shape for name, shape in FORMS[form].items()})
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.compression == config.compression
+    assert json.loads((tmp_path / "config.json").read_text())["compression"]["layers"] == config.compression["layers"]
+    plain, prefixed = formed(form), seeded(factored_model_class(ViTForImageClassification), loaded)
+    assert_same_outputs(plain, prefixed, pixels)
+
+
+@every_form
+def test_every_form_has_the_shapes_that_it_says(form):
+    model = formed(form, ViTModel)
+    for name, shape in FORMS[form].items():
+        module = model.get_submodule(name)
+        found = {key: module.qk_down.out_features if key == "qk_rank" else getattr(module, key) for key in shape}
+        assert found == shape
+        assert isinstance(module, FactoredLinear) is ("rank" in shape)
+    dense = seeded(ViTModel, ViTModel.config_class(**TINY))
+    touched = {name.rpartition(".")[0] if "_proj" in name else name for name in FORMS[form]}
+    for name, module in dense.named_modules():
+        if isinstance(module, nn.Linear) and not name.startswith(tuple(touched)):
+            assert model.get_submodule(name).weight.shape == module.weight.shape
+
+
+@every_form
+@pytest.mark.parametrize("dense", [ViTForImageClassification, DeiTForImageClassification])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_form_computes_the_same_in_eager_and_sdpa_attention(form, dense, dtype, pixels, tmp_path):
+    formed(form, dense, dtype).save_pretrained(tmp_path)
+    models = [
+        AutoModelForImageClassification.from_pretrained(tmp_path, attn_implementation=kind)
+        for kind in ("eager", "sdpa")
+    ]
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    eager, sdpa = (outputs(model, pixels)[0] for model in models)
+    assert eager.dtype == dtype
+    torch.testing.assert_close(eager, sdpa, **tolerance)
+
+
+@every_form
+def test_every_form_shows_its_hidden_states_and_attentions(form, pixels):
+    model = formed(form)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        result = model(pixels[:4], output_hidden_states=True, output_attentions=True)
+        plain = model(pixels[:4])
+    assert torch.equal(result.logits, plain.logits)
+    assert [tuple(hidden.shape) for hidden in result.hidden_states] == [(4, 17, 32)] * 3
+    heads = [3 if "heads" in form else 4, 4]
+    assert [tuple(weights.shape) for weights in result.attentions] == [(4, count, 17, 17) for count in heads]
+    for weights in result.attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+@every_form
+def test_every_form_compiles(form, pixels):
+    torch._dynamo.reset()
+    model = formed(form)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(pixels[:4]).logits, model(pixels[:4]).logits)
+
+
+@every_form
+def test_gradients_reach_every_parameter_of_every_form(form, pixels):
+    model = formed(form).train()
+    model(pixels[:4], labels=torch.arange(4)).loss.backward()
+    missing = {name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()}
+    assert not missing
+    still = {name for name, p in model.named_parameters() if not p.grad.any()}
+    assert all(name.endswith(("k_proj.bias", "k_proj.up.bias")) for name in still)
+
+
+@every_form
+def test_gradient_checkpointing_of_every_form_gives_the_same_gradients(form, pixels):
+    found = []
+    for checkpointed in (False, True):
+        model = formed(form).train()
+        if checkpointed:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        model(pixels[:4], labels=torch.arange(4)).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    torch.testing.assert_close(found[0], found[1])
+
+
+@every_form
+def test_the_attention_of_every_form_is_its_definition(form, pixels):
+    """In float64: softmax(Q Kᵀ / √d) V for each head, whatever number of values the heads have."""
+    model = formed(form, ViTModel).double()
+    attention, seen = model.layers[0].attention, {}
+    attention.register_forward_hook(lambda _, args, kwargs, out: seen.update(x=args[0], y=out[0]), with_kwargs=True)
+    outputs(model, pixels)
+    x = seen["x"]
+    matched = attention.qk_down(x) if hasattr(attention, "qk_down") else x
+    query, key = attention.q_proj(matched), attention.k_proj(matched)
+    heads = query.shape[-1] // 8
+    query, key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, attention.v_proj(x)))
+    mixed = (query @ key.transpose(-1, -2) / 8**0.5).softmax(-1) @ value
+    torch.testing.assert_close(attention.o_proj(mixed.transpose(1, 2).flatten(2)), seen["y"])
+
+
+def test_the_trainer_trains_every_kind_of_layer_and_its_checkpoint_reloads(pixels, tmp_path):
+    model = formed("all at once")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    result = Trainer(model, training_arguments(tmp_path), train_dataset=Labelled(pixels[:8])).train()
+    assert result.global_step == 2
+    now = dict(model.named_parameters())
+    still = {name for name in before if torch.equal(before[name], now[name])}
+    assert all(name.endswith("k_proj.bias") for name in still)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "checkpoint-2")
+    assert_same_outputs(model.eval(), loaded, pixels)
+
+
+@every_form
+def test_the_pipeline_runs_on_every_form(form, pictures, processor, tmp_path):
+    model = formed(form)
+    model.companions.append(processor)
+    model.save_pretrained(tmp_path)
+    classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
+    assert sum(entry["score"] for entry in classify(pictures[0], top_k=5)) == pytest.approx(1, abs=1e-4)
+
+
 # With the rest of transformers
+
+
+def training_arguments(folder):
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=2,
+        save_steps=2,
+        logging_steps=1,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
 
 
 class Labelled(torch.utils.data.Dataset):
@@ -311,19 +508,7 @@ class Labelled(torch.utils.data.Dataset):
 def test_the_trainer_trains_the_factors_and_its_checkpoint_reloads(pixels, tmp_path):
     model = factored()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    arguments = TrainingArguments(
-        output_dir=tmp_path,
-        max_steps=2,
-        save_steps=2,
-        logging_steps=1,
-        per_device_train_batch_size=4,
-        learning_rate=1e-3,
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    result = Trainer(model, arguments, train_dataset=Labelled(pixels[:8])).train()
+    result = Trainer(model, training_arguments(tmp_path), train_dataset=Labelled(pixels[:8])).train()
     assert result.global_step == 2
     assert torch.isfinite(torch.tensor(result.training_loss))
     factors = [name for name in before if ".up." in name or ".down." in name]
@@ -346,6 +531,7 @@ def test_the_image_classification_pipeline_runs_on_a_saved_folder(pictures, proc
 
 
 def test_a_compiled_model_has_the_same_logits(pixels):
+    torch._dynamo.reset()
     model = factored()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
@@ -445,6 +631,41 @@ def test_weights_of_another_rank_than_the_config_says_are_refused(tmp_path):
 def test_a_rank_below_one_is_refused(rank):
     with pytest.raises(ValueError, match=f"rank of at least 1, not {rank}"):
         factored(ranks={"layers.0.mlp.fc1": rank})
+
+
+FC1, ATTENTION = "layers.0.mlp.fc1", "layers.0.attention"
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({FC1: {}}, "the shape {}"),
+        ({FC1: {"ranks": 4}}, "the shape {'ranks': 4}"),
+        ({FC1: {"qk_rank": 4}}, "'layers.0.mlp.fc1', a Linear in FactoredViTModel, the shape {'qk_rank': 4}"),
+        ({FC1: 4}, "'layers.0.mlp.fc1'"),
+        ({ATTENTION: {"rank": 4}}, "'layers.0.attention', a ViTAttention"),
+        ({ATTENTION: {"qk_rank": 4, "rank": 3}}, "'layers.0.attention'"),
+        ({"layers.0.mlp": {"qk_rank": 4}}, "'layers.0.mlp', a ViTMLP"),
+        ({FC1: {"out_features": 97}}, "'layers.0.mlp.fc1' 97 × 32"),
+        ({FC1: {"in_features": 33}}, "'layers.0.mlp.fc1' 96 × 33"),
+        ({FC1: {"out_features": -1}}, "'layers.0.mlp.fc1' -1 × 32"),
+        ({FC1: {"out_features": 0}}, "'layers.0.mlp.fc1' 0 × 32"),
+        ({ATTENTION: {"qk_rank": 0}}, "'layers.0.attention'"),
+        ({ATTENTION: {"qk_rank": -3}}, "'layers.0.attention'"),
+        ({f"{ATTENTION}.q_proj": {"rank": 4}, ATTENTION: {"qk_rank": 4}}, "'layers.0.attention"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused_by_the_name_of_the_layer(layers, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        factored(ViTModel, layers=layers)
+
+
+@pytest.mark.parametrize("form", ["shared down", "narrow values"])
+def test_attention_that_is_not_the_known_one_is_refused(form, monkeypatch):
+    unknown = {kind: known._replace(attention=None) for kind, known in FACTORED_ARCHITECTURES.items()}
+    monkeypatch.setattr(modeling_factored, "FACTORED_ARCHITECTURES", unknown)
+    with pytest.raises(ValueError, match=r"'layers\.0\.attention.*ViTAttention cannot have"):
+        formed(form, ViTModel)
 
 
 def test_a_factored_layer_is_the_product_of_its_factors():
@@ -586,7 +807,7 @@ results = {
     "Auto backbone": error_of(lambda: AutoModel.from_pretrained("vit")),
 }
 tensors = {}
-for folder in ("vit", "teacher"):
+for folder in ("vit", "teacher", "joint", "heads"):
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
     results[f"class of {folder}"] = type(model).__name__
     tensors[folder] = model(pixels).logits
@@ -604,7 +825,12 @@ json.dump(results, open("results.json", "w"))
 def clean(tmp_path_factory):
     """What a fresh interpreter without the package makes of two checkpoints."""
     folder = tmp_path_factory.mktemp("clean")
-    models = {"vit": factored(), "teacher": factored(DeiTForImageClassificationWithTeacher)}
+    models = {
+        "vit": factored(),
+        "teacher": factored(DeiTForImageClassificationWithTeacher),
+        "joint": formed("all at once"),
+        "heads": formed("fewer heads of narrow values on a shared down", DeiTForImageClassification),
+    }
     for name, model in models.items():
         model.save_pretrained(folder / name)
     pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -636,7 +862,7 @@ def test_without_the_package_an_auto_class_asks_for_trust_remote_code(clean, wha
     assert "trust_remote_code" in clean[3][what]
 
 
-@pytest.mark.parametrize("name", ["vit", "teacher"])
+@pytest.mark.parametrize("name", ["vit", "teacher", "joint", "heads"])
 def test_without_the_package_trusted_code_gives_identical_logits(clean, name):
     _, models, pixels, results, tensors = clean
     assert results[f"class of {name}"] == type(models[name]).__name__
@@ -650,7 +876,7 @@ def test_without_the_package_trusted_code_gives_the_backbone_of_a_headed_checkpo
         assert torch.equal(tensors["backbone"], models["vit"].vit(pixels).last_hidden_state)
 
 
-@pytest.mark.parametrize("name", ["vit", "teacher"])
+@pytest.mark.parametrize("name", ["vit", "teacher", "joint", "heads"])
 def test_what_trusted_code_saves_is_a_checkpoint_like_any_other(clean, name):
     folder, models, pixels, _, tensors = clean
     loaded = AutoModelForImageClassification.from_pretrained(folder / f"{name}-again")

@@ -13,12 +13,15 @@ from hf_vitcompress import CompressionReport, Evaluation
 from hf_vitcompress.costs import Costs
 from hf_vitcompress.evaluation import Interval, mean_interval, wilson_interval
 from hf_vitcompress.latency import Latency
-from hf_vitcompress.report import LayerReport, comparison_rows, format_bytes
+from hf_vitcompress.report import PartReport, comparison_rows, format_bytes
 
-LAYERS = [
-    LayerReport("layers.0.attention.q_proj", "q", 0, (8, 8), 2, 32, 64, 0.01),
-    LayerReport("layers.0.mlp.fc1", "fc1", 0, (32, 8), None, 256, 256, 0.0),
-    LayerReport("layers.1.attention.q_proj", "q", 1, (8, 8), 1, 16, 64, 0.03),
+Q0, Q1, FC1, FC2 = "layers.0.attention.q_proj", "layers.1.attention.q_proj", "layers.0.mlp.fc1", "layers.0.mlp.fc2"
+MLP_SHAPES = {FC1: {"out_features": 16, "rank": 3}, FC2: {"in_features": 16}}
+PARTS = [
+    PartReport(Q0, "q", 0, [Q0], "rank 2", {Q0: {"rank": 2}}, 32, 64, 0.01),
+    PartReport("layers.0.mlp", "mlp", 0, [FC1, FC2], "width 16; ranks 3, dense", MLP_SHAPES, 200, 512, 0.005),
+    PartReport("layers.1.mlp", "mlp", 1, ["layers.1.mlp.fc1", "layers.1.mlp.fc2"], "dense", {}, 512, 512, 0.0),
+    PartReport(Q1, "q", 1, [Q1], "rank 1", {Q1: {"rank": 1}}, 16, 64, 0.03),
 ]
 EVALUATION = Evaluation(
     images=200,
@@ -36,7 +39,7 @@ def make_report(**changes: Any) -> CompressionReport:
         "model": "FactoredViTForImageClassification",
         "dense": Costs(1000, 20000, 4000),
         "compressed": Costs(400, 9000, 1600),
-        "layers": LAYERS,
+        "parts": PARTS,
         "predicted_loss": 0.04,
         "calibration_images": 223,
         "bad_images": 1,
@@ -101,13 +104,14 @@ def test_without_a_dense_model_there_is_no_change() -> None:
 
 
 def test_markdown_is_two_well_formed_tables() -> None:
-    before_after, by_layer = make_report().to_markdown().strip().split("\n\n")
-    for text, columns in ((before_after, 4), (by_layer, 5)):
+    before_after, by_part = make_report().to_markdown().strip().split("\n\n")
+    for text, columns in ((before_after, 4), (by_part, 5)):
         lines = text.splitlines()
         assert all(line.count("|") == columns + 1 for line in lines)
         assert set(lines[1]) == {"|", "-"}
-    assert "| layers.0.attention.q_proj | 8 × 8 | 2 | 50% | 1.00e-02 |" in by_layer
-    assert "| layers.0.mlp.fc1 | 32 × 8 | dense | 100% | 0.00e+00 |" in by_layer
+    assert "| layers.0.attention.q_proj | q | rank 2 | 50% | 1.00e-02 |" in by_part
+    assert "| layers.0.mlp | mlp | width 16; ranks 3, dense | 39% | 5.00e-03 |" in by_part
+    assert "| layers.1.mlp | mlp | dense | 100% | 0.00e+00 |" in by_part
 
 
 def test_json_is_complete(tmp_path: Path) -> None:
@@ -117,7 +121,8 @@ def test_json_is_complete(tmp_path: Path) -> None:
     assert set(content) == {field.name for field in dataclasses.fields(CompressionReport)} | {"keep_ratio"}
     assert content == json.loads(json.dumps(report.to_dict()))
     assert content["evaluation"]["top1"]["value"] == 0.9
-    assert content["layers"][0]["rank"] == 2
+    assert content["parts"][0]["shapes"] == {Q0: {"rank": 2}}
+    assert content["parts"][1]["shapes"] == MLP_SHAPES
     assert content["latency"]["ratio_high"] == 0.8
 
 
@@ -129,8 +134,8 @@ def test_json_is_valid_after_one_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "panels"),
-    [({}, 2), ({"predicted_loss": None, "budget_curve": []}, 1), ({"layers": LAYERS[:1]}, 2)],
-    ids=["everything", "no losses", "one layer"],
+    [({}, 2), ({"predicted_loss": None, "budget_curve": []}, 1), ({"parts": PARTS[:1]}, 2)],
+    ids=["everything", "no losses", "one part"],
 )
 def test_the_figure_is_a_picture_of_a_sane_size(changes: dict[str, Any], panels: int, tmp_path: Path) -> None:
     make_report(**changes).save(tmp_path)

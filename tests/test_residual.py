@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import DIGITS, TINY, tiny_config
-from students import changed, checkpoint, compressed, lively, logits, random_images, state_of
+from students import LOW_RANK, METHODS, Case, changed, checkpoint, compressed, lively, logits, random_images, state_of
 from test_factorization import Problem, make
 from torch import Tensor, nn
 from transformers import (
@@ -20,12 +20,15 @@ from transformers import (
 )
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
+from hf_vitcompress.cross_moments import CrossMoments, targets_output
 from hf_vitcompress.data import ImageSource
 from hf_vitcompress.errors import CompensationError, DataError
 from hf_vitcompress.factorization import Factorization
+from hf_vitcompress.families import LayerInfo
 from hf_vitcompress.measuring import Reference
-from hf_vitcompress.modeling_factored import FactoredLinear
-from hf_vitcompress.residual import RIDGE, CrossMoments, ResidualCompensation, residual_rank, solve_residual
+from hf_vitcompress.modeling_factored import FactoredLinear, compressed_modules
+from hf_vitcompress.parts import Target
+from hf_vitcompress.residual import RIDGE, ResidualCompensation, residual_rank, solve_residual
 
 METRICS = ("weight", "diagonal", "activation", "row_fisher", "fisher")
 RANK = 4
@@ -89,31 +92,32 @@ class LayerProblem:
         return torch.linalg.solve(self.damped, (cross + self.ridge * self.weight).T).T
 
     def moments(self) -> CrossMoments:
-        layer, x = self.base.layer, self.base.x.double()
-        target = x if layer.in_features < layer.out_features else x @ self.weight.T
+        x = self.base.x.double()
+        target = x @ self.weight.T if targets_output(self.base.layer) else x
         target_mean, mean = target.mean(0), self.x_hat.mean(0)
         centred = self.x_hat - mean
         return CrossMoments(
             mean, centred.T @ centred / len(x), target_mean, (target - target_mean).T @ centred / len(x)
         )
 
-    def solve(self, factorization: Factorization | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        layer, side = self.base.layer, self.base.output_side
-        if layer.in_features < layer.out_features:
+    @property
+    def wanted(self) -> Target:
+        """What the layer is to compute, as its part says it."""
+        layer, linear, side = self.base.layer, self.base.linear, self.base.output_side
+        on_output = layer.out_features <= layer.in_features
+        if not on_output:
             side = self.weight.T @ side @ self.weight
         elif self.base.config.metric != "fisher":
             side = side.diagonal()
-        with torch.no_grad():
-            return solve_residual(
-                layer,
-                self.base.linear,
-                factorization or self.base.factorize(),
-                self.rank,
-                self.share,
-                self.moments(),
-                side,
-                self.base.config,
-            )
+        bias = None if linear.bias is None else linear.bias.detach().double()
+        return Target((layer,), self.weight, self.weight, side, on_output, bias, self.base.centered, self.rank)
+
+    def solve(self, factorization: Factorization | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        closed_form = factorization or self.base.factorize()
+        factors = closed_form.up[:, : self.rank], closed_form.down[: self.rank]
+        up, down, bias = solve_residual(self.wanted, factors, self.share, self.moments(), self.base.config.damping)
+        assert down is not None
+        return up, down, bias
 
     def loss(self, up: Tensor, down: Tensor, bias: Tensor | None) -> Tensor:
         """`E ‖W x + b − (up down x̂ + bias)‖²_G + λ ‖W − up down‖²_G`, on the data and not on moments."""
@@ -334,8 +338,8 @@ def test_an_uncorrected_bias_stays(shape: tuple[int, int]) -> None:
 def test_moments_about_zero_are_the_uncentred_ones(shape: tuple[int, int]) -> None:
     problem = layer_problem("fisher", shape)
     found = problem.moments().about_zero()
-    narrow_in = shape[1] < shape[0]
-    target = problem.base.x.double() if narrow_in else problem.base.x.double() @ problem.weight.T
+    x = problem.base.x.double()
+    target = x @ problem.weight.T if targets_output(problem.base.layer) else x
     assert torch.allclose(found.covariance, problem.x_hat.T @ problem.x_hat / len(problem.x_hat))
     assert torch.allclose(found.cross, target.T @ problem.x_hat / len(problem.x_hat))
 
@@ -366,6 +370,65 @@ def test_a_weight_without_full_rank_is_no_special_case(shape: tuple[int, int]) -
     assert excess(problem, up @ down) == pytest.approx(float(tail.square().sum()), rel=1e-6)
 
 
+@dataclass
+class Pruned:
+    """A layer that reads only some of the features, in the compressed model, and has only some of its rows."""
+
+    x: Tensor
+    x_hat: Tensor
+    weight: Tensor
+    start: Tensor
+
+    def target(self, centered: bool, on_output: bool = True) -> Target:
+        layer = LayerInfo("layer", "o", 0, "input", self.weight.shape[1], self.weight.shape[1])
+        bias = torch.linspace(-1, 1, len(self.weight), dtype=torch.float64)
+        metric = torch.ones(len(self.weight) if on_output else self.weight.shape[1], dtype=torch.float64)
+        return Target((layer,), self.weight, self.start, metric, on_output, bias, centered, None)
+
+    def moments(self) -> CrossMoments:
+        centred, target = self.x_hat - self.x_hat.mean(0), self.x - self.x.mean(0)
+        covariance, cross = centred.T @ centred / len(self.x), target.T @ centred / len(self.x)
+        return CrossMoments(self.x_hat.mean(0), covariance, self.x.mean(0), cross)
+
+
+def pruned_problem(rows: int = 9, left: int = 6) -> Pruned:
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(400, 9, generator=generator, dtype=torch.float64) + 1
+    x_hat = x[:, :left] + 0.2 * torch.randn(400, left, generator=generator, dtype=torch.float64)
+    weight = torch.randn(rows, 9, generator=generator, dtype=torch.float64)
+    return Pruned(x, x_hat, weight, weight[:, :left])
+
+
+@pytest.mark.parametrize("rows", [4, 9])
+@pytest.mark.parametrize("left", [1, 6, 9])
+@pytest.mark.parametrize("centered", [True, False])
+def test_a_layer_without_a_rank_is_solved_by_least_squares(rows: int, left: int, centered: bool) -> None:
+    problem = pruned_problem(rows, left)
+    target = problem.target(centered)
+    solved, down, bias = solve_residual(target, None, 0.5, problem.moments(), 1e-6)
+    assert down is None
+    assert bias is not None
+    x_hat = problem.x_hat - problem.x_hat.mean(0) if centered else problem.x_hat
+    wanted = (problem.x - problem.x.mean(0) if centered else problem.x) @ problem.weight.T
+    ridge = RIDGE * float((x_hat.T @ x_hat).diagonal().mean()) / len(x_hat)
+    # The ridge as rows of its own: it asks for the closed form's weight.
+    rows_of_ridge = (ridge * len(x_hat)) ** 0.5 * torch.eye(left, dtype=torch.float64)
+    both = torch.cat([x_hat, rows_of_ridge]), torch.cat([wanted, rows_of_ridge @ problem.start.T])
+    assert torch.allclose(solved, torch.linalg.lstsq(*both).solution.T, rtol=1e-8, atol=1e-8)
+    offset = problem.x_hat @ solved.T + bias - problem.x @ problem.weight.T - target.bias
+    assert (float(offset.mean(0).norm()) < 1e-9) is centered
+    assert torch.equal(bias, target.bias) is not centered
+
+
+def test_a_layer_whose_input_is_as_it_was_stays_as_it_is() -> None:
+    problem = pruned_problem(left=9)
+    problem.x_hat = problem.x
+    for on_output in (True, False):
+        solved, _, bias = solve_residual(problem.target(True, on_output), None, 1.0, problem.moments(), 1e-6)
+        assert torch.allclose(solved, problem.weight, atol=1e-9)
+        assert torch.allclose(bias, problem.target(True).bias, atol=1e-9)
+
+
 # ---- a whole model
 
 NEVER_WORSE = [5.0, 4.0, 3.0, 2.0, 1.0, 0.5]
@@ -378,17 +441,25 @@ def judged(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     monkeypatch.setattr(Reference, "loss_of", lambda *_: left.pop(0))
 
 
-def record(monkeypatch: pytest.MonkeyPatch) -> dict[str, CrossMoments]:
-    """The moments every layer is solved with."""
-    seen: dict[str, CrossMoments] = {}
+def record(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], CrossMoments]:
+    """The moments that layers are solved with, alone or together."""
+    seen: dict[tuple[str, ...], CrossMoments] = {}
     solve = ResidualCompensation._solve
 
-    def recording(self: ResidualCompensation, layer: Any, moments: CrossMoments) -> Any:
-        seen[layer.name] = moments
-        return solve(self, layer, moments)
+    def recording(self: ResidualCompensation, target: Target, moments: CrossMoments) -> Any:
+        seen[tuple(layer.name for layer in target.layers)] = moments
+        return solve(self, target, moments)
 
     monkeypatch.setattr(ResidualCompensation, "_solve", recording)
     return seen
+
+
+def changed_layers(case: Case) -> set[tuple[str, ...]]:
+    """The layers that the plan changes, q and k together where they share a `down`."""
+    return {
+        (f"{name}.q_proj", f"{name}.k_proj") if "qk_rank" in shape else (name,)
+        for name, shape in case.plan.layers.items()
+    }
 
 
 def flow(model: PreTrainedModel, names: set[str], images: ImageSource) -> dict[str, Tensor]:
@@ -418,7 +489,7 @@ def some_ranks(config: Any) -> dict[str, int]:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "default": {},
+    **METHODS,
     "skipped block": {"skip_modules": ["layers.1.*"], "keep_ratio": 0.6},
     "skipped first block": {"skip_modules": ["layers.0.*"], "keep_ratio": 0.6},
     "some layers": {"ranks": some_ranks(THREE_BLOCKS)},
@@ -437,14 +508,19 @@ def test_inputs_really_come_from_the_compressed_prefix(
     judged(monkeypatch, NEVER_WORSE)
     student, seen = case.student(), record(monkeypatch)
     case.residual(student).run(checkpoint(), progress=False)
-    names = set(case.plan.ranks)
+    names = changed_layers(case)
     assert set(seen) == names
-    dense, compressed_ = (flow(model, names, case.train) for model in (case.dense, student))
-    assert not all(torch.allclose(dense[name], compressed_[name], atol=1e-2) for name in names)
+    readers = {name: name[0] if len(name) == 1 else f"{name[0].rpartition('.')[0]}.qk_down" for name in names}
+    dense = flow(case.dense, {name[0] for name in names}, case.train)
+    compressed_ = flow(student, set(readers.values()), case.train)
+    differ = [dense[name[0]].shape != compressed_[readers[name]].shape for name in names]
+    assert any(differ) or not all(
+        torch.allclose(dense[name[0]], compressed_[readers[name]], atol=1e-2) for name in names
+    )
     for name, moments in seen.items():
-        weight = case.dense.get_submodule(name).weight.detach().double()
-        x_hat, target = compressed_[name], dense[name]
-        if weight.shape[0] <= weight.shape[1]:
+        weight = case.dense.get_submodule(name[0]).weight.detach().double()
+        x_hat, target = compressed_[readers[name]], dense[name[0]]
+        if weight.shape[0] < weight.shape[1]:
             target = target @ weight.T
         centred, centred_target = x_hat - x_hat.mean(0), target - target.mean(0)
         assert close(moments.input_mean, x_hat.mean(0))
@@ -455,11 +531,11 @@ def test_inputs_really_come_from_the_compressed_prefix(
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_layer_by_layer_the_error_of_the_output_falls(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = compressed(lively(config=THREE_BLOCKS), metric="activation", residual_share=share)
+    case = compressed(lively(config=THREE_BLOCKS), metric="activation", residual_share=share, **LOW_RANK)
     judged(monkeypatch, NEVER_WORSE)
     student, closed_form = case.student(), case.student()
     case.residual(student).run(checkpoint(), progress=False)
-    names = set(case.plan.ranks)
+    names = set(case.plan.layers)
     assert len(names) == 18
     dense_inputs, inputs = (flow(model, names, case.train) for model in (case.dense, student))
     for name in names:
@@ -477,9 +553,55 @@ def test_layer_by_layer_the_error_of_the_output_falls(share: float, monkeypatch:
             assert errors[1] < errors[0], name
 
 
+def full_shapes(method: str) -> dict[str, dict[str, int]]:
+    """Every layer in a form of the method that loses nothing."""
+    layers: dict[str, dict[str, int]] = {}
+    for block in ("vit.layers.0", "vit.layers.1"):
+        attention = {f"{block}.attention.{letter}_proj": letter for letter in "qkvo"}
+        if method == "low rank":
+            layers |= {name: {"rank": 32} for name in (*attention, f"{block}.mlp.fc1", f"{block}.mlp.fc2")}
+            continue
+        layers |= {f"{block}.mlp.fc1": {"out_features": 96}, f"{block}.mlp.fc2": {"in_features": 96}}
+        if method == "pruned":
+            layers |= {n: {"in_features" if key == "o" else "out_features": 32} for n, key in attention.items()}
+        else:
+            layers |= {f"{block}.attention": {"qk_rank": 32}}
+            layers |= {
+                n: {"in_features" if key == "o" else "out_features": 32} for n, key in attention.items() if key in "vo"
+            }
+    return layers
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("metric", ["activation", "fisher"])
+def test_what_has_lost_nothing_has_nothing_to_win_back(
+    method: str, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = compressed(layers=full_shapes(method), metric=metric, **METHODS[method])
+    judged(monkeypatch, NEVER_WORSE)
+    student, pixels = case.student(), random_images(16, seed=9)
+    case.residual(student).run(checkpoint(), progress=False)
+    torch.testing.assert_close(logits(student, pixels), logits(case.dense, pixels), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_output_of_the_blocks_comes_nearer_on_held_out_images(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = compressed(images=random_images(160), metric="activation", keep_ratio=0.6, **METHODS[method])
+    judged(monkeypatch, NEVER_WORSE)
+    student, closed_form = case.student(), case.student()
+    case.residual(student).run(checkpoint(), progress=False)
+    others = ImageSource(list(random_images(64, seed=9)), None, "others")
+    dense, *errors = (
+        flow(model, {"vit.layernorm"}, others)["vit.layernorm"] for model in (case.dense, closed_form, student)
+    )
+    before, after = (float((found - dense).square().sum(1).mean()) for found in errors)
+    assert after < before
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_ends_no_worse_than_it_began(metric: str) -> None:
-    case = compressed(metric=metric)
+def test_every_metric_ends_no_worse_than_it_began(metric: str, method: str) -> None:
+    case = compressed(metric=metric, **METHODS[method])
     student = case.student()
     points = case.residual(student).run(checkpoint(), progress=False)
     assert case.reference.loss_of(student) == pytest.approx(min(point.loss for point in points), rel=1e-4)
@@ -489,38 +611,63 @@ def test_every_metric_ends_no_worse_than_it_began(metric: str) -> None:
     assert [point.seconds for point in points] == sorted(point.seconds for point in points)
 
 
-def test_a_trained_model_wins_back_more_than_half_of_its_loss() -> None:
+@pytest.mark.parametrize("method", ["default", "low rank"])
+def test_a_trained_model_wins_back_more_than_half_of_its_loss(method: str) -> None:
     settings: dict[str, Any] = {"keep_ratio": 0.25, "rank_multiple": 2, "precision": "float32", "correct_curves": False}
-    compressor = ViTCompressor(CompressionConfig(**settings, compensation="residual"), progress=False)
+    config = CompressionConfig(**settings, **METHODS[method], compensation="residual")
+    compressor = ViTCompressor(config, progress=False)
     compressor.compress(DIGITS / "model", DIGITS / "calibration.parquet")
     done = compressor.report.compensation  # type: ignore[union-attr]
     assert done is not None
     assert done.loss_after < 0.5 * done.loss_before
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_shapes_stay_and_only_compressed_layers_change(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = compressed(**METHODS[method], keep_ratio=0.6)
+    student = case.student()
+    before, shapes = state_of(student), {name: tensor.shape for name, tensor in student.state_dict().items()}
+    judged(monkeypatch, NEVER_WORSE)
+    case.residual(student).run(checkpoint(), progress=False)
+    owners = tuple(f"{name}." for name in compressed_modules(case.plan.layers))
+    assert changed(before, student)
+    assert all(name.startswith(owners) for name in changed(before, student))
+    assert {name: tensor.shape for name, tensor in student.state_dict().items()} == shapes
+
+
 def test_ranks_and_parameters_stay_and_only_factored_layers_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = compressed(ranks=some_ranks(tiny_config()))
+    ranks = some_ranks(tiny_config())
+    case = compressed(ranks=ranks)
     student = case.student()
     before, count = state_of(student), student.num_parameters()
     judged(monkeypatch, NEVER_WORSE)
     case.residual(student).run(checkpoint(), progress=False)
-    assert {name.rsplit(".", 2)[0] for name in changed(before, student)} == set(case.plan.ranks)
+    assert {name.rsplit(".", 2)[0] for name in changed(before, student)} == set(ranks)
     assert student.num_parameters() == count
     factored = {name: module.rank for name, module in student.named_modules() if isinstance(module, FactoredLinear)}
-    assert factored == case.plan.ranks
+    assert factored == ranks
 
 
-def test_up_and_down_have_equal_norms_per_component() -> None:
-    case = compressed(metric="activation")
+@pytest.mark.parametrize("method", ["default", "low rank"])
+def test_up_and_down_have_equal_norms_per_component(method: str) -> None:
+    case = compressed(metric="activation", **METHODS[method])
     student = case.student()
     case.residual(student).run(checkpoint(), progress=False)
-    for name in case.plan.ranks:
-        module = student.get_submodule(name)
-        assert torch.allclose(module.up.weight.norm(dim=0), module.down.weight.norm(dim=1), rtol=1e-4)
+    pairs = [
+        (module.up.weight, module.down.weight) for module in student.modules() if isinstance(module, FactoredLinear)
+    ]
+    for name, shape in case.plan.layers.items():
+        if "qk_rank" in shape:
+            attention = student.get_submodule(name)
+            pairs.append((torch.cat([attention.q_proj.weight, attention.k_proj.weight]), attention.qk_down.weight))
+    assert pairs
+    for up, down in pairs:
+        assert torch.allclose(up.norm(dim=0), down.norm(dim=1), rtol=1e-4)
 
 
-def test_saved_and_reloaded_it_is_the_same_model(tmp_path: Path) -> None:
-    case = compressed(metric="activation")
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_and_reloaded_it_is_the_same_model(method: str, tmp_path: Path) -> None:
+    case = compressed(metric="activation", **METHODS[method])
     student = case.student()
     case.residual(student).run(checkpoint(), progress=False)
     student.save_pretrained(tmp_path)
@@ -535,16 +682,18 @@ OTHERS: dict[str, Any] = {
     "without bias": lambda: lively(config=tiny_config(qkv_bias=False)),
     "one block": lambda: lively(config=tiny_config(num_hidden_layers=1)),
     "five blocks": lambda: lively(config=tiny_config(num_hidden_layers=5)),
+    "narrow hidden layer": lambda: lively(config=tiny_config(intermediate_size=24)),
 }
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make_dense", OTHERS.values(), ids=OTHERS)
-def test_other_models_work(make_dense: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = compressed(make_dense())
+def test_other_models_work(make_dense: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = compressed(make_dense(), **METHODS[method])
     student, seen = case.student(), record(monkeypatch)
     before = state_of(student)
     points = case.residual(student).run(checkpoint(), progress=False)
-    assert set(seen) == set(case.plan.ranks)
+    assert set(seen) == changed_layers(case)
     assert len(points) == 1 + min(4, case.dense.config.num_hidden_layers)
     assert bool(changed(before, student)) == (min(point.loss for point in points) < points[0].loss)
 

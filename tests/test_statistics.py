@@ -49,7 +49,7 @@ def same(left: Statistics, right: Statistics) -> bool:
                 a, b = getattr(ours[name], f.name), getattr(theirs[name], f.name)
                 if (a is None) != (b is None) or (a is not None and (a.dtype != b.dtype or not torch.equal(a, b))):
                     return False
-    plain = ("images", "tokens", "bad_images", "settings", "fingerprint", "scaling")
+    plain = ("images", "tokens", "bad_images", "settings", "fingerprint", "scalings")
     return all(getattr(left, name) == getattr(right, name) for name in plain)
 
 
@@ -70,7 +70,10 @@ def small_statistics() -> Statistics:
         bad_images=2,
         settings={"metric": "fisher", "token_weighting": 0.2, "seed": 0},
         fingerprint="0123456789abcdef",
-        scaling=CurveScaling({"q": 4.0}, [(0.1, 0.3), (0.4, 0.5)]),
+        scalings={
+            "fisher/greedy/low_rank/low_rank/fisher/repaired": CurveScaling({"q": 4.0}, [(0.1, 0.3), (0.4, 0.5)]),
+            "fisher/greedy/joint/auto/fisher/cut": CurveScaling({}, [(0.2, 0.3)]),
+        },
         timing={"calibrate": 1.5},
     )
 
@@ -160,8 +163,8 @@ def test_save_and_load_return_the_same_bits(saved: Path) -> None:
     assert loaded.inputs["block.0.mean"].second is None
 
 
-def test_statistics_without_gradients_and_scaling_survive_the_file(tmp_path: Path) -> None:
-    statistics = replace(small_statistics(), outputs={}, gradients={}, scaling=None)
+def test_statistics_without_gradients_and_scalings_survive_the_file(tmp_path: Path) -> None:
+    statistics = replace(small_statistics(), outputs={}, gradients={}, scalings={})
     statistics.save(tmp_path / "new" / "folder" / "s")
     assert same(Statistics.load(tmp_path / "new" / "folder" / "s"), statistics)
 

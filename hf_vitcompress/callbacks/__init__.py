@@ -1,12 +1,14 @@
 """Compression inside an unmodified `transformers.Trainer`: `Trainer(…, callbacks=[CompressionCallback(…)])`."""
 
 from .compression import CompressionCallback
+from .gates import ImportanceGateCallback
 from .metrics import CompressionMetricsCallback
 from .progressive import ProgressiveCompressionCallback, Stage, cubic_stages
 
 __all__ = [
     "CompressionCallback",
     "CompressionMetricsCallback",
+    "ImportanceGateCallback",
     "ProgressiveCompressionCallback",
     "Stage",
     "cubic_stages",

@@ -37,6 +37,8 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--minutes", type=float, default=5.0, help="of distillation")
     options.add_argument("--statistics", help="of an earlier calibration")
+    options.add_argument("--at-latency", nargs="*", type=float, help="keep ratios of that latency, by method, if known")
+    options.add_argument("--skip", nargs="*", default=[], help="'setting/method' pairs to leave out")
     arguments = options.parse_args()
 
     compressor = ViTCompressor(CompressionConfig(seed=arguments.seed, correct_curves=False), progress=False)
@@ -63,7 +65,7 @@ def main() -> None:
     settings: list[tuple[str, float | None]] = [(f"keep ratio {ratio}", ratio) for ratio in KEEP_RATIOS]
     settings.append((f"latency {LATENCY}", None))
     for setting, name in [(setting, name) for setting in settings for name in METHODS]:
-        if (setting[0], name) in done:
+        if (setting[0], name) in done or f"{setting[0]}/{name}" in arguments.skip:
             continue
         content["results"].append(run(setting, name, dense, statistics, batches, (reference, labels), arguments))
         print(row(content["results"][-1]), flush=True)
@@ -87,7 +89,12 @@ def run(
 ) -> dict[str, Any]:
     """One method at one keep ratio, or at `LATENCY`."""
     label, given = setting
-    ratio = given or at_latency(dense, statistics, METHODS[name], arguments.seed)
+    if given is not None:
+        ratio = given
+    elif arguments.at_latency:
+        ratio = dict(zip(METHODS, arguments.at_latency, strict=True))[name]
+    else:
+        ratio = at_latency(dense, statistics, METHODS[name], arguments.seed)
     config = CompressionConfig(
         keep_ratio=ratio,
         seed=arguments.seed,

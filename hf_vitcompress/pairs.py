@@ -25,7 +25,8 @@ from .factorization import (
     solve,
 )
 from .families import LayerInfo, head_dim
-from .parts import Choice, Part, Shapes, Target, factored, learned_scores, ranks_below, refuse, shifted
+from .heads import learned_scores
+from .parts import Choice, Part, Shapes, Target, factored, ranks_below, refuse, shifted
 from .pruning import cut_errors, fisher_order, magnitude_order, repaired, repaired_errors, value_rotation
 from .statistics import Statistics
 
@@ -149,8 +150,9 @@ class PairPart(Part):
         solution = PairSolution(order.cpu(), rotation, self.energy_scale(pruned), {})
         self.solution = solution
         if self.may_factor:
-            step = self.step(max(1, self.width // FACTORED_WIDTHS))
-            for width in {*range(self.width, 0, -step), self.width}:
+            smallest = self.step(self.config.rank_multiple)
+            step = smallest * max(1, round(self.width / FACTORED_WIDTHS / smallest))
+            for width in [*range(step, self.width, step), self.width]:
                 self._factored_errors(width, problem)
         return solution
 
@@ -245,6 +247,8 @@ class PairPart(Part):
             error = float(self.solution.pruned[width]) if width < self.width else 0.0
             found.append((width * sum(outer), error, (width, None, None)))
         for width, curves in self.solution.factored.items():
+            if width % step and width < self.width:
+                continue
             error = float(self.solution.pruned[width]) if width < self.width else 0.0
             options = []
             for side, curve in zip(outer, curves, strict=True):
@@ -260,6 +264,8 @@ class PairPart(Part):
         for weights, error, (width, first, second) in found:
             if not best or error < best[-1].error:
                 best.append(self._choice(weights, error, width, self._shapes(width, first, second)))
+        if best[-1].shapes:  # dead neurons: a smaller width is as good as the dense layers
+            best.append(self.choice({}))
         return best
 
     def check(self, shapes: Shapes) -> None:

@@ -14,8 +14,9 @@ from .costs import Costs, count_costs
 from .distribution import deal, gather_objects, local_work, new_accelerator
 from .errors import BudgetError, CalibrationError, ConfigError
 from .families import LayerInfo, Role, by_block, feature_pairs, find_layers, has_standard_attention
+from .heads import HeadsPart
 from .pairs import PairPart
-from .parts import Choice, HeadsPart, LayerPart, Part, QueryKeyPart
+from .parts import Choice, LayerPart, Part, QueryKeyPart
 from .planning import Budget, CompressionPlan, Table, make_plan
 from .report import PartReport
 from .scaling import CurveScaling

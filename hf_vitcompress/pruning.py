@@ -172,5 +172,7 @@ def value_rotation(weight: Tensor, output_side: Tensor, covariance: Tensor, head
         part = slice(head * size, (head + 1) * size)
         inner, inverse = roots(covariance[part, part], RIDGE)
         _, _, vectors = torch.linalg.svd(root.T @ weight[:, part] @ inner, full_matrices=True)
-        blocks.append(vectors @ inverse)
+        rows = vectors @ inverse
+        # In the units of the values, so that directions without any do not swell what rounding has left of them.
+        blocks.append(rows / rows.norm(dim=1, keepdim=True))
     return torch.block_diag(*blocks)

@@ -19,7 +19,8 @@ from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.evaluation import divergence
 from hf_vitcompress.factorization import as_matrix, factorize
 from hf_vitcompress.families import find_layers
-from hf_vitcompress.parts import HeadsPart, LayerPart, Part, QueryKeyPart
+from hf_vitcompress.heads import HeadsPart
+from hf_vitcompress.parts import LayerPart, Part, QueryKeyPart
 from hf_vitcompress.preparation import Prepared, prepare_model
 
 IMAGES = random_images(64)

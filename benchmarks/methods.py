@@ -27,6 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "low rank alone": {"attention": "low_rank", "mlp": "low_rank"},
     "auto (default)": {},
 }
+MINUTES = 5.0
 KEEP_RATIOS = (0.5, 0.56)
 LATENCY = 0.6
 AROUND = (0.45, 0.65)
@@ -35,10 +36,9 @@ AROUND = (0.45, 0.65)
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--minutes", type=float, default=5.0, help="of distillation")
+    options.add_argument("--minutes", type=float, default=MINUTES, help="of distillation; 0 for none")
     options.add_argument("--statistics", help="of an earlier calibration")
     options.add_argument("--at-latency", nargs="*", type=float, help="keep ratios of that latency, by method, if known")
-    options.add_argument("--skip", nargs="*", default=[], help="'setting/method' pairs to leave out")
     arguments = options.parse_args()
 
     compressor = ViTCompressor(CompressionConfig(seed=arguments.seed, correct_curves=False), progress=False)
@@ -57,7 +57,7 @@ def main() -> None:
         "test": Path(arguments.test).name,
         "test_images": len(reference),
         "seed": arguments.seed,
-        "minutes": arguments.minutes,
+        "minutes": MINUTES,
         "environment": environment(),
         "results": earlier_results(),
     }
@@ -65,7 +65,7 @@ def main() -> None:
     settings: list[tuple[str, float | None]] = [(f"keep ratio {ratio}", ratio) for ratio in KEEP_RATIOS]
     settings.append((f"latency {LATENCY}", None))
     for setting, name in [(setting, name) for setting in settings for name in METHODS]:
-        if (setting[0], name) in done or f"{setting[0]}/{name}" in arguments.skip:
+        if (setting[0], name) in done:
             continue
         content["results"].append(run(setting, name, dense, statistics, batches, (reference, labels), arguments))
         print(row(content["results"][-1]), flush=True)
@@ -99,7 +99,7 @@ def run(
         keep_ratio=ratio,
         seed=arguments.seed,
         compensation="distill",
-        compensation_minutes=arguments.minutes,
+        compensation_minutes=arguments.minutes or None,
         **METHODS[name],
     )
     compressor = ViTCompressor(config, progress=False)
@@ -117,7 +117,7 @@ def run(
         "latency": [asdict(measure_latency(dense, small, size)) for size in (32, 1)],
         "closed_form": judged(small, batches, truth),
     }
-    if given is not None:
+    if given is not None and arguments.minutes:
         compressor.compensate(small, dense, statistics, plan, arguments.calibration)
         assert report.compensation is not None
         result["compensation"] = asdict(report.compensation)

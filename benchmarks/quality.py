@@ -12,7 +12,7 @@ from typing import Any
 from common import RESULTS, environment, markdown_table, parser, write_json
 from matplotlib.figure import Figure
 
-from hf_vitcompress import CompressionConfig, ViTCompressor
+from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
 from hf_vitcompress.evaluation import judge, model_outputs
 from hf_vitcompress.plots import save_figure
 
@@ -28,6 +28,7 @@ def main() -> None:
     options.add_argument("--images", type=int, default=1024, help="calibration images")
     options.add_argument("--measuring-images", type=int, default=256, help="of these, for correcting predicted losses")
     options.add_argument("--presets", nargs="*", default=PRESETS, help="the others stay as they are in quality.json")
+    options.add_argument("--statistics", help="of an earlier calibration, for a single preset")
     options.add_argument("--precision", default="float32", help="of the evaluation")
     arguments = options.parse_args()
 
@@ -46,7 +47,10 @@ def main() -> None:
             seed=arguments.seed,
         )
         compressor = ViTCompressor(config, progress=False)
-        statistics = compressor.calibrate(dense, arguments.calibration)
+        if arguments.statistics:
+            statistics = Statistics.load(arguments.statistics)
+        else:
+            statistics = compressor.calibrate(dense, arguments.calibration)
         for ratio in DEFAULT_RATIOS if preset == "default" else RATIOS:
             compressor.config = config.with_budget(keep_ratio=ratio)
             small = compressor.compress(dense, statistics=statistics)

@@ -20,10 +20,10 @@ from hf_vitcompress.plots import save_figure
 # Name, preset, keep ratio, settings, whether it is a line of the figure. Minutes are of the compensation.
 CURVE = 3.0
 RUNS: list[tuple[str, str, float, dict[str, Any], bool]] = [
-    ("residual tensors", "default", 0.4, {"compensation": "residual"}, True),
+    ("residual tensors", "low_rank", 0.4, {"compensation": "residual"}, True),
     (
         "AdamW, KL of logits only",
-        "default",
+        "low_rank",
         0.4,
         {
             "compensation": "distill",
@@ -35,15 +35,15 @@ RUNS: list[tuple[str, str, float, dict[str, Any], bool]] = [
         },
         True,
     ),
-    ("AdamW", "default", 0.4, {"compensation": "distill", "optimizer": "adamw", "compensation_minutes": CURVE}, True),
-    ("preconditioned", "default", 0.4, {"compensation": "distill", "compensation_minutes": CURVE}, True),
-    ("preconditioned, 8 min", "default", 0.4, {"compensation": "distill", "compensation_minutes": 8.0}, True),
-    ("preconditioned, 2.3 min", "default", 0.41, {"compensation": "distill", "compensation_minutes": 2.3}, False),
-    ("preconditioned, 7 min", "default", 0.31, {"compensation": "distill", "compensation_minutes": 7.0}, False),
-    ("preconditioned, 3 min", "default", 0.5, {"compensation": "distill", "compensation_minutes": 3.0}, False),
+    ("AdamW", "low_rank", 0.4, {"compensation": "distill", "optimizer": "adamw", "compensation_minutes": CURVE}, True),
+    ("preconditioned", "low_rank", 0.4, {"compensation": "distill", "compensation_minutes": CURVE}, True),
+    ("preconditioned, 8 min", "low_rank", 0.4, {"compensation": "distill", "compensation_minutes": 8.0}, True),
+    ("preconditioned, 2.3 min", "low_rank", 0.41, {"compensation": "distill", "compensation_minutes": 2.3}, False),
+    ("preconditioned, 7 min", "low_rank", 0.31, {"compensation": "distill", "compensation_minutes": 7.0}, False),
+    ("preconditioned, 3 min", "low_rank", 0.5, {"compensation": "distill", "compensation_minutes": 3.0}, False),
     ("Azizi et al. 2024", "azizi2024", 0.4, {}, False),
-    ("as long as Azizi et al.", "default", 0.4, {"compensation": "distill"}, False),
-    ("residual, then preconditioned", "default", 0.4, {"compensation": "both", "compensation_minutes": CURVE}, True),
+    ("as long as Azizi et al.", "low_rank", 0.4, {"compensation": "distill"}, False),
+    ("residual, then preconditioned", "low_rank", 0.4, {"compensation": "both", "compensation_minutes": CURVE}, True),
 ]
 
 

@@ -95,6 +95,8 @@ class CompressionPlan:
         Raises:
             ConfigError: a module is unknown, or cannot have the shape.
         """
+        if not isinstance(self.layers, dict):
+            raise ConfigError(f"The plan's layers must be a mapping of module names to shapes, not {self.layers!r}.")
         known = {name for part in parts for name in part.module_names}
         for name, shape in self.layers.items():
             if name not in known:

@@ -71,8 +71,6 @@ def collect_cross_moments(
     dense, student = models
     linear = linear_layer(dense, layer.name)
     bias = linear.bias.detach().float() if targets_output(layer) and linear.bias is not None else 0.0
-    sums: list[Tensor] = []
-    shifts: list[Tensor] = []
     dense_tap, student_tap = Tap(dense, [layer.name]), Tap(student, [reader])
 
     def batch(index: int) -> tuple[Tensor, Tensor, torch.dtype]:
@@ -87,11 +85,15 @@ def collect_cross_moments(
             computed_in,
         )
 
+    n, device = int(student.get_submodule(reader).in_features), student.device  # type: ignore[arg-type]
+    t = layer.out_features if targets_output(layer) else layer.in_features
+    # About a point near the mean, the same for all processes, so that a large mean costs no precision. A process may
+    # have no images.
+    shifts = [torch.zeros(size, device=device) for size in (n, t)]
     with local_work(accelerator, "Compensation"), dense_tap, student_tap:
-        x_hat, target, _ = batch(0)
-    # About a point near the mean, the same for all processes, so that a large mean costs no precision.
-    shifts = [from_owner(accelerator, part.mean(0), 0) for part in (x_hat, target)]
-    n, t, device = x_hat.shape[1], target.shape[1], student.device
+        if streams[0].hidden:
+            shifts = [part.mean(0) for part in batch(0)[:2]]
+    shifts = [from_owner(accelerator, shift, 0) for shift in shifts]
     sums = [torch.zeros(size, device=device) for size in (n, t)]
     second, cross = torch.zeros(n, n, device=device), torch.zeros(t, n, device=device)
     count = torch.zeros(1, dtype=torch.float64, device=device)

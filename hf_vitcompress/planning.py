@@ -140,7 +140,9 @@ def make_plan(
     Raises:
         BudgetError: the bound cannot be met, naming the bound that stands in the way.
     """
-    entries = [table.entries(budget.unit) for table in tables]
+    every = [table.entries(budget.unit) for table in tables]
+    useful = [_useful(table) for table in every]
+    entries = [[table[i] for i in indices] for table, indices in zip(every, useful, strict=True)]
     smallest = sum(table[0][0] for table in entries)
     room = budget.limit - budget.fixed
     if room < smallest:
@@ -156,7 +158,7 @@ def make_plan(
             f"{' and every part gets the same share' if allocation == 'uniform' else ''}. Use a smaller "
             "rank_multiple, or ask for that ratio."
         )
-    chosen = [table.choices[level] for table, level in zip(tables, levels, strict=True)]
+    chosen = [table.choices[own[level]] for table, own, level in zip(tables, useful, levels, strict=True)]
     return CompressionPlan({name: shape for choice in chosen for name, shape in choice.shapes.items()})
 
 
@@ -173,6 +175,15 @@ def _raise_unreachable(parts: int, budget: Budget, smallest: int, rank_multiple:
 
 Entries = list[list[tuple[int, float]]]
 """By part, the (cost, error) of its choices, by rising cost."""
+
+
+def _useful(table: list[tuple[int, float]]) -> list[int]:
+    """Choices by rising cost that no cheaper one equals, and the dense one (the last)."""
+    useful: list[int] = []
+    for i in sorted(range(len(table)), key=lambda i: table[i]):
+        if not useful or i == len(table) - 1 or table[i][1] < table[useful[-1]][1]:
+            useful.append(i)
+    return useful
 
 
 def _greedy(entries: Entries, room: int) -> list[int]:
@@ -208,6 +219,8 @@ def _ascend(entries: Entries, room: int, start: list[int] | None = None) -> list
             price = table[then][0] - table[now][0]
             if price > room:
                 break
+            if table[then][1] > table[now][1]:
+                continue
             steps.append(((table[then][1] - table[now][1]) / max(price, 1), i, then, price))
         return min(steps, default=None)
 

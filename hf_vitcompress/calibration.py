@@ -86,6 +86,7 @@ def calibrate(
         def observe(share: range) -> None:
             bad_before = len(images.bad_images)
             for batch in images.batches(image_processor, config.batch_size, share):
+                observer.batch = batch.index
                 generator = torch.Generator().manual_seed((config.seed * 1_000_003 + batch.index) % 2**63)
                 _observe_batch(model, batch.pixel_values.to(model.device), observer, config, settings, generator)
                 statistics.images += len(batch.pixel_values)

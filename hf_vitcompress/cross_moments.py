@@ -47,7 +47,8 @@ class CrossMoments:
 
 def targets_output(layer: LayerInfo) -> bool:
     """Whether the target is the layer's output, which is smaller, and not its input."""
-    return layer.out_features < layer.in_features
+    # The outputs of fc1 and v may be pruned.
+    return layer.out_features < layer.in_features and layer.role in ("o", "fc2")
 
 
 def collect_cross_moments(

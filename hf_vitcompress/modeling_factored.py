@@ -220,10 +220,11 @@ class FactoredModelMixin:
         parents = {}
         for name, shape in layers.items():
             module_name, module = self._find_layer(name)
-            if isinstance(module, nn.Linear) and shape and set(shape) <= {"rank", "in_features", "out_features"}:
+            known = isinstance(shape, dict) and bool(shape)
+            if known and isinstance(module, nn.Linear) and set(shape) <= {"rank", "in_features", "out_features"}:
                 self.set_submodule(module_name, _resized(name, module, **shape))  # type: ignore[attr-defined]
                 parents[module_name.rpartition(".")[0]] = name
-            elif set(shape) == {"qk_rank"} and hasattr(module, "q_proj"):
+            elif known and set(shape) == {"qk_rank"} and shape["qk_rank"] > 0 and _has_plain_queries(module):
                 _share_down(module, shape["qk_rank"])
                 parents[module_name] = name
             else:
@@ -286,10 +287,11 @@ def _resized(
     out_features: int | None = None,
 ) -> nn.Module:
     """A layer of that shape in the place of `dense`, with its bias or without, its device and dtype."""
-    inputs, outputs = in_features or dense.in_features, out_features or dense.out_features
+    inputs = dense.in_features if in_features is None else in_features
+    outputs = dense.out_features if out_features is None else out_features
     if not (1 <= inputs <= dense.in_features and 1 <= outputs <= dense.out_features):
         raise ValueError(
-            f"config.compression makes {name!r} {outputs} × {inputs}, larger than the dense layer's "
+            f"config.compression makes {name!r} {outputs} × {inputs}, empty or larger than the dense layer's "
             f"{dense.out_features} × {dense.in_features}."
         )
     bias, device, dtype = dense.bias is not None, dense.weight.device, dense.weight.dtype
@@ -304,6 +306,11 @@ def compressed_modules(layers: dict[str, dict[str, int]]) -> list[str]:
     for name, shape in layers.items():
         names += [f"{name}.{child}" for child in ("qk_down", "q_proj", "k_proj")] if "qk_rank" in shape else [name]
     return names
+
+
+def _has_plain_queries(module: nn.Module) -> bool:
+    """Whether it is an attention module whose queries and keys are not factored, each by itself."""
+    return all(isinstance(getattr(module, name, None), nn.Linear) for name in ("q_proj", "k_proj"))
 
 
 def _share_down(attention: nn.Module, rank: int) -> None:

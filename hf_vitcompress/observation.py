@@ -28,12 +28,14 @@ class Observer:
 
     Attributes:
         images: that all of the calibration will see.
+        batch: index of the batch that is being observed.
     """
 
     statistics: Statistics
     layers: Sequence[LayerInfo]
     config: CompressionConfig
     images: int
+    batch: int = 0
     _seen: dict[str, Tensor] = field(default_factory=dict)
     _importance: dict[str, Tensor] = field(default_factory=dict)
     _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -129,7 +131,8 @@ class Observer:
         share = wanted / (tokens / images * self.images)
         if share >= 1:
             return slice(None), 1.0
-        generator = torch.Generator().manual_seed(self.statistics.images)
+        # By the batch and not by what was seen, so that the number of processes does not matter.
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + 2**40 + self.batch) % 2**63)
         chosen = torch.randperm(tokens, generator=generator)[: math.ceil(share * tokens)]
         return chosen, len(chosen) / tokens
 

@@ -239,7 +239,7 @@ class PairPart(Part):
         return self._choice(weights, error, width, shapes)
 
     def choices(self, multiple: int) -> list[Choice]:
-        """Those that no other beats in both parameters and error."""
+        """Those that no other beats in error and parameters, or in error and multiplications; and the dense one."""
         step = self.step(multiple)
         found: list[tuple[int, float, tuple[int, int | None, int | None]]] = []
         outer = (self.layers[0].in_features, self.layers[1].out_features)
@@ -259,14 +259,14 @@ class PairPart(Part):
                     + [(side * width, 0.0, None)]
                 )
             found += [(a + b, error + e + f, (width, r, s)) for a, e, r in options[0] for b, f, s in options[1]]
-        found.sort(key=lambda one: (one[0] + self._biases(one[2][0]), one[1]))
-        best: list[Choice] = []
-        for weights, error, (width, first, second) in found:
-            if not best or error < best[-1].error:
-                best.append(self._choice(weights, error, width, self._shapes(width, first, second)))
-        if best[-1].shapes:  # dead neurons: a smaller width is as good as the dense layers
-            best.append(self.choice({}))
-        return best
+        choices = [self._choice(w, e, width, self._shapes(width, *ranks)) for w, e, (width, *ranks) in found]
+        best: dict[int, Choice] = {}
+        for unit in ("params", "macs"):
+            least = math.inf
+            for i in sorted(range(len(choices)), key=lambda i: (choices[i].cost(unit), choices[i].error)):
+                if choices[i].shapes and choices[i].error < least:
+                    best[i], least = choices[i], choices[i].error
+        return [*sorted(best.values(), key=lambda one: (one.parameters, one.macs)), self.choice({})]
 
     def check(self, shapes: Shapes) -> None:
         (first, second), keys = self.layers, ("out_features", "in_features")

@@ -61,7 +61,7 @@ class Prepared:
 
     def lowest_keep_ratio(self, multiple: int) -> float:
         """Every part at its smallest."""
-        smallest = sum(choices[0].parameters for choices in self.choices(multiple))
+        smallest = sum(min(choice.parameters for choice in choices) for choices in self.choices(multiple))
         return (self.fixed_parameters + smallest) / self.costs.parameters
 
     def budget(self, config: CompressionConfig) -> Budget:

@@ -155,7 +155,7 @@ def recipe_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Compre
         seen.append(config)
         raise StopHereError
 
-    monkeypatch.setattr(cli, "_compressor", remember)
+    monkeypatch.setattr(cli.compression, "_compressor", remember)
 
     def call(*arguments: object) -> CompressionConfig:
         with pytest.raises(StopHereError):

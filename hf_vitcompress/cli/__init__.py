@@ -1,0 +1,39 @@
+"""The terminal: `vitcompress compress | inspect | plan | evaluate`."""
+
+import os
+import sys
+
+import typer
+
+from ..errors import DistributedError, VitCompressError
+from .compression import compress, inspect_model, plan_budget
+from .evaluation import evaluate_checkpoint
+
+app = typer.Typer(
+    help="Compress Vision Transformers of transformers, and get transformers models back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # tables would cut off the names of long flags
+)
+app.command("compress")(compress)
+app.command("inspect")(inspect_model)
+app.command("plan")(plan_budget)
+app.command("evaluate")(evaluate_checkpoint)
+
+
+def main() -> None:
+    """Entry point: errors of the package end in one line on stderr and exit status 1."""
+    try:
+        app()
+    except VitCompressError as error:
+        # Every process started by `accelerate launch` comes here; what all of them see is said by the main one, and
+        # what one of them sees has been told to it. Only that a process has gone is for each of the others to say.
+        is_main = os.environ.get("RANK", "0") == "0"
+        if is_main or (isinstance(error, DistributedError) and not error.reported):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == 130:  # how typer ends on Ctrl-C
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise

@@ -1,0 +1,185 @@
+"""`vitcompress compress | inspect | plan`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..config import CompressionConfig
+from ..errors import ConfigError
+from .options import Quiet, silence_libraries
+from .recipe import with_recipe
+
+if TYPE_CHECKING:
+    from ..compressor import ViTCompressor
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.")]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Calibration images: a folder, a parquet file or a Hub data set. Labels are not used."),
+]
+StatisticsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--statistics",
+        help="File for what calibration measures. Continued or used again where it exists, so that another budget "
+        "takes seconds and an interrupted run loses nothing.",
+    ),
+]
+
+
+@with_recipe
+def compress(
+    model: Model,
+    config: CompressionConfig,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.")],
+    data: Data = None,
+    statistics: StatisticsFile = None,
+    plan: Annotated[Path | None, typer.Option(help="Use this plan (JSON, maybe edited) instead of planning.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
+    test: Annotated[str | None, typer.Option(help="Images to judge the result on, against MODEL.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compress MODEL to a budget and save it as an ordinary transformers model.
+
+    Example: vitcompress compress facebook/deit-base-patch16-224 --data photos/ --keep-ratio 0.4 --output deit-40
+    """
+    from rich.console import Console
+
+    from ..distribution import local_work
+    from ..evaluation import evaluate_model
+    from ..files import atomic_path, check_new_folder
+    from ..planning import CompressionPlan
+
+    compressor = _compressor(config, quiet)
+    accelerator = compressor.accelerator
+    # Kept beside the output until that is complete, so that the same command goes on after an interruption.
+    folder_name = Path(os.path.abspath(output))
+    checkpoint = statistics or folder_name.with_name(f".{folder_name.name}.calibration.safetensors")
+    with local_work(accelerator, "The start"):
+        check_new_folder(output, overwrite)
+        given_plan = None if plan is None else CompressionPlan.load(plan)
+        dense = compressor.load(model)
+        known = _known_statistics(statistics) if data is None else None
+    small = compressor.compress(
+        dense, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
+    )
+    assert compressor.report is not None
+    if test is not None:
+        with local_work(accelerator, "Opening the test images"):
+            images = compressor.open_images(test, dense)
+        compressor.report.evaluation = evaluate_model(
+            small,
+            images,
+            compressor.image_processor,
+            dense,
+            precision=config.precision,
+            progress=not quiet,
+            accelerator=accelerator,
+        )
+    with local_work(accelerator, "Saving"):
+        if accelerator.is_main_process:
+            with atomic_path(output, folder=True) as folder:
+                small.save_pretrained(folder)
+            for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
+                file.unlink(missing_ok=True)
+            Console().print(compressor.report.render())
+            Console().print(f"saved to {output}")
+
+
+@with_recipe
+def inspect_model(
+    model: Model,
+    config: CompressionConfig,
+    data: Data = None,
+    statistics: StatisticsFile = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="PNG of loss over budgets and of what is left of each part.")
+    ] = Path("inspection.png"),
+    quiet: Quiet = False,
+) -> None:
+    """Show the loss to expect over budgets and by part, from one calibration, without compressing.
+
+    Example: vitcompress inspect my-vit --data photos/ --statistics my-vit.safetensors
+    """
+    from rich.console import Console
+
+    from ..distribution import local_work
+    from ..plots import compression_figure, save_figure
+    from ..report import table
+
+    compressor = _compressor(config, quiet)
+    with local_work(compressor.accelerator, "The start"):
+        dense = compressor.load(model)
+        known = _known_statistics(statistics) if data is None else None
+    known = known or compressor.calibrate(dense, data, statistics)
+    plan = compressor.plan(dense, known)
+    if not compressor.accelerator.is_main_process:
+        return
+    prepared = compressor.prepare(dense, known)
+    parts, curve = prepared.part_reports(plan), prepared.budget_curve(config)
+    console = Console()
+    rows = [(f"{ratio:.2f}", f"{loss:.4f}") for ratio, loss in curve]
+    console.print(table(("keep ratio", "predicted KL"), rows, title="over budgets"))
+    by_part = [
+        (
+            part.name,
+            part.kept,
+            f"{part.parameters / part.dense_parameters:.0%}",
+            "" if part.predicted_loss is None else f"{part.predicted_loss:.2e}",
+        )
+        for part in parts
+    ]
+    title = f"{type(dense).__name__} at keep ratio {plan.keep_ratio:.3f}"
+    console.print(table(("part", "what is left", "kept", "predicted KL"), by_part, title=title))
+    if figure is not None:
+        point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
+        save_figure(compression_figure(title, parts, curve, point), figure)
+        console.print(f"figure in {figure}")
+
+
+@with_recipe
+def plan_budget(
+    model: Model,
+    config: CompressionConfig,
+    statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Images to compensate candidates on, where asked.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a plan from saved statistics: JSON that can be edited and given to compress --plan.
+
+    Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
+    """
+    from ..distribution import local_work
+
+    compressor = _compressor(config, quiet)
+    with local_work(compressor.accelerator, "The start"):
+        dense, known = compressor.load(model), _known_statistics(statistics)
+    plan = compressor.plan(dense, known, validation, data)
+    if not compressor.accelerator.is_main_process:
+        return
+    if output is None:
+        print(plan.to_json(), end="")
+    else:
+        plan.save(output)
+        print(f"predicted KL {plan.predicted_loss}, keep ratio {plan.keep_ratio:.4f}, saved to {output}")
+
+
+def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
+    from ..compressor import ViTCompressor
+
+    if quiet:
+        silence_libraries()
+    return ViTCompressor(config, progress=not quiet)
+
+
+def _known_statistics(path: Path | None) -> Any:
+    from ..statistics import Statistics
+
+    if path is None:
+        raise ConfigError("Give calibration images (--data), or --statistics with a file of an earlier calibration.")
+    return Statistics.load(path)

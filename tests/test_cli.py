@@ -324,7 +324,7 @@ def test_an_interruption_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyP
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_compressor", interrupted)
+    monkeypatch.setattr(cli.compression, "_compressor", interrupted)
     done = run("compress", MODEL, "--data", CALIBRATION, "--output", tmp_path / "out")
     assert done.code == 130
     assert "the same command goes on" in done.err

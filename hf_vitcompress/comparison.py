@@ -1,17 +1,19 @@
 """Two checkpoints held against each other: what `vitcompress evaluate` shows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .cards import write_card
 from .costs import Costs, count_costs, disk_bytes
 from .data import open_images
 from .distribution import local_work, new_accelerator
 from .errors import ConfigError
 from .evaluation import Evaluation, evaluate_model
-from .latency import Latency, measure_latency
+from .latency import LATENCY_BATCHES, Latency, measure_latency
 from .loading import load_image_processor, load_model
-from .report import comparison_rows, table
+from .report import CompressionReport
+from .tables import comparison_rows, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,7 +31,7 @@ class Comparison:
     disk_bytes: int | None
     dense_disk_bytes: int | None
     evaluation: Evaluation
-    latency: Latency | None
+    latency: list[Latency]
     precision: str
 
 
@@ -41,16 +43,21 @@ def compare_checkpoints(
     batch_size: int = 32,
     precision: str = "float32",
     progress: bool = True,
+    update: bool = False,
+    dataset: str | None = None,
 ) -> tuple["RenderableType", Comparison]:
     """Evaluate a checkpoint (Hub id or folder), against another one where given; returns a table and the figures.
 
-    Several processes share the images; the main one times the models.
+    Several processes share the images; the main one times the models. With `update` the figures also go into report and
+    card of the checkpoint, a folder made by compress; `dataset` is the Hub id to name the images by there.
 
     Raises:
         ConfigError: latency was asked for without a model to compare with.
+        ReportError: there is no report to update.
     """
     if latency and against is None:
         raise ConfigError("--latency compares two models in one run; name the other with --against.")
+    known = CompressionReport.load(name) if update else None
     accelerator = new_accelerator()
     with local_work(accelerator, "The start"):
         model = load_model(name, accelerator)
@@ -68,9 +75,16 @@ def compare_checkpoints(
         disk_bytes=_disk_bytes(name),
         dense_disk_bytes=None if against is None else _disk_bytes(against),
         evaluation=evaluation,
-        latency=measure_latency(dense, model, batch_size) if timed and dense is not None else None,
+        latency=[measure_latency(dense, model, n) for n in sorted({LATENCY_BATCHES[0], batch_size})]
+        if timed and dense is not None
+        else [],
         precision=precision,
     )
+    if known is not None and accelerator.is_main_process:
+        known.evaluation = replace(evaluation, dataset=dataset or evaluation.dataset)
+        known.latency = figures.latency or known.latency
+        known.save(name)
+        write_card(name, known)
     rows = comparison_rows(
         figures.dense_costs, figures.costs, figures.dense_disk_bytes, figures.disk_bytes, evaluation, figures.latency
     )

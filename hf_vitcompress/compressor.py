@@ -21,6 +21,7 @@ from .data import ImageSource, open_images
 from .distribution import local_work, new_accelerator
 from .errors import BudgetError, DataError
 from .families import find_layers
+from .fingerprints import model_digest
 from .gate_learning import gate_checkpoint, learn_gates
 from .gate_report import GateReport
 from .gates import gated_layers
@@ -28,6 +29,7 @@ from .loading import load_dense_model, load_image_processor
 from .measuring import Reference, measure_scaling, search_accuracy
 from .planning import CompressionPlan
 from .preparation import Prepared, prepare_model
+from .provenance import Environment, Origin
 from .report import CompressionReport
 from .scaling import CurveScaling
 from .statistics import Statistics
@@ -74,6 +76,7 @@ class ViTCompressor:
         self._own_importance = importance is not None
         self._importance_of: PreTrainedModel | None = None
         self._gate_report: GateReport | None = None
+        self._calibration_dataset: str | None = None
         self._own_processor = image_processor is not None
         self._processor_of: PreTrainedModel | None = None
         self.accelerator = accelerator or new_accelerator()
@@ -146,6 +149,7 @@ class ViTCompressor:
             if images is None:
                 raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
             source = self.open_images(images, dense, config.num_images).sample(config.num_images, config.seed)
+        self._calibration_dataset = source.hub_id
         layers = find_layers(dense, config.target_modules, config.skip_modules)
         self.statistics = calibrate(
             dense, layers, source, config, self.image_processor, checkpoint, self.progress, self.accelerator
@@ -283,6 +287,7 @@ class ViTCompressor:
         self.checkpoints += compensator.checkpoints
         if self.report is not None:
             self.report.compensation = done
+            self.report.weights = model_digest(small)
             self.report.seconds["compensate"] = self.seconds["compensate"]
 
     def _compensator(
@@ -341,6 +346,10 @@ class ViTCompressor:
             settings=self.config.to_dict(),
             budget_curve=prepared.budget_curve(self.config),
             gates=self._gate_report if self._importance_of is prepared.model else None,
+            origin=Origin.of(prepared.model),
+            calibration_dataset=self._calibration_dataset,
+            environment=Environment.here(self.accelerator),
+            weights=model_digest(small),
         )
 
     @contextmanager

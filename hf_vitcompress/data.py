@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class ImageSource:
         name: where they come from, for messages and reports.
         on_bad_image: what to do with an image that cannot be read.
         bad_images: descriptions of those that were left out so far.
+        hub_id: of the data set they come from; `None` for others.
     """
 
     images: Sequence[Raw]
@@ -54,6 +56,7 @@ class ImageSource:
     name: str
     on_bad_image: OnBadImage = "skip"
     bad_images: list[str] = field(default_factory=list)
+    hub_id: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,7 +64,8 @@ class ImageSource:
     def select(self, indices: Sequence[int]) -> "ImageSource":
         """The images at `indices`, sharing nothing that changes."""
         labels = None if self.labels is None else [self.labels[i] for i in indices]
-        return ImageSource([self.images[i] for i in indices], labels, self.name, self.on_bad_image)
+        chosen = [self.images[i] for i in indices]
+        return ImageSource(chosen, labels, self.name, self.on_bad_image, hub_id=self.hub_id)
 
     def sample(self, count: int | None, seed: int) -> "ImageSource":
         """At most `count` images in an order drawn from `seed`."""
@@ -274,7 +278,14 @@ def _from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, label2id: M
             labels = [to_id[names[v]] if v >= 0 else -1 for v in values]
         if labels is not None and min(labels, default=0) < 0:
             labels = None  # -1 is how data sets say that a label is withheld
-    return ImageSource(dataset[column], labels, name, on_bad_image)
+    return ImageSource(dataset[column], labels, name, on_bad_image, hub_id=_hub_id(dataset))
+
+
+def _hub_id(dataset: Any) -> str | None:
+    """The Hub id of the one data set whose files were downloaded to make this one."""
+    urls = dataset.info.download_checksums or {}
+    ids = {match[1] for url in urls if (match := re.match(r"hf://datasets/([^@]+)@", url))}
+    return ids.pop() if len(ids) == 1 else None
 
 
 def _class_ids(names: Sequence[str], label2id: Mapping[str, Any] | None) -> dict[str, int] | None:

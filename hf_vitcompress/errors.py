@@ -35,12 +35,28 @@ class OutputError(VitCompressError, OSError):
     """The result cannot be written."""
 
 
+class ReportError(VitCompressError, ValueError):
+    """The report of a compression is missing or damaged."""
+
+
+class PublishError(VitCompressError, RuntimeError):
+    """The Hub did not take the model; what is on this disk is untouched."""
+
+
 class CompensationError(VitCompressError, RuntimeError):
     """The compressed model cannot be trained further, or a checkpoint does not belong to it."""
 
 
 class DistributedError(VitCompressError, RuntimeError):
     """Another process failed, or has ended."""
+
+
+class QuantizationError(VitCompressError, RuntimeError):
+    """The model cannot be quantized, or what quantized it is missing."""
+
+
+class ExportError(VitCompressError, RuntimeError):
+    """The model cannot be exported, what exports it is missing, or the program computes something else."""
 
 
 class CalibrationWarning(UserWarning):

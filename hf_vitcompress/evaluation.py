@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from .data import Batch, ImageSource
 from .distribution import gather_objects, gather_rows, local_work, new_accelerator, own_share, sum_numbers
 from .errors import DataError
+from .fingerprints import model_digest
 from .modes import autocast, resolve_precision
 
 Z95 = 1.959963984540054
@@ -60,6 +61,9 @@ class Evaluation:
         top1_drop: accuracy of the reference − of the model, with its paired interval.
         reference_top1: accuracy of the reference.
         bad_images: images that could not be read and were left out.
+        precision: the model computed in.
+        dataset: Hub id of the images; `None` for others.
+        weights: digest of the weights that were judged, see `fingerprints`.
     """
 
     images: int
@@ -69,6 +73,9 @@ class Evaluation:
     top1_drop: Interval | None = None
     reference_top1: Interval | None = None
     bad_images: int = 0
+    precision: str = "float32"
+    dataset: str | None = None
+    weights: str | None = None
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
@@ -179,7 +186,8 @@ def evaluate_model(
     if not len(outputs):
         raise own.unreadable()
     reference = results[1][0] if against is not None else None
-    return judge(outputs, reference, labels if classes else None, classes, bad_images)
+    evaluation = judge(outputs, reference, labels if classes else None, classes, bad_images)
+    return replace(evaluation, precision=precision, dataset=images.hub_id, weights=model_digest(model))
 
 
 def _gathered(accelerator: Accelerator, outputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -2,12 +2,16 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 from .costs import image_shape
+
+LATENCY_BATCHES = (1, 32)
+"""Images in a batch: what a device that waits for each image sees, and one that does not."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,30 @@ def measure_latency(
 ) -> Latency:
     """Time both models on the same random images, turn by turn, in their own dtype, after a warm-up."""
     images = torch.randn(batch_size, *image_shape(dense), generator=torch.Generator().manual_seed(0))
-    pairs = []
-    for turn in range(rounds + 2):
-        seconds = [_time_forward(model, images.to(model.device, model.dtype)) for model in (dense, compressed)]
-        if turn >= 2:
-            pairs.append(seconds)
+    return alternate_latency(
+        lambda: _time_forward(dense, images.to(dense.device, dense.dtype)),
+        lambda: _time_forward(compressed, images.to(compressed.device, compressed.dtype)),
+        batch_size,
+        rounds,
+        dense.device,
+    )
+
+
+def alternate_latency(
+    dense: Callable[[], float],
+    compressed: Callable[[], float],
+    batch_size: int,
+    rounds: int = 15,
+    device: torch.device | str = "cpu",
+) -> Latency:
+    """Latency of anything that runs models.
+
+    Args:
+        dense, compressed: run one batch and return its seconds; called turn by turn, twice each to warm up.
+        batch_size, device: of the batches, to be stated.
+        rounds: pairs that count, at least 2.
+    """
+    pairs = [(dense(), compressed()) for _ in range(rounds + 2)][2:]
     ratios = [small / large for large, small in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return Latency(
@@ -53,8 +76,15 @@ def measure_latency(
         batch_size=batch_size,
         rounds=rounds,
         threads=torch.get_num_threads(),
-        device=_device_name(dense.device),
+        device=device_name(torch.device(device)),
     )
+
+
+def latency_row(latency: Latency) -> tuple[str, str, str, str]:
+    """Quantity, dense, compressed, change: for a table."""
+    times = (f"{latency.dense * 1000:.1f} ms", f"{latency.compressed * 1000:.1f} ms")
+    spread = f"{latency.ratio:.2f} × ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
+    return (f"latency, batch {latency.batch_size}", *times, spread)
 
 
 def peak_memory_bytes() -> int:
@@ -84,9 +114,11 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        return f"{torch.cpu.get_capabilities().get('cpu_name', 'CPU')} ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        name = torch.cpu.get_capabilities().get("cpu_name", "CPU")
+        return f"{name} ({threads} thread{'' if threads == 1 else 's'})"
     return str(device)

@@ -9,6 +9,7 @@ attributes of this module. `register` hangs them on the Auto classes.
 """
 
 import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -27,6 +28,8 @@ from transformers.models.auto import modeling_auto
 MODEL_TYPE_PREFIX = "vitcompress_"
 
 REMOTE_FILE = "modeling_factored.py"
+CARD_FILE = "README.md"
+HUB_SETTINGS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 # A dense class that is pointed at a factored checkpoint would find none of the factored weights and start from
 # random ones with nothing but a warning. On disk the config therefore carries this text in a field that every vision
@@ -259,13 +262,22 @@ class FactoredModelMixin:
         target = os.path.abspath(save_directory)
         if os.path.isfile(target):
             raise NotADirectoryError(f"{target!r} is a file; give the name of a folder to save to.")
-        if kwargs.get("push_to_hub") or kwargs.get("distributed_checkpoint") or not kwargs.get("is_main_process", True):
+        # Of a model with adapters transformers saves these alone; the weights in the folder may be those they belong to.
+        adapters = getattr(self, "_hf_peft_config_loaded", False)
+        if adapters or kwargs.get("distributed_checkpoint") or not kwargs.get("is_main_process", True):
             super().save_pretrained(target, *args, **kwargs)  # type: ignore[misc]
+            return
+        if kwargs.pop("push_to_hub", False):
+            settings = {name: kwargs.pop(name) for name in HUB_SETTINGS if name in kwargs}
+            self.save_pretrained(target, *args, **kwargs)
+            self.push_to_hub(settings.pop("repo_id", os.path.basename(target)), **settings)
             return
         os.makedirs(target, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
             super().save_pretrained(staging, *args, **kwargs)  # type: ignore[misc]
             shutil.copyfile(inspect.getsourcefile(FactoredLinear) or __file__, os.path.join(staging, REMOTE_FILE))
+            if os.path.isfile(card := os.path.join(target, CARD_FILE)):
+                shutil.copyfile(card, os.path.join(staging, CARD_FILE))  # companions may renew a part of it
             for companion in self.companions:
                 companion.save_pretrained(staging)
             written = [
@@ -277,6 +289,15 @@ class FactoredModelMixin:
             for name in os.listdir(target):
                 if name not in written and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name):
                     os.remove(os.path.join(target, name))  # of an earlier save in another number of shards
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """As in transformers, and where hf_vitcompress is installed with a card that says what the model is.
+
+        That card keeps what a person wrote into it on the Hub; see `hf_vitcompress.publishing.push_model`.
+        """
+        if importlib.util.find_spec("hf_vitcompress") is None:
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[misc]
+        return importlib.import_module("hf_vitcompress.publishing").push_model(self, repo_id, **kwargs)
 
 
 def _resized(
@@ -417,12 +438,15 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> type:
-    """The factored classes by name, for `trust_remote_code` and for `from … import FactoredViTModel`."""
-    if name.startswith("Factored"):
-        for model_type, architecture in FACTORED_ARCHITECTURES.items():
-            if name == f"Factored{architecture.config}":
-                return factored_config_class(model_type)
-            for class_name in {n for names in architecture.heads.values() for n in names}:
-                if name == f"Factored{class_name}":
-                    return factored_model_class(getattr(importlib.import_module(architecture.module), class_name))
+    """The factored classes by name, for `trust_remote_code`, for `from … import FactoredViTModel` and for pickle."""
+    dense = name.removeprefix("Factored")
+    for model_type, architecture in FACTORED_ARCHITECTURES.items() if dense != name else ():
+        if dense == architecture.config:
+            return factored_config_class(model_type)
+        module = importlib.import_module(architecture.module)
+        if any(dense in names for names in architecture.heads.values()):
+            return factored_model_class(getattr(module, dense))
+        if dense == architecture.attention:
+            modeling = importlib.import_module(getattr(module, architecture.heads["AutoModel"][0]).__module__)
+            return _attention_class(getattr(modeling, dense), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,21 +2,25 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .costs import Costs
-from .evaluation import Evaluation, Interval
+from .errors import ReportError
+from .evaluation import Evaluation
 from .files import atomic_path
 from .gate_report import GateReport
 from .latency import Latency
+from .provenance import Environment, Origin
+from .tables import comparison_rows, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-NOT_MEASURED = "not measured"
+REPORT_NAME = "compression_report"
+REPORT_FILE = f"{REPORT_NAME}.json"
+FIGURE_FILE = f"{REPORT_NAME}.png"
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,13 @@ class CompressionReport:
         budget_curve: (keep ratio, predicted loss) pairs for other budgets.
         compensation: its course; `None` if there was none.
         gates: how the scores of neurons and heads were learned; `None` if they were not.
-        evaluation, latency: filled in by whoever measures them.
+        origin: the dense model.
+        calibration_dataset: Hub id of the calibration images; `None` for others.
+        environment: what it was made on.
+        weights: digest of those it ended with, see `fingerprints`.
+        quantization: scheme its weights were quantized with afterwards; `None` for none.
+        evaluation: filled in by whoever measures it.
+        latency: likewise; one entry for each batch size.
     """
 
     model: str
@@ -113,8 +123,13 @@ class CompressionReport:
     budget_curve: list[tuple[float, float]] = field(default_factory=list)
     compensation: CompensationReport | None = None
     gates: GateReport | None = None
+    origin: Origin = field(default_factory=Origin)
+    calibration_dataset: str | None = None
+    environment: Environment | None = None
+    weights: str | None = None
+    quantization: str | None = None
     evaluation: Evaluation | None = None
-    latency: Latency | None = None
+    latency: list[Latency] = field(default_factory=list)
 
     @property
     def keep_ratio(self) -> float:
@@ -148,11 +163,28 @@ class CompressionReport:
     def to_dict(self) -> dict[str, Any]:
         return _without_infinities({**asdict(self), "keep_ratio": self.keep_ratio})
 
+    @classmethod
+    def load(cls, folder: str | Path) -> "CompressionReport":
+        """Of `compression_report.json` in `folder`.
+
+        Raises:
+            ReportError: there is none, or it is damaged.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        path = Path(folder) / REPORT_FILE
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise ReportError(f"There is no {REPORT_FILE} in {str(folder)!r}: it was not made by compress.") from error
+        except (OSError, ValidationError) as error:
+            raise ReportError(f"{str(path)!r} cannot be read as a report: {error}") from error
+
     def save(self, folder: str | Path) -> None:
         """Write `compression_report.json`, `.md` and `.png` into `folder`."""
         from .plots import compression_figure, save_figure
 
-        path = Path(folder) / "compression_report"
+        path = Path(folder) / REPORT_NAME
         for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
             with atomic_path(path.with_suffix(suffix)) as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -174,90 +206,13 @@ class CompressionReport:
         return capture.get()
 
 
-def comparison_rows(
-    dense: Costs | None,
-    model: Costs,
-    dense_disk: int | None,
-    disk: int | None,
-    evaluation: Evaluation | None,
-    latency: Latency | None,
-) -> list[tuple[str, str, str, str]]:
-    """Rows (quantity, dense, model, change) of whatever is known."""
-    counts: list[tuple[str, int | None, int | None, Callable[[int], str]]] = [
-        ("parameters", None if dense is None else dense.parameters, model.parameters, _grouped),
-        ("MACs per image", None if dense is None else dense.macs, model.macs, _grouped),
-        ("weights in memory", None if dense is None else dense.bytes, model.bytes, format_bytes),
-        ("weights on disk", dense_disk, disk, format_bytes),
-    ]
-    rows = []
-    for name, before, after, show in counts:
-        if after is not None:
-            change = "" if before is None else f"{after / before:.1%} kept"
-            rows.append((name, "" if before is None else show(before), show(after), change))
-    rows += _evaluation_rows(evaluation)
-    if latency is not None:
-        spread = f"{latency.ratio:.2f} × ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
-        times = (f"{latency.dense * 1000:.1f} ms", f"{latency.compressed * 1000:.1f} ms")
-        rows.append((f"latency, batch {latency.batch_size}", *times, spread))
-    return rows
-
-
-def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str | None = None) -> "RenderableType":
-    from rich.table import Table
-
-    grid = Table(*header, title=title)
-    for column in grid.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        grid.add_row(*row)
-    return grid
-
-
-def format_bytes(count: int) -> str:
-    """Decimal units, as file managers and the Hub use them."""
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-
-
-def format_percent(interval: Interval) -> str:
-    return f"{interval.value:.2%} ({interval.low:.2%} to {interval.high:.2%})"
-
-
-def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str, str]]:
-    if evaluation is None:
-        return [("top-1", NOT_MEASURED, NOT_MEASURED, "")]
-    rows = []
-    if evaluation.top1 is not None:
-        before = "" if evaluation.reference_top1 is None else format_percent(evaluation.reference_top1)
-        change = ""
-        if (drop := evaluation.top1_drop) is not None:
-            value, low, high = (0.0 - 100 * x for x in (drop.value, drop.high, drop.low))
-            change = f"{value:+.2f} points ({low:+.2f} to {high:+.2f})"
-        rows.append((f"top-1, n={evaluation.images}", before, format_percent(evaluation.top1), change))
-    if evaluation.agreement is not None:
-        rows.append(("agreement", "", format_percent(evaluation.agreement), ""))
-    if evaluation.kl is not None:
-        kl = evaluation.kl
-        name = "KL measured" if evaluation.agreement is not None else "relative error"
-        rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
-    return rows
-
-
 def _without_infinities(value: Any) -> Any:
-    """JSON has no infinity; the interval of a single image is one."""
+    """JSON has no infinity; the interval of a single image is one, and is written as a string."""
     if isinstance(value, dict):
         return {key: _without_infinities(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_infinities(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _grouped(count: int) -> str:
-    return f"{count:,}"
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _loss(value: float | None) -> str:

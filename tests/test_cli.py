@@ -418,7 +418,7 @@ def test_evaluate_compares_two_checkpoints(run: Run, first: Path, tmp_path: Path
     assert figures["costs"]["parameters"] < figures["dense_costs"]["parameters"] == 205_002
     assert figures["disk_bytes"] == (first / "small" / "model.safetensors").stat().st_size
     assert figures["evaluation"]["reference_top1"]["value"] == 0.982
-    assert figures["latency"]["dense"] > 0
+    assert figures["latency"][0]["dense"] > 0
     saved = json.loads((first / "small" / "compression_report.json").read_text())
     assert figures["evaluation"]["top1"] == saved["evaluation"]["top1"]
 

@@ -13,7 +13,8 @@ from hf_vitcompress import CompressionReport, Evaluation
 from hf_vitcompress.costs import Costs
 from hf_vitcompress.evaluation import Interval, mean_interval, wilson_interval
 from hf_vitcompress.latency import Latency
-from hf_vitcompress.report import PartReport, comparison_rows, format_bytes
+from hf_vitcompress.report import PartReport
+from hf_vitcompress.tables import comparison_rows, format_bytes
 
 Q0, Q1, FC1, FC2 = "layers.0.attention.q_proj", "layers.1.attention.q_proj", "layers.0.mlp.fc1", "layers.0.mlp.fc2"
 MLP_SHAPES = {FC1: {"out_features": 16, "rank": 3}, FC2: {"in_features": 16}}
@@ -47,7 +48,7 @@ def make_report(**changes: Any) -> CompressionReport:
         "settings": {"keep_ratio": 0.4},
         "budget_curve": [(0.9, 0.001), (0.5, 0.02), (0.4, 0.04)],
         "evaluation": EVALUATION,
-        "latency": LATENCY,
+        "latency": [LATENCY],
     }
     return CompressionReport(**{**values, **changes})
 
@@ -80,7 +81,7 @@ def test_rows_hold_before_after_and_change() -> None:
 
 
 def test_what_was_not_measured_is_said_to_be_so() -> None:
-    rows = make_report(evaluation=None, latency=None, predicted_loss=None).rows()
+    rows = make_report(evaluation=None, latency=[], predicted_loss=None).rows()
     assert ("top-1", "not measured", "not measured", "") in rows
     assert not [row for row in rows if row[0].startswith(("KL", "latency"))]
 
@@ -98,7 +99,7 @@ def test_without_classes_the_loss_is_called_relative_error() -> None:
 
 
 def test_without_a_dense_model_there_is_no_change() -> None:
-    rows = comparison_rows(None, Costs(400, 9000, 1600), None, 1700, None, None)
+    rows = comparison_rows(None, Costs(400, 9000, 1600), None, 1700, None, [])
     assert rows[0] == ("parameters", "", "400", "")
     assert rows[3] == ("weights on disk", "", "1.7 kB", "")
 
@@ -123,7 +124,7 @@ def test_json_is_complete(tmp_path: Path) -> None:
     assert content["evaluation"]["top1"]["value"] == 0.9
     assert content["parts"][0]["shapes"] == {Q0: {"rank": 2}}
     assert content["parts"][1]["shapes"] == MLP_SHAPES
-    assert content["latency"]["ratio_high"] == 0.8
+    assert content["latency"][0]["ratio_high"] == 0.8
 
 
 def test_json_is_valid_after_one_image(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The terminal: `vitcompress compress | inspect | plan | evaluate`."""
+"""The terminal: `vitcompress compress | inspect | plan | evaluate | push`."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ import typer
 from ..errors import DistributedError, VitCompressError
 from .compression import compress, inspect_model, plan_budget
 from .evaluation import evaluate_checkpoint
+from .publishing import push_checkpoint
 
 app = typer.Typer(
     help="Compress Vision Transformers of transformers, and get transformers models back.",
@@ -20,6 +21,7 @@ app.command("compress")(compress)
 app.command("inspect")(inspect_model)
 app.command("plan")(plan_budget)
 app.command("evaluate")(evaluate_checkpoint)
+app.command("push")(push_checkpoint)
 
 
 def main() -> None:

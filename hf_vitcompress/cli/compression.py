@@ -39,6 +39,7 @@ def compress(
     plan: Annotated[Path | None, typer.Option(help="Use this plan (JSON, maybe edited) instead of planning.")] = None,
     validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
     test: Annotated[str | None, typer.Option(help="Images to judge the result on, against MODEL.")] = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Time both models, alternately.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,6 +52,7 @@ def compress(
     from ..distribution import local_work
     from ..evaluation import evaluate_model
     from ..files import atomic_path, check_new_folder
+    from ..latency import LATENCY_BATCHES, measure_latency
     from ..planning import CompressionPlan
 
     compressor = _compressor(config, quiet)
@@ -81,6 +83,8 @@ def compress(
         )
     with local_work(accelerator, "Saving"):
         if accelerator.is_main_process:
+            if latency:
+                compressor.report.latency = [measure_latency(dense, small, size) for size in LATENCY_BATCHES]
             with atomic_path(output, folder=True) as folder:
                 small.save_pretrained(folder)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
@@ -108,7 +112,7 @@ def inspect_model(
 
     from ..distribution import local_work
     from ..plots import compression_figure, save_figure
-    from ..report import table
+    from ..tables import table
 
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):

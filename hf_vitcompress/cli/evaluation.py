@@ -18,6 +18,12 @@ def evaluate_checkpoint(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, also for --latency.")] = 32,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Also write them into report and card of MODEL, a folder of compress.")
+    ] = False,
+    dataset: Annotated[
+        str | None, typer.Option(help="Hub id of the images, for the card, where --data is a local copy.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Judge a model: accuracy with its interval, and against a dense model agreement, KL, size and speed.
@@ -31,7 +37,9 @@ def evaluate_checkpoint(
 
     if quiet:
         silence_libraries()
-    rendered, figures = compare_checkpoints(model, data, against, latency, batch_size, precision, not quiet)
+    rendered, figures = compare_checkpoints(
+        model, data, against, latency, batch_size, precision, not quiet, update_card, dataset
+    )
     if not new_accelerator().is_main_process:
         return
     Console().print(rendered)

@@ -1,0 +1,48 @@
+"""Telling whether figures belong to the weights that are at hand."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+
+def model_digest(model: nn.Module) -> str:
+    """Digest of a model's weights: the same before and after they are saved, whatever their names and shards."""
+    return _digest(model.state_dict().values())
+
+
+def folder_digest(folder: str | Path) -> str | None:
+    """`model_digest` of the weights in a checkpoint folder; `None` where it has no safetensors files."""
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    return _digest(_tensors(files)) if files else None
+
+
+def _tensors(files: Iterable[Path]) -> Iterator[Tensor]:
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                yield file.get_tensor(name)
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    return hashlib.sha256("".join(sorted(_content(part) for t in tensors for part in _plain(t))).encode()).hexdigest()
+
+
+def _plain(tensor: Tensor) -> Iterator[Tensor]:
+    """The stored tensors of which a quantized one consists; a plain one itself."""
+    inner = getattr(tensor, "__tensor_flatten__", None)
+    if inner is None:
+        yield tensor
+        return
+    for name in inner()[0]:
+        yield from _plain(getattr(tensor, name))
+
+
+def _content(tensor: Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    hashed = hashlib.sha256(f"{flat.dtype} {tuple(tensor.shape)}".encode())
+    hashed.update(flat.view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

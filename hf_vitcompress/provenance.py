@@ -1,0 +1,146 @@
+"""Where a compressed model comes from, as far as others may know: never a local path, a user name or a host name."""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator
+from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from .costs import disk_bytes
+from .latency import device_name
+from .modeling_factored import CARD_FILE
+from .version import __version__
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The dense model.
+
+    Attributes:
+        base_model: its Hub id; of a local one the id that its own card names as its base; `None` where unknown.
+        license, license_name, license_link, language: as its card has them.
+        datasets: Hub ids of what it was trained on, as its card has them.
+        disk_bytes: size of its weight files; `None` where they are not on this disk.
+        dtypes: they are stored in, such as F16.
+    """
+
+    base_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    disk_bytes: int | None = None
+    dtypes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Origin":
+        """Of a model that was loaded from a folder or from the Hub; empty for one that was not loaded."""
+        name = str(model.config.name_or_path or "")
+        if name and Path(name).is_dir():
+            stated = _from_card(card_data(Path(name) / CARD_FILE))
+            return cls(**stated, disk_bytes=disk_bytes(name) or None, dtypes=stored_dtypes(name))
+        if not is_repo_id(name):
+            return cls()
+        weights = try_to_load_from_cache(name, WEIGHTS_FILE)
+        stated = {**_from_card(hub_card_data(name)), "base_model": name}
+        if not isinstance(weights, str):
+            return cls(**stated)
+        return cls(**stated, disk_bytes=os.path.getsize(weights), dtypes=stored_dtypes(Path(weights).parent))
+
+    def completed(self, card: Mapping[str, Any]) -> "Origin":
+        """With what the metadata of a card states and is not known otherwise."""
+        stated = _from_card(card)
+        return replace(self, **{name: value for name, value in stated.items() if not getattr(self, name)})
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a model was made on.
+
+    Attributes:
+        hardware: name of the CPU with the threads used, or of the GPU.
+        processes: how many shared the work.
+        versions: of the packages that decide the result.
+    """
+
+    hardware: str
+    processes: int
+    versions: dict[str, str]
+
+    @classmethod
+    def here(cls, accelerator: Accelerator) -> "Environment":
+        versions = {
+            "hf_vitcompress": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "accelerate": accelerate.__version__,
+            "datasets": version("datasets"),
+            "python": platform.python_version(),
+        }
+        return cls(device_name(accelerator.device), accelerator.num_processes, versions)
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` can be the id of a Hub repository, and is nothing on this disk."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return bool(name) and not Path(name).exists()
+
+
+def card_data(path: Path) -> dict[str, Any]:
+    """The metadata of a card in a file; none where there is no card, or where it cannot be read."""
+    try:
+        return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError):
+        return {}
+
+
+def hub_card_data(repo_id: str) -> dict[str, Any]:
+    """The metadata of a card on the Hub; none where there is no card, or no way to the Hub."""
+    try:
+        return card_data(Path(hf_hub_download(repo_id, CARD_FILE)))
+    except Exception:  # the Hub client has no common base class for its errors, and a card is no must
+        return {}
+
+
+def as_list(value: Any) -> list[str]:
+    """What card metadata gives as nothing, one string or a list of them."""
+    return [] if value is None else [value] if isinstance(value, str) else [str(item) for item in value]
+
+
+def _from_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What card metadata says about an `Origin`."""
+    terms = {key: card[key] for key in ("license", "license_name", "license_link") if isinstance(card.get(key), str)}
+    bases = as_list(card.get("base_model"))
+    if len(bases) == 1 and is_repo_id(bases[0]):
+        terms["base_model"] = bases[0]
+    datasets = [name for name in as_list(card.get("datasets")) if is_repo_id(name)]
+    return {**terms, "language": as_list(card.get("language")), "datasets": datasets}
+
+
+def stored_dtypes(folder: str | Path) -> list[str]:
+    """Names of the types the weights of a folder are stored in, the one of the most values first."""
+    counts: dict[str, int] = {}
+    for path in Path(folder).glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                kind = file.get_slice(name).get_dtype()
+                counts[kind] = counts.get(kind, 0) + file.get_tensor(name).numel()
+    return sorted(counts, key=lambda kind: -counts[kind])

@@ -4,7 +4,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test benchmarks clean
+.PHONY: quickstart test benchmarks cards clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python examples/quickstart.py
@@ -20,6 +20,10 @@ benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/compensation.py
 	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/deployment.py
+
+cards: $(VENV)/installed
+	$(BIN)/python model_cards/make.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

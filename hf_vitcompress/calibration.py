@@ -92,7 +92,7 @@ def calibrate(
                 statistics.images += len(batch.pixel_values)
                 bar.update(min(len(batch.pixel_values) * accelerator.num_processes, len(images) - round(bar.n)))
             statistics.bad_images += len(images.bad_images) - bad_before
-            _check_finite(statistics)
+            _check_finite(observer)
 
         count = images.batch_count(config.batch_size)
         for _ in _rounds(statistics, observe, range(done, count), accelerator, endless=checkpoint is None):
@@ -212,9 +212,11 @@ def _allocate(
             statistics.gradients[layer.name] = GradientMoment.empty(shape, device)
 
 
-def _check_finite(statistics: Statistics) -> None:
-    for name, moment in {**statistics.inputs, **statistics.outputs}.items():
-        if not moment.is_finite():
+def _check_finite(observer: Observer) -> None:
+    statistics = observer.statistics
+    finite = {name: moment.is_finite() for name, moment in {**statistics.inputs, **statistics.outputs}.items()}
+    for name, own in {**finite, **observer.finite}.items():
+        if not own:
             raise CalibrationError(
                 f"The activations at {name!r} hold NaN or infinite values. Check the model's weights and the images, "
                 'or calibrate with precision="float32".'

@@ -144,6 +144,8 @@ class Compensator:
         settings = {name: value for name, value in self.config.to_dict().items() if name not in BUDGETS}
         images = [self.train.name, len(self.train), self.reference.images]
         known = [self.statistics.fingerprint, self.statistics.settings, settings, images, *depends_on]
+        if self.config.selector == "gates":
+            known.append(self.prepared.method)  # of plans alike, other scores make other models
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
         path = Path(self.checkpoint)
         path = path.with_name(f"{path.name}.{stage}-{digest}")

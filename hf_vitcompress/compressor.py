@@ -25,6 +25,7 @@ from .fingerprints import model_digest
 from .gate_learning import gate_checkpoint, learn_gates
 from .gate_report import GateReport
 from .gates import gated_layers
+from .heads import selection_method
 from .loading import load_dense_model, load_image_processor
 from .measuring import Reference, measure_scaling, search_accuracy
 from .planning import CompressionPlan
@@ -155,13 +156,14 @@ class ViTCompressor:
             dense, layers, source, config, self.image_processor, checkpoint, self.progress, self.accelerator
         )
         self._learn_gates(dense, source, checkpoint)
-        if config.correct_curves and config.method not in self.statistics.scalings:
+        method = selection_method(config, self.importance)
+        if config.correct_curves and method not in self.statistics.scalings:
             with self._timed("measure"):
                 prepared = self.prepare(dense, self.statistics)
                 images = source.select(range(min(config.measuring_images, len(source))))
                 reference = Reference.of(dense, images, self.image_processor, config, self.accelerator)
                 scaling = measure_scaling(prepared, reference, config, self.progress)
-                self.statistics.scalings[config.method] = scaling
+                self.statistics.scalings[method] = scaling
             self.statistics.timing["measure"] = self.seconds["measure"]
         if checkpoint is not None:
             with local_work(self.accelerator, "Writing the checkpoint"):
@@ -194,8 +196,8 @@ class ViTCompressor:
         """Factorize every layer; budgets share the result, which is kept for the last model and statistics."""
         # The budget does not matter here.
         config = self.config.with_budget(keep_ratio=1.0)
-        kept = self._prepared
-        if kept is None or kept[0] is not model or kept[1] is not statistics or kept[2] != config:
+        kept, known = self._prepared, (config, selection_method(config, self.importance))
+        if kept is None or kept[0] is not model or kept[1] is not statistics or (kept[2], kept[3].method) != known:
             with self._timed("factorize"):
                 prepared = prepare_model(
                     model, statistics, self.config, self.progress, self.accelerator, self.importance
@@ -203,7 +205,7 @@ class ViTCompressor:
             self._prepared = kept = (model, statistics, config, prepared)
         prepared = kept[3]
         prior = CurveScaling.prior(prepared.roles if self.config.metric == "fisher" else ())
-        prepared.scaling = statistics.scalings.get(self.config.method, prior)
+        prepared.scaling = statistics.scalings.get(prepared.method, prior)
         return prepared
 
     def plan(

@@ -11,9 +11,8 @@ has its output in the place of logits, with half its relative squared error.
 """
 
 import math
-import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -22,14 +21,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from .augmentation import augment
 from .checkpoints import CHECKPOINT_SECONDS, Checkpoint
 from .config import CompressionConfig
 from .data import Batch, ImageSource
-from .distribution import from_main, local_work, sum_in_place
+from .distribution import from_main, sum_in_place
 from .errors import CompensationError
 from .evaluation import divergence, output_of
 from .families import block_names
@@ -37,6 +35,7 @@ from .measuring import Reference
 from .modeling_factored import compressed_modules
 from .modes import autocast, evaluation_mode, resolve_precision
 from .report import CompensationPoint
+from .steps import Steps, sum_gradients
 from .taps import Tap
 
 DEFAULT_MINUTES = 5.0
@@ -48,7 +47,6 @@ PATIENCE = 3
 
 In the first half large steps raise it, and the smaller ones that follow take that back."""
 WARM_UP = 0.05
-TIMED_STEPS = 3
 
 
 @dataclass
@@ -103,15 +101,13 @@ class Distillation:
         image_processor: Any = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        self.student, self.dense, self.images, self.reference = student, dense, images, reference
-        self.config, self.processor = config, image_processor
+        self.student, self.dense, self.reference, self.config = student, dense, reference, config
         self.accelerator: Accelerator = reference.accelerator
         self.trained = trained_parameters(student)
         self.optimizer = optimizer or torch.optim.AdamW(
             self.trained.values(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self.batch_size = min(config.distill_batch_size, len(images))
-        self.steps_per_epoch = len(images) // self.batch_size
+        self.steps = Steps(images, image_processor, config.distill_batch_size, config.seed, self.accelerator)
         self.precision = resolve_precision(config.precision, student.device)
         blocks = block_names(dense)
         chosen = {math.ceil(len(blocks) * (i + 1) / FEATURE_LAYERS) for i in range(FEATURE_LAYERS)}
@@ -146,17 +142,15 @@ class Distillation:
             plain = {**saved["state"], "points": [CompensationPoint(**point) for point in saved["state"]["points"]]}
             return State(**plain), True
         if minutes is None:
-            epochs = self.config.compensation_epochs or 1.0
-            state = State(max(1, round(epochs * self.steps_per_epoch)))
+            state = State(self.steps.in_epochs(self.config.compensation_epochs or 1.0))
             self._evaluate(state)
         else:
             before = time.perf_counter()
             state = State(1)
             self._evaluate(state)
             evaluations = EVALUATIONS * (time.perf_counter() - before)
-            step_seconds = self._time_a_step()
             left = 60 * minutes - (time.perf_counter() - start) - evaluations
-            state.total_steps = from_main(self.accelerator, max(1, int(left / step_seconds)))
+            state.total_steps = self.steps.in_seconds(left, self._step, self.optimizer)
         state.seconds = time.perf_counter() - start
         return state, False
 
@@ -167,13 +161,7 @@ class Distillation:
             self.optimizer, max(1, round(WARM_UP * state.total_steps)), state.total_steps, last_epoch=state.step - 1
         )
         evaluate_at = {math.ceil(state.total_steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
-        bar = tqdm(
-            total=state.total_steps * self.batch_size,
-            initial=state.step * self.batch_size,
-            desc="distilling",
-            unit=" images",
-            disable=not (progress and self.accelerator.is_main_process),
-        )
+        bar = self.steps.bar("distilling", state.step, state.total_steps, progress)
         if not resumed:
             self._save(state, checkpoint)
         clock = saved_at = time.perf_counter()
@@ -191,7 +179,7 @@ class Distillation:
                 state.step += 1
                 now = time.perf_counter()
                 state.seconds, clock = state.seconds + now - clock, now
-                bar.update(self.batch_size)
+                bar.update(self.steps.batch_size)
                 if state.step in evaluate_at:
                     self._evaluate(state)
                     bar.set_postfix_str(f"held-out loss {state.points[-1].loss:.4f}")
@@ -206,36 +194,13 @@ class Distillation:
     def _step(self, step: int) -> float:
         """Gradients of the mean loss over the batch of a step, summed over the processes; returns that loss."""
         total = torch.zeros((), device=self.student.device)
-        with local_work(self.accelerator, "Reading images"):
-            part = list(self._own_part(step))
-        for batch, draws in part:
-            loss = self._loss(batch, draws) / self.batch_size
+        for batch, draws in self.steps.own_part(step):
+            loss = self._loss(batch, draws) / self.steps.batch_size
             loss.backward()
             total += loss.detach()
-        if self.accelerator.num_processes > 1:
-            parameters = list(self.trained.values())
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-            flat = torch.cat([gradient.flatten() for gradient in gradients] + [total[None]])
-            sum_in_place(self.accelerator, [flat])
-            *parts, total = flat.split([gradient.numel() for gradient in gradients] + [1])
-            for parameter, part in zip(parameters, parts, strict=True):
-                parameter.grad = part.view_as(parameter)
+        sum_gradients(self.accelerator, self.trained.values())
+        sum_in_place(self.accelerator, [total])
         return float(total)
-
-    def _own_part(self, step: int) -> Iterator[tuple[Batch, Tensor]]:
-        """This process's images of a step; which they are depends on the step and the seed alone."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.images), generator=self._generator(0, epoch))
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        draws = torch.rand(self.batch_size, 3, generator=self._generator(1, step))
-        own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        if len(chosen[own]):
-            part = self.images.select(chosen[own].tolist())
-            for batch in part.batches(self.processor, len(part), wanted=[0]):
-                yield batch, draws[own][batch.positions]
-
-    def _generator(self, purpose: int, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + 2 * number + purpose) % 2**63)
 
     def _loss(self, batch: Batch, draws: Tensor) -> Tensor:
         """Sum of the images' losses."""
@@ -264,20 +229,10 @@ class Distillation:
 
     def _evaluate(self, state: State) -> None:
         loss = self.reference.loss_of(self.student)
-        state.points.append(CompensationPoint("distill", state.seconds, state.step * self.batch_size, loss))
+        state.points.append(CompensationPoint("distill", state.seconds, state.step * self.steps.batch_size, loss))
         if loss < state.best_loss:
             state.best_loss = loss
             state.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-
-    def _time_a_step(self) -> float:
-        """Seconds of a step, from a few whose gradients are thrown away."""
-        seconds = []
-        for trial in range(TIMED_STEPS + 1):
-            start = time.perf_counter()
-            self._step(trial % self.steps_per_epoch)
-            self.optimizer.zero_grad()
-            seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds[1:])  # the first one warms up
 
     def _save(self, state: State, checkpoint: Checkpoint) -> None:
         plain = {**vars(state), "points": [asdict(point) for point in state.points]}

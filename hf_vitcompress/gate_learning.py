@@ -14,7 +14,6 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .augmentation import augment
@@ -30,7 +28,7 @@ from .calibration import fingerprint
 from .checkpoints import CHECKPOINT_SECONDS, Checkpoint
 from .config import CompressionConfig
 from .data import Batch, ImageSource
-from .distribution import from_main, local_work, new_accelerator, sum_in_place
+from .distribution import from_main, new_accelerator, sum_in_place
 from .errors import CompensationError
 from .evaluation import divergence, is_classifier, output_of
 from .gate_report import NEAR_ZERO, GatePoint, GateReport, figures_of, layer_figures
@@ -44,6 +42,7 @@ from .gates import (
     scores,
 )
 from .modes import autocast, evaluation_mode, resolve_precision
+from .steps import Steps, sum_gradients
 
 BATCH_SIZE = 16
 """Images in a step, over all processes: many small steps bring scores further than few exact ones."""
@@ -51,7 +50,6 @@ BETAS = (0.9, 0.99)
 """Of Adam."""
 POINTS = 20
 """Entries of the course, evenly over the steps."""
-TIMED_STEPS = 3
 SAVE_EVERY = 8
 """Steps after which the clock is asked whether a checkpoint is due."""
 LATE = 1.1
@@ -122,12 +120,10 @@ class _Learning:
         image_processor: object,
         accelerator: Accelerator,
     ) -> None:
-        self.model, self.images, self.config = model, images, config
-        self.processor, self.accelerator = image_processor, accelerator
+        self.model, self.images, self.config, self.accelerator = model, images, config, accelerator
         self.gates: dict[str, nn.Parameter] = gates_of(model)
         self.optimizer = torch.optim.Adam(self.gates.values(), lr=config.gate_learning_rate, betas=BETAS)
-        self.batch_size = min(BATCH_SIZE, len(images))
-        self.steps_per_epoch = len(images) // self.batch_size
+        self.steps = Steps(images, image_processor, BATCH_SIZE, config.seed, accelerator)
         self.precision = resolve_precision(config.precision, model.device)
         self.classes = is_classifier(model)
         self.seen = 0
@@ -143,11 +139,10 @@ class _Learning:
                     self.gates[name].copy_(value)
             state = _State(**{**saved["state"], "points": [GatePoint(**point) for point in saved["state"]["points"]]})
         elif self.config.gate_epochs is not None:
-            state = _State(max(1, round(self.config.gate_epochs * self.steps_per_epoch)))
+            state = _State(self.steps.in_epochs(self.config.gate_epochs))
         else:
-            step_seconds = self._time_a_step()
             left = 60 * self.config.gate_minutes - (time.perf_counter() - start)
-            state = _State(from_main(self.accelerator, max(1, int(left / step_seconds))))
+            state = _State(self.steps.in_seconds(left, self._gradients, self.optimizer))
         if saved is None:
             state.seconds = time.perf_counter() - start
             self._save(state, checkpoint)
@@ -159,13 +154,7 @@ class _Learning:
 
     def _train(self, state: _State, checkpoint: Checkpoint, progress: bool) -> None:
         noted = {math.ceil(state.total_steps * (i + 1) / POINTS) for i in range(POINTS)}
-        bar = tqdm(
-            total=state.total_steps * self.batch_size,
-            initial=state.step * self.batch_size,
-            desc="learning scores",
-            unit=" images",
-            disable=not (progress and self.accelerator.is_main_process),
-        )
+        bar = self.steps.bar("learning scores", state.step, state.total_steps, progress)
         self.seen = 0
         first = state.step
         clock = saved_at = time.perf_counter()
@@ -174,7 +163,7 @@ class _Learning:
                 self._update(state)
                 now = time.perf_counter()
                 state.seconds, clock = state.seconds + now - clock, now
-                bar.update(self.batch_size)
+                bar.update(self.steps.batch_size)
                 if state.step % SAVE_EVERY == 0 and self.config.gate_epochs is None:
                     late = state.seconds > 60 * LATE * self.config.gate_minutes
                     state.late = from_main(self.accelerator, late)
@@ -207,21 +196,17 @@ class _Learning:
     def _gradients(self, step: int) -> float:
         """Gradients of the mean loss over the batch of a step, summed over the processes; returns that loss."""
         total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
-        with local_work(self.accelerator, "Reading images"):
-            part = list(self._own_part(step))
-        for batch, draws in part:
+        for batch, draws in self.steps.own_part(step):
             loss = self._loss(batch, draws)
             loss.backward()
             total += torch.stack([loss.detach().double(), total.new_tensor(len(batch.pixel_values))])
-        gates = list(self.gates.values())
-        gradients = [torch.zeros_like(gate) if gate.grad is None else gate.grad for gate in gates]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        sum_in_place(self.accelerator, [flat, total])
+        sum_gradients(self.accelerator, self.gates.values())
+        sum_in_place(self.accelerator, [total])
         loss_sum, count = total.tolist()
         self.seen += int(count)
-        flat /= max(count, 1)
-        for gate, own in zip(gates, flat.split([gate.numel() for gate in gates]), strict=True):
-            gate.grad = own.clone()
+        for gate in self.gates.values():
+            if gate.grad is not None:
+                gate.grad /= max(count, 1)
         return loss_sum / max(count, 1)
 
     def _loss(self, batch: Batch, draws: Tensor) -> Tensor:
@@ -239,36 +224,11 @@ class _Learning:
             loss = loss + self.config.label_weight * functional.cross_entropy(output, labels, reduction="sum")
         return loss
 
-    def _own_part(self, step: int) -> Iterator[tuple[Batch, Tensor]]:
-        """This process's images of a step; which they are depends on the step and the seed alone."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self.images), generator=self._generator(0, epoch))
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        draws = torch.rand(self.batch_size, 3, generator=self._generator(1, step))
-        own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        if len(chosen[own]):
-            part = self.images.select(chosen[own].tolist())
-            for batch in part.batches(self.processor, len(part), wanted=[0]):
-                yield batch, draws[own][batch.positions]
-
-    def _generator(self, purpose: int, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + 2 * number + purpose) % 2**63)
-
     def _note(self, state: _State) -> None:
         loss, figures = statistics.fmean(state.losses), figures_of(scores(self.model))
-        images = state.step * self.batch_size
+        images = state.step * self.steps.batch_size
         state.points.append(GatePoint(state.step, state.seconds, images, loss, *figures))
         state.losses.clear()
-
-    def _time_a_step(self) -> float:
-        """Seconds of a step, from a few whose gradients are thrown away."""
-        seconds = []
-        for trial in range(TIMED_STEPS + 1):
-            start = time.perf_counter()
-            self._gradients(trial % self.steps_per_epoch)
-            self.optimizer.zero_grad()
-            seconds.append(time.perf_counter() - start)
-        return statistics.median(seconds[1:])  # the first one warms up
 
     def _save(self, state: _State, checkpoint: Checkpoint) -> None:
         plain = {**vars(state), "points": [asdict(point) for point in state.points]}

@@ -1,10 +1,12 @@
 """Whole attention heads, pruned; and the scores by which heads and neurons may be chosen."""
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from .config import CompressionConfig
 from .errors import ConfigError
 from .factorization import as_matrix, gradient_of, input_metric, is_centered, output_metric
 from .families import head_dim
@@ -153,3 +155,13 @@ def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> T
     if scores.shape != (count,):
         raise ConfigError(f"There are {tuple(scores.shape)} scores of what flows into {name!r}; it has {count}.")
     return scores
+
+
+def selection_method(config: CompressionConfig, importance: Mapping[str, Tensor] | None) -> str:
+    """`config.method`, and where learned scores select also which ones: with others, the same shapes keep others."""
+    if config.selector != "gates" or not importance:
+        return config.method
+    digest = hashlib.sha256()
+    for name, scores in sorted(importance.items()):
+        digest.update(name.encode() + scores.detach().float().cpu().contiguous().numpy().tobytes())
+    return f"{config.method}/{digest.hexdigest()[:12]}"

@@ -29,6 +29,7 @@ class Observer:
     Attributes:
         images: that all of the calibration will see.
         batch: index of the batch that is being observed.
+        finite: by layer name, whether all outputs were; of the last block, because no moment sees what those become.
     """
 
     statistics: Statistics
@@ -36,6 +37,7 @@ class Observer:
     config: CompressionConfig
     images: int
     batch: int = 0
+    finite: dict[str, Tensor] = field(default_factory=dict)
     _seen: dict[str, Tensor] = field(default_factory=dict)
     _importance: dict[str, Tensor] = field(default_factory=dict)
     _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -43,6 +45,7 @@ class Observer:
     def __post_init__(self) -> None:
         self._input_of = {layer.name: layer.input_name for layer in self.layers}
         self._wide = {layer.input_name for layer in self.layers if layer.in_features > layer.out_features}
+        self._last_block = max(layer.block for layer in self.layers)
 
     @contextlib.contextmanager
     def attached(self, model: PreTrainedModel) -> Iterator[None]:
@@ -69,6 +72,9 @@ class Observer:
                 self._seen[layer.input_name] = x.detach().to(computed_in)
             if layer.name in statistics.outputs:
                 self._seen[layer.name] = output.detach()
+            if layer.block == self._last_block:
+                finite = torch.isfinite(output.detach()).all()
+                self.finite[layer.name] = self.finite.get(layer.name, finite) & finite
             if not output.requires_grad:
                 return
             total = statistics.gradients[layer.name].second

@@ -5,14 +5,12 @@ the features that stay. The planner sees all combinations; pruned and factored t
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from .config import CompressionConfig
 from .errors import CalibrationError, ConfigError
 from .factorization import (
     as_matrix,
@@ -24,11 +22,10 @@ from .factorization import (
     roots,
     solve,
 )
-from .families import LayerInfo, head_dim
+from .families import head_dim
 from .heads import learned_scores
 from .parts import Choice, Part, Shapes, Target, factored, ranks_below, refuse, shifted
 from .pruning import cut_errors, fisher_order, magnitude_order, repaired, repaired_errors, value_rotation
-from .statistics import Statistics
 
 FACTORED_WIDTHS = 8
 """Widths at which the planner also sees both layers factored, evenly spaced up to the full one."""
@@ -60,38 +57,33 @@ class _Problem:
     covariance: Tensor
     mean: Tensor
     gradient: Tensor | None
-    input_side: Tensor
 
 
 class PairPart(Part):
-    """fc1 and fc2, or v and o.
+    """fc1 and fc2, or v and o."""
 
-    Args:
-        layers: the first and the second.
-        role: `"mlp"` or `"vo"`.
-        may_factor: whether the layers may be factored, too.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[LayerInfo],
-        model: PreTrainedModel,
-        statistics: Statistics,
-        config: CompressionConfig,
-        importance: Mapping[str, Tensor] | None = None,
-        role: str = "mlp",
-        may_factor: bool = True,
-    ) -> None:
-        super().__init__(layers, model, statistics, config, importance)
-        self.role, self.may_factor = role, may_factor
-        self.width = self.layers[0].out_features
-        # Values pass through attention head by head, each head with the same number of features.
-        self.heads = self.width // head_dim(model, self.layers[0].parent) if role == "vo" else 1
-        self._known_roots: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    @property
+    def role(self) -> str:  # type: ignore[override]
+        return "vo" if self.layers[0].role == "v" else "mlp"
 
     @property
     def name(self) -> str:
         return self.layers[0].parent if self.role == "mlp" else self.layers[0].name
+
+    @property
+    def width(self) -> int:
+        """Features between the layers."""
+        return self.layers[0].out_features
+
+    @cached_property
+    def heads(self) -> int:
+        """Groups that keep the same number of features: values pass through attention head by head."""
+        return self.width // head_dim(self.model, self.layers[0].parent) if self.role == "vo" else 1
+
+    @property
+    def may_factor(self) -> bool:
+        """Whether the layers may be factored, too."""
+        return self.role == "vo" or self.config.mlp == "auto"
 
     @property
     def dense_parameters(self) -> int:
@@ -108,7 +100,6 @@ class PairPart(Part):
     def _problem(self, rotation: Tensor | None) -> _Problem:
         (first, second), (linear, last) = self.layers, self.linears
         config = self.config
-        output_side = output_metric(config.metric, gradient_of(second, self.statistics, config), second, last.weight)
         gradient = gradient_of(first, self.statistics, config) if config.needs_gradients else None
         side = None if gradient is None else as_matrix(output_metric(config.metric, gradient, first, linear.weight))
         if side is not None and len(side) != first.out_features:
@@ -120,11 +111,10 @@ class PairPart(Part):
             first=linear.weight.detach().double(),
             first_bias=None if linear.bias is None else linear.bias.detach().double(),
             second=last.weight.detach().double(),
-            output_side=as_matrix(output_side.double()),
+            output_side=self._output_side,
             covariance=as_matrix(input_metric(self.statistics, second, last, config)),
             mean=self.statistics.inputs[second.input_name].mean,
             gradient=side,
-            input_side=input_metric(self.statistics, first, linear, config),
         )
         if rotation is None:
             return problem
@@ -193,17 +183,22 @@ class PairPart(Part):
             carried = self._carried(width, problem)
             first, second = (
                 self.energy_scale(error_curve(root, wide)).cpu()
-                for (root, _), wide in zip(self._roots(problem), carried, strict=True)
+                for (root, _), wide in zip(self._roots, carried, strict=True)
             )
             known[width] = (first, second)
         return known[width]
 
-    def _roots(self, problem: _Problem) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    @property
+    def _output_side(self) -> Tensor:
+        second, config = self.layers[1], self.config
+        gradient = gradient_of(second, self.statistics, config)
+        return as_matrix(output_metric(config.metric, gradient, second, self.linears[1].weight).double())
+
+    @cached_property
+    def _roots(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Of the metrics on the outer sides, which no width and no rotation changes."""
-        if self._known_roots is None:
-            input_roots = roots(problem.input_side, self.config.damping)
-            self._known_roots = input_roots, roots(problem.output_side, self.config.damping)
-        return self._known_roots
+        input_side = input_metric(self.statistics, self.layers[0], self.linears[0], self.config)
+        return roots(input_side, self.config.damping), roots(self._output_side, self.config.damping)
 
     def _rotation(self, width: int) -> Tensor | None:
         """None where all features stay: then the layers are as they were."""
@@ -298,7 +293,7 @@ class PairPart(Part):
             weight, bias, wide = weights[i], biases[i], carried[i]
             factors = None
             if rank is not None and wide is not None:
-                up, down, _ = solve(weight, self._roots(problem)[i], wide, on_output=i == 1)
+                up, down, _ = solve(weight, self._roots[i], wide, on_output=i == 1)
                 factors = up[:, :rank], down[:rank]
                 weight = factors[0] @ factors[1]
             if is_centered(self.linears[i], config):

@@ -148,7 +148,7 @@ def make_plan(
     if room < smallest:
         _raise_unreachable(len(tables), budget, smallest, rank_multiple)
     levels = (_greedy if allocation == "greedy" else _uniform)(entries, room)
-    spent = sum(table[level][0] for table, level in zip(entries, levels, strict=True))
+    spent = _cost(entries, levels)
     if budget.exact and abs(budget.fixed + spent - budget.limit) > KEEP_TOLERANCE * budget.limit:
         reached = (budget.fixed + spent) / budget.original
         raise BudgetError(
@@ -210,7 +210,7 @@ def _hull(table: list[tuple[int, float]]) -> list[int]:
 def _ascend(entries: Entries, room: int, start: list[int] | None = None) -> list[int]:
     """From `start`, or the cheapest choices, take the step up that gains most per cost until none fits."""
     levels = list(start or [0] * len(entries))
-    room -= sum(table[level][0] for table, level in zip(entries, levels, strict=True))
+    room -= _cost(entries, levels)
 
     def best_step(i: int) -> tuple[float, int, int, int] | None:
         table, now = entries[i], levels[i]
@@ -237,26 +237,51 @@ def _ascend(entries: Entries, room: int, start: list[int] | None = None) -> list
 
 
 def _uniform(entries: Entries, room: int) -> list[int]:
-    """The largest common share of the dense cost that fits; what rounding leaves over goes where it lost most."""
+    """One share of the dense cost for all.
+
+    Where every share below 1 leaves room, some parts stay dense, those first whose other choices end furthest below.
+    """
+    below = [table[-2:][0][0] for table in entries]
+    highest, floors = sum(below), [[0] * len(entries)]
+    for i in sorted(range(len(entries)), key=lambda i: below[i] / entries[i][-1][0]):
+        floor = [*floors[-1][:i], len(entries[i]) - 1, *floors[-1][i + 1 :]]
+        if highest < room and _cost(entries, floor) <= room:
+            floors.append(floor)
+            highest += entries[i][-1][0] - below[i]
+    # The last of them may be at the expense of the others' share: it has to spend more.
+    return max((_common_share(entries, room, floor) for floor in floors[-2:]), key=lambda own: _cost(entries, own))
+
+
+def _common_share(entries: Entries, room: int, floor: list[int]) -> list[int]:
+    """The largest share that fits; what rounding leaves over goes where it lost most, but makes no part dense.
+
+    Args:
+        floor: levels to begin at; where some of them are dense, the rest may make others so.
+    """
 
     def at_share(share: float) -> list[int]:
-        return [max(0, bisect.bisect_right(table, share * table[-1][0], key=lambda e: e[0]) - 1) for table in entries]
-
-    def cost(levels: list[int]) -> int:
-        return sum(table[level][0] for table, level in zip(entries, levels, strict=True))
+        return [
+            max(least, bisect.bisect_right(table, share * table[-1][0], key=lambda e: e[0]) - 1)
+            for table, least in zip(entries, floor, strict=True)
+        ]
 
     low, high = 0.0, 1.0
-    if cost(at_share(high)) <= room:
+    if _cost(entries, at_share(high)) <= room:
         return at_share(high)
     for _ in range(40):  # the cost jumps where the share passes a choice: bisection finds the last that fits
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(at_share(middle)) <= room else (low, middle)
+        low, high = (middle, high) if _cost(entries, at_share(middle)) <= room else (low, middle)
     levels = at_share(low)
-    left = room - cost(levels)
+    left = room - _cost(entries, levels)
+    kept_back = 0 if any(floor) else 1
     shortfall = [high * table[-1][0] - table[level][0] for table, level in zip(entries, levels, strict=True)]
     for i in sorted(range(len(entries)), key=lambda i: -shortfall[i] / entries[i][-1][0]):
-        if levels[i] + 1 < len(entries[i]) - 1:
+        if levels[i] + 1 < len(entries[i]) - kept_back:
             price = entries[i][levels[i] + 1][0] - entries[i][levels[i]][0]
             if price <= left:
                 levels[i], left = levels[i] + 1, left - price
     return levels
+
+
+def _cost(entries: Entries, levels: list[int]) -> int:
+    return sum(table[level][0] for table, level in zip(entries, levels, strict=True))

@@ -14,7 +14,7 @@ from .costs import Costs, count_costs
 from .distribution import deal, gather_objects, local_work, new_accelerator
 from .errors import BudgetError, CalibrationError, ConfigError
 from .families import LayerInfo, Role, by_block, feature_pairs, find_layers, has_standard_attention
-from .heads import HeadsPart
+from .heads import HeadsPart, selection_method
 from .pairs import PairPart
 from .parts import Choice, LayerPart, Part, QueryKeyPart
 from .planning import Budget, CompressionPlan, Table, make_plan
@@ -34,6 +34,7 @@ class Prepared:
         layers: what may be compressed.
         parts: the same, as it is compressed.
         costs: of the dense model.
+        method: by which features and ranks are chosen, see `heads.selection_method`.
         scaling: corrections of the predicted losses; without any points until they are measured.
     """
 
@@ -41,6 +42,7 @@ class Prepared:
     layers: list[LayerInfo]
     parts: list[Part]
     costs: Costs
+    method: str
     scaling: CurveScaling
     _choices: dict[int, list[list[Choice]]] = field(default_factory=dict)
 
@@ -167,7 +169,9 @@ def prepare_model(
     statistics.to(model.device).check_layers(layers)
     parts = make_parts(model, layers, statistics, config, importance)
     _solve_all(parts, progress, accelerator or new_accelerator())
-    return Prepared(model, layers, parts, count_costs(model), CurveScaling())
+    return Prepared(
+        model, layers, parts, count_costs(model), selection_method(config, importance), scaling=CurveScaling()
+    )
 
 
 def make_parts(
@@ -203,13 +207,12 @@ def make_parts(
         if joint and (shared := take("q", "k")) is not None:
             parts.append(QueryKeyPart(shared, model, statistics, config))
         if joint and (values := take("v", "o")) is not None:
-            parts.append(PairPart(values, model, statistics, config, role="vo"))
+            parts.append(PairPart(values, model, statistics, config))
         if config.attention != "none":
             alone = [layer for layers in (take("q"), take("k"), take("v"), take("o")) for layer in layers or []]
             parts += [LayerPart([layer], model, statistics, config) for layer in alone]
         if "fc1" in members and members["fc1"].name in pairs and (pair := take("fc1", "fc2")) is not None:
-            may_factor = config.mlp == "auto"
-            parts.append(PairPart(pair, model, statistics, config, importance, may_factor=may_factor))
+            parts.append(PairPart(pair, model, statistics, config, importance))
         if config.mlp in ("auto", "low_rank"):
             alone = [layer for layers in (take("fc1"), take("fc2")) for layer in layers or []]
             parts += [LayerPart([layer], model, statistics, config) for layer in alone]

@@ -70,11 +70,8 @@ def solve_residual(
         moments: centred; of the target's input, or of its output where `targets_output`.
     """
     weight, start = target.weight, target.start
-    if not target.on_output or not targets_output(target.layers[0]):
-        # Solved on the side of the target's metric.
-        own = moments.through(weight) if target.on_output else moments
-    else:
-        own = moments
+    # Solved on the side of the target's metric.
+    own = moments.through(weight) if target.on_output and not targets_output(target.layers[0]) else moments
     used = own if target.centered else own.about_zero()
     ridge = RIDGE * used.covariance.diagonal().mean().clamp_min(1e-30)
     eye = torch.eye(len(used.covariance), dtype=weight.dtype, device=weight.device)

@@ -192,7 +192,7 @@ class Statistics:
         bad_images: images that could not be read and were left out.
         settings: what the statistics depend on (metric, seed, precision, …), plain data.
         fingerprint: identifies the model's weights.
-        scalings: corrections of the predicted losses, by `CompressionConfig.method`, once they are measured.
+        scalings: corrections of the predicted losses, by `heads.selection_method`, once they are measured.
         timing: seconds by stage, plain data.
     """
 

@@ -699,12 +699,10 @@ LINEAR_LAYERS = [
     for mlp in ("auto", "low_rank")
     for block in (0, 1)
     for path in ("attention.q_proj", "attention.v_proj", "attention.o_proj", "mlp.fc1", "mlp.fc2")
-    # With mlp="auto" nothing of the statistics reads the last output.
-    if (mlp, block, path) != ("auto", 1, "mlp.fc2")
 ]
 
 
-@pytest.mark.parametrize("metric", ["fisher", "activation"])
+@pytest.mark.parametrize("metric", ["fisher", "activation", "weight"])
 @pytest.mark.parametrize(("mlp", "block", "path"), LINEAR_LAYERS)
 def test_nan_weight_is_reported_at_the_layer_or_the_next(
     vit: PreTrainedModel, pixels: Tensor, metric: str, block: int, path: str, mlp: str
@@ -720,10 +718,12 @@ def test_nan_weight_is_reported_at_the_layer_or_the_next(
     assert any(f"{named!r}" in message for named in [name, *after]), message
 
 
-def test_nan_in_the_last_layer_is_reported_by_its_gradients(vit: PreTrainedModel, pixels: Tensor) -> None:
-    vit.get_submodule("vit.layers.1.mlp.fc2").weight.data[0, 0] = torch.nan
-    with pytest.raises(CalibrationError, match="gradients at"):
-        run(vit, pixels[:32], config())
+@pytest.mark.parametrize("name", ["attention.q_proj", "mlp.fc1"])
+def test_nan_is_reported_where_nothing_else_is_observed(vit: PreTrainedModel, pixels: Tensor, name: str) -> None:
+    vit.get_submodule(f"vit.layers.1.{name}").weight.data[0, 0] = torch.nan
+    layers = find_layers(vit, target_modules=[name])
+    with pytest.raises(CalibrationError, match=rf"activations at 'vit\.layers\.1\.{name}' hold NaN"):
+        calibrate(vit, layers, open_images(pixels[:32]), config(metric="activation"), progress=False)
 
 
 def test_nan_in_the_head_is_reported(vit: PreTrainedModel, pixels: Tensor) -> None:

@@ -24,7 +24,7 @@ from training import (
     same_weights,
     weights_of,
 )
-from transformers import AutoModelForImageClassification, ViTForImageClassification, ViTImageProcessorPil
+from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from hf_vitcompress import ViTCompressor
 from hf_vitcompress.callbacks import (
@@ -32,7 +32,7 @@ from hf_vitcompress.callbacks import (
     CompressionMetricsCallback,
 )
 from hf_vitcompress.callbacks.common import calling_trainer
-from hf_vitcompress.errors import ConfigError, DataError
+from hf_vitcompress.errors import ConfigError, DataError, PublishError
 from hf_vitcompress.layouts import is_factored
 
 # ---- at the end
@@ -178,10 +178,16 @@ def test_an_empty_data_set_is_named(tmp_path: Path) -> None:
 
 
 def test_the_model_is_pushed_once(tmp_path: Path) -> None:
-    trainer = new_trainer(tmp_path, CompressionCallback(CONFIG, push_to_hub="me/small"))
-    with mock.patch.object(ViTForImageClassification, "push_to_hub") as push:
+    callback = CompressionCallback(CONFIG, push_to_hub="me/small")
+    trainer = new_trainer(tmp_path, callback, hub_token="hf_mine")
+    with mock.patch("hf_vitcompress.callbacks.common.push_model") as push:
         trainer.train()
-    push.assert_called_once_with("me/small")
+    push.assert_called_once_with(trainer.model, "me/small", token="hf_mine")
+
+
+def test_a_push_that_cannot_succeed_is_refused_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match="no name of a Hub repository"):
+        new_trainer(tmp_path, CompressionCallback(CONFIG, push_to_hub="me/my/small"), hub_token="hf_mine")
 
 
 # ---- where they do not work

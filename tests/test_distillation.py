@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, tiny_config
-from students import Case, changed, checkpoint, compressed, lively, random_images, state_of
+from students import Case, changed, checkpoint, compressed, lively, state_of
 from torch import Tensor
 from torch.nn import functional
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, ViTForMaskedImageModeling, ViTModel
@@ -23,6 +23,7 @@ from hf_vitcompress.distillation import EVALUATIONS, PATIENCE, Distillation, Sta
 from hf_vitcompress.errors import CompensationError, DataError
 from hf_vitcompress.measuring import Reference
 from hf_vitcompress.report import CompensationPoint
+from hf_vitcompress.steps import Steps
 
 LESSONS = {
     "metric": "activation",
@@ -134,7 +135,7 @@ def test_the_loss_is_the_formula(settings: dict[str, Any]) -> None:
     case = lesson(dense=lively(config=tiny_config(num_hidden_layers=6)), **{"labels": LABELS, **settings})
     student = case.student()
     teaching = case.distillation(student)
-    ((batch, draws),) = teaching._own_part(3)
+    ((batch, draws),) = teaching.steps.own_part(3)
     blocks = [] if case.config.feature_weight == 0 else [1, 2, 4, 5]
     expected = expected_loss(case, student, blocks, batch, draws)
     assert float(teaching._loss(batch, draws).detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
@@ -152,7 +153,7 @@ def test_a_model_without_classes_has_its_output_instead_of_logits() -> None:
     case = lesson(dense=lively(ViTModel))
     student = case.student()
     teaching = case.distillation(student)
-    ((batch, draws),) = teaching._own_part(0)
+    ((batch, draws),) = teaching.steps.own_part(0)
     expected = expected_loss(case, student, [0, 1], batch, draws)
     assert float(teaching._loss(batch, draws).detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
 
@@ -161,7 +162,7 @@ def test_a_step_has_the_gradients_of_the_mean_loss() -> None:
     case = lesson(label_weight=0.3, labels=LABELS)
     student = case.student()
     teaching = case.distillation(student)
-    ((batch, draws),) = teaching._own_part(2)
+    ((batch, draws),) = teaching.steps.own_part(2)
     names, parameters = zip(*teaching.trained.items(), strict=True)
     mean = teaching._loss(batch, draws) / 16
     expected = torch.autograd.grad(mean, parameters)
@@ -391,7 +392,7 @@ def test_a_machine_that_has_become_slow_does_not_go_on_for_ever(
 ) -> None:
     case = lesson(compensation_epochs=None)
     take = Distillation._step
-    monkeypatch.setattr(Distillation, "_time_a_step", lambda *_: 0.001)
+    monkeypatch.setattr(Steps, "seconds_of", lambda *_: 0.001)
     monkeypatch.setattr(Distillation, "_step", lambda self, step: time.sleep(0.005) or take(self, step))
     monkeypatch.setattr(hf_vitcompress.distillation, "PATIENCE", 99)
     student = case.student()
@@ -403,57 +404,6 @@ def test_a_machine_that_has_become_slow_does_not_go_on_for_ever(
 
 
 # ---- which images
-
-
-def seen_images(teaching: Distillation, steps: range) -> list[float]:
-    """Every image's first pixel, which names it."""
-    return [
-        float(image[0, 0, 0]) for step in steps for batch, _ in teaching._own_part(step) for image in batch.pixel_values
-    ]
-
-
-def test_every_image_is_seen_once_an_epoch_in_another_order() -> None:
-    case = lesson(images=random_images(88))  # of which 64 teach
-    teaching = case.distillation(case.student())
-    names = sorted(float(image[0, 0, 0]) for image in case.train.images)
-    first, second = seen_images(teaching, range(4)), seen_images(teaching, range(4, 8))
-    assert sorted(first) == sorted(second) == names
-    assert first != second
-
-
-def test_images_beyond_the_last_whole_batch_wait_for_another_epoch(case: Case) -> None:
-    teaching = case.distillation(case.student())
-    seen = seen_images(teaching, range(4))
-    assert len(seen) == len(set(seen)) == 64
-    assert len(set(seen_images(teaching, range(16)))) > 64
-
-
-def test_images_and_draws_depend_on_seed_and_step_alone() -> None:
-    case, other = lesson(), lesson(seed=1)
-    teaching = case.distillation(case.student())
-    ((batch, draws),) = teaching._own_part(5)
-    torch.manual_seed(7)
-    again = case.distillation(case.student())
-    list(again._own_part(2))
-    ((same, same_draws),) = again._own_part(5)
-    assert torch.equal(batch.pixel_values, same.pixel_values)
-    assert torch.equal(draws, same_draws)
-    for teacher, step in ((teaching, 6), (teaching, 9), (other.distillation(other.student()), 5)):
-        ((another, other_draws),) = teacher._own_part(step)
-        assert not torch.equal(draws, other_draws)
-        assert not torch.equal(another.pixel_values, batch.pixel_values)
-
-
-def test_labels_stay_with_their_images() -> None:
-    case = lesson(labels=LABELS)
-    label_of = {
-        float(image[0, 0, 0]): label
-        for image, label in zip(case.train.images, case.train.labels, strict=True)  # type: ignore[arg-type]
-    }
-    for batch, _ in case.distillation(case.student())._own_part(1):
-        assert batch.labels is not None
-        found = [label_of[float(image[0, 0, 0])] for image in batch.pixel_values]
-        assert found == batch.labels.tolist()
 
 
 def test_labels_are_learnt_where_there_are_any() -> None:
@@ -481,20 +431,10 @@ def test_images_that_cannot_be_read_are_left_out() -> None:
     case.train = ImageSource(images, None, "the images")
     student, points = learn(case)
     assert case.reference.loss_of(student) < points[0].loss
-    steps = [len(batch.pixel_values) for step in range(4) for batch, _ in case.distillation(student)._own_part(step)]
+    steps = [
+        len(batch.pixel_values) for step in range(4) for batch, _ in case.distillation(student).steps.own_part(step)
+    ]
     assert sum(steps) < 64
-
-
-def test_unreadable_images_do_not_change_what_happens_to_the_others() -> None:
-    case = lesson()
-    ((whole, draws),) = case.distillation(case.student())._own_part(2)
-    drawn = {float(image[0, 0, 0]): draw for image, draw in zip(whole.pixel_values, draws, strict=True)}
-    images = [b"no image" if float(image[0, 0, 0]) in list(drawn)[1:9:3] else image for image in case.train.images]
-    case.train = ImageSource(images, None, "the images")
-    ((batch, draws),) = case.distillation(case.student())._own_part(2)
-    assert len(batch.pixel_values) == 16 - 3
-    for image, draw in zip(batch.pixel_values, draws, strict=True):
-        assert torch.equal(drawn[float(image[0, 0, 0])], draw)
 
 
 def test_an_unreadable_image_ends_it_where_it_is_to() -> None:
@@ -589,7 +529,7 @@ def test_a_run_of_minutes_goes_on_with_the_steps_that_were_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = lesson(compensation_epochs=None)
-    monkeypatch.setattr(Distillation, "_time_a_step", lambda *_: 2.0)
+    monkeypatch.setattr(Steps, "seconds_of", lambda *_: 2.0)
     stage = tmp_path / "stage"
     with monkeypatch.context() as patch:
         counted(patch, stop_before=9)
@@ -597,7 +537,7 @@ def test_a_run_of_minutes_goes_on_with_the_steps_that_were_counted(
             case.distillation(case.student()).run(1.0, checkpoint(stage), progress=False)
     saved = checkpoint(stage).load()
     assert saved is not None
-    monkeypatch.setattr(Distillation, "_time_a_step", lambda *_: 1e9)
+    monkeypatch.setattr(Steps, "seconds_of", lambda *_: 1e9)
     monkeypatch.setattr(hf_vitcompress.distillation, "PATIENCE", 99)
     points = case.distillation(case.student()).run(1.0, checkpoint(stage), progress=False)
     assert points[-1].images == 16 * saved["state"]["total_steps"] > 16 * 9

@@ -458,7 +458,9 @@ def test_compensation_is_that_of_one_process(results: Results, count: int, run: 
 def test_figures_are_those_of_one_process(results: Results, count: int) -> None:
     alone = results[1][0]["plain"]["evaluation"]
     assert 0 < alone["top1_drop"]["value"] < alone["reference_top1"]["value"] < 1
-    for name, value in results[count][0]["plain"]["evaluation"].items():
+    figures = results[count][0]["plain"]["evaluation"]
+    assert len(figures.pop("weights")) == len(alone["weights"])  # a digest: rounding differs
+    for name, value in figures.items():
         assert value == pytest.approx(alone[name], rel=1e-4), name
 
 

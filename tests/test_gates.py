@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from conftest import seeded, tiny_config
 from matplotlib.figure import Figure
-from students import lively, logits, random_images
+from students import lively, logits, random_images, state_of
 from torch import Tensor
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, ViTModel
 
-from hf_vitcompress import CompressionConfig, ViTCompressor
+from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
 from hf_vitcompress.checkpoints import Checkpoint
 from hf_vitcompress.data import ImageSource
 from hf_vitcompress.errors import CompensationError, ConfigError, DataError
@@ -30,6 +31,7 @@ from hf_vitcompress.gates import (
     penalty,
     scores,
 )
+from hf_vitcompress.heads import selection_method
 
 PIXELS = random_images(48)
 SMALL = tiny_config(num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2)
@@ -37,6 +39,8 @@ FAST = {"precision": "float32", "rank_multiple": 1, "correct_curves": False}
 # Of 3,149 parameters; a neuron has 32 and a head 512, so that ratios would be met by chance only.
 CONFIG = CompressionConfig.preset("vtp", max_params=2400, compensation="none", gate_epochs=2.0, **FAST)
 FC2, OUT = "vit.layers.0.mlp.fc2", "vit.layers.0.attention.o_proj"
+RISING = {FC2: torch.arange(24.0), OUT: torch.tensor([1.0, 2.0])}
+FALLING = {name: own.flip(0) for name, own in RISING.items()}
 
 
 def small() -> PreTrainedModel:
@@ -333,24 +337,62 @@ def test_scores_are_learned_once_for_a_model() -> None:
 
 
 def test_given_scores_are_used() -> None:
-    importance = {FC2: torch.arange(24.0), OUT: torch.tensor([1.0, 2.0])}
-    compressor = ViTCompressor(CONFIG, importance=importance, progress=False)
+    compressor = ViTCompressor(CONFIG, importance=RISING, progress=False)
     dense = small()
     pruned = compressor.compress(dense, PIXELS)
     width = pruned.get_submodule(FC2).in_features
     torch.testing.assert_close(pruned.get_submodule(FC2).weight, dense.get_submodule(FC2).weight[:, 24 - width :])
     assert compressor.report is not None
     assert compressor.report.gates is None
-    assert compressor.importance is importance
+    assert compressor.importance is RISING
+
+
+def test_results_with_other_scores_are_not_taken_over(tmp_path: Path) -> None:
+    """Of the same files; shapes are the same whatever the scores."""
+    changes = {"correct_curves": True, "compensation": "distill", "compensation_epochs": 1.0, "held_out_images": 8}
+    config = CompressionConfig.from_dict({**CONFIG.to_dict(), **changes})
+    weights, losses = [], []
+    for importance, path in ((FALLING, None), (RISING, tmp_path / "stats"), (FALLING, tmp_path / "stats")):
+        compressor = ViTCompressor(config, importance=importance, progress=False)
+        weights.append(state_of(compressor.compress(small(), PIXELS, checkpoint=path)))
+        losses.append(compressor.report.predicted_loss)
+    assert all(torch.equal(own, weights[0][name]) for name, own in weights[2].items())
+    assert not torch.equal(weights[1][f"{FC2}.weight"], weights[0][f"{FC2}.weight"])
+    assert losses[2] == losses[0] != losses[1]
+    assert len(Statistics.load(tmp_path / "stats").scalings) == 2
+    assert len(list(tmp_path.glob("stats.distill-*"))) == 2
+
+
+def test_a_compressor_that_is_given_other_scores_prepares_again() -> None:
+    compressor, dense = ViTCompressor(CONFIG, importance=RISING, progress=False), small()
+    statistics = compressor.calibrate(dense, PIXELS)
+    first = compressor.prepare(dense, statistics)
+    assert compressor.prepare(dense, statistics) is first
+    compressor.importance = FALLING
+    again = compressor.prepare(dense, statistics)
+    orders = [next(part for part in ready.parts if part.role == "mlp").solution.order for ready in (first, again)]
+    assert torch.equal(orders[0], orders[1].flip(0))
+
+
+def test_scores_name_what_depends_on_them() -> None:
+    method = selection_method(CONFIG, RISING)
+    assert re.fullmatch(rf"{CONFIG.method}/[0-9a-f]{{12}}", method)
+    assert selection_method(CONFIG, dict(reversed(RISING.items()))) == method
+    nearly = RISING[FC2].clone()
+    nearly[3] += 1e-5
+    for other in (FALLING, {FC2: RISING[FC2]}, {**RISING, FC2: nearly}, {FC2 + "x": RISING[FC2], OUT: RISING[OUT]}):
+        assert selection_method(CONFIG, other) != method
+    assert selection_method(CONFIG, None) == CONFIG.method
+    plain = CompressionConfig(selector="magnitude")
+    assert selection_method(plain, RISING) == plain.method
 
 
 @pytest.mark.parametrize("metric", ["weight", "diagonal", "activation", "row_fisher", "fisher"])
 @pytest.mark.parametrize("repair", [True, False])
 def test_every_metric_prunes_by_scores(metric: str, repair: bool) -> None:
     values = {**CONFIG.to_dict(), "metric": metric, "repair": repair, "correct_bias": repair}
-    importance = {FC2: torch.arange(24.0), OUT: torch.tensor([1.0, 2.0])}
     config = CompressionConfig.from_dict(values)
-    pruned = ViTCompressor(config, importance=importance, progress=False).compress(small(), PIXELS)
+    pruned = ViTCompressor(config, importance=RISING, progress=False).compress(small(), PIXELS)
     assert logits(pruned, PIXELS).isfinite().all()
 
 

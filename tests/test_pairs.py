@@ -248,7 +248,7 @@ def without_mixing(part: PairPart) -> tuple[PairPart, Tensor]:
     name = part.layers[1].input_name
     statistics.inputs[name] = Moment.empty(WIDTH, 2, model.device)
     statistics.inputs[name].update(a.float(), None)
-    twin = PairPart(part.layers, model, statistics, part.config, role="vo")
+    twin = PairPart(part.layers, model, statistics, part.config)
     twin.solution = twin.solve()
     return twin, x
 

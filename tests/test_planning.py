@@ -373,6 +373,42 @@ def test_uniform_shares_hold_on_any_table(seed: int) -> None:
             assert abs(own.parameters / dense.parameters - room / highest) <= 2 * max(gaps) / dense.parameters
 
 
+def even(name: str, count: int, cost: int) -> Table:
+    """Choices of `cost` parameters more each, the dense one last."""
+    shapes: list[Any] = [*({name: {"rank": i}} for i in range(1, count)), {}]
+    return Table(name, [Choice(i * cost, i * cost, float(count - i), own) for i, own in enumerate(shapes, start=1)])
+
+
+@pytest.mark.parametrize("share", [0.8, 0.93, 0.947, 0.95, 0.96, 0.97, 0.98, 0.99, 0.9999, 1.0])
+def test_uniform_keeps_coarse_parts_dense_where_nothing_else_is_left_to_buy(share: float) -> None:
+    """Heads are few and neurons many: with one head less in every block, 0.948 is the most."""
+    heads, neurons = (
+        [even(f"{kind} {i}", *size) for i in range(6)] for kind, size in (("h", (8, 400)), ("n", (64, 100)))
+    )
+    full = 6 * (3200 + 6400)
+    plan = make_plan([*heads, *neurons], Budget(int(share * full), full, 0), "uniform", 1)
+    assert share * full - 100 - 1 < spent(plan, [*heads, *neurons]) <= share * full
+    widths = [chosen(plan, table).parameters // 100 for table in neurons]
+    assert max(widths) - min(widths) <= 1
+    if share < 0.948:
+        assert len(plan.layers) == 12
+    assert {chosen(plan, table).parameters // 400 for table in heads} <= ({6, 7} if share < 0.948 else {7, 8})
+
+
+def test_uniform_lets_a_part_be_that_is_too_large_to_stay_dense() -> None:
+    tables = [even("giant", 2, 900), even("small", 10, 10)]
+    for room, widths in (
+        (980, [1, 8]),
+        (999, [1, 9]),
+        (1500, [1, 10]),
+        (1810, [2, 1]),
+        (1895, [2, 9]),
+        (1900, [2, 10]),
+    ):
+        plan = make_plan(tables, Budget(room, 1900, 0), "uniform", 1)
+        assert [chosen(plan, table).parameters // size for table, size in zip(tables, (900, 10), strict=True)] == widths
+
+
 def test_a_weight_of_a_part_is_a_factor_on_its_errors() -> None:
     choices = steps(0, 5)
     plain, weighted = Table("part", choices), Table("part", choices, 3.0)
@@ -408,6 +444,14 @@ def test_compressed_model_keeps_the_ratio(
     kept = count_costs(small).parameters / count_costs(vit).parameters
     assert ratio * (1 - KEEP_TOLERANCE) <= kept <= ratio
     assert worker.plan(vit, statistics).keep_ratio == pytest.approx(kept)
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.95, 0.97, 0.99])
+def test_pruning_by_the_same_share_reaches_ratios_near_one(vit: PreTrainedModel, pixels: Tensor, ratio: float) -> None:
+    settings = {"selector": "magnitude", "compensation": "none", "correct_curves": False, "precision": "float32"}
+    config = CompressionConfig.preset("vtp", keep_ratio=ratio, rank_multiple=1, **settings)
+    small = ViTCompressor(config, progress=False).compress(vit, pixels)
+    assert ratio * (1 - KEEP_TOLERANCE) <= count_costs(small).parameters / count_costs(vit).parameters <= ratio
 
 
 @every_method

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import random
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,18 +13,20 @@ import torch
 from accelerate import DistributedType
 from accelerate.data_loader import IterableDatasetShard
 from accelerate.utils import is_compiled_module
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import DefaultFlowCallback, PreTrainedModel, Trainer, TrainerCallback, set_seed
 
 from ..adoption import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
-from ..companions import PLAN_FILE, RECIPE_FILE
+from ..companions import SavedFiles
 from ..compressor import ViTCompressor
 from ..config import CompressionConfig
 from ..densification import to_dense
 from ..distribution import local_work
 from ..errors import ConfigError, DataError
 from ..layouts import is_factored
+from ..publishing import check_target, push_model
 from ..report import CompressionReport
 
 SHARDED = {
@@ -104,6 +106,8 @@ class StructureCallback(TrainerLink):
                 "with plain data parallelism (torchrun or accelerate launch without FSDP and DeepSpeed), or compress "
                 "it after the training, with ViTCompressor or `vitcompress compress`."
             )
+        if self.push_to_hub is not None:
+            check_target(self.push_to_hub, trainer.args.hub_token)
         super().meet(trainer)
         follow_layout(self.model)
 
@@ -120,8 +124,12 @@ class StructureCallback(TrainerLink):
         if state.global_step and is_factored(model) and not model.companions:
             restore_companions(self.trainer, state.global_step)
 
-    def compress(self, config: CompressionConfig) -> None:
-        """Compress the model that is being trained, at the budget of `config`, relative to its dense form."""
+    def compress(self, config: CompressionConfig, importance: Mapping[str, Tensor] | None = None) -> None:
+        """Compress the model that is being trained, at the budget of `config`, relative to its dense form.
+
+        Args:
+            importance: learned scores, as `ViTCompressor` takes them.
+        """
         trainer = self.trainer
         with own_random_state(trainer, config.seed):
             compressor = ViTCompressor(
@@ -129,6 +137,7 @@ class StructureCallback(TrainerLink):
                 image_processor_of(trainer),
                 progress=not trainer.args.disable_tqdm,
                 accelerator=trainer.accelerator,
+                importance=importance,
             )
             images = training_images(trainer, config) if self.images is None else self.images
             small = compressor.compress(to_dense(self.model).eval(), images)
@@ -159,7 +168,7 @@ class StructureCallback(TrainerLink):
                 if self.output_dir is not None:
                     self.model.save_pretrained(self.output_dir)
                 if self.push_to_hub is not None:
-                    cast(Any, self.model).push_to_hub(self.push_to_hub)
+                    push_model(self.model, self.push_to_hub, token=trainer.args.hub_token)
 
 
 def calling_trainer(name: str) -> Trainer:
@@ -235,22 +244,10 @@ def renew_wrappers(trainer: Trainer) -> None:
             handler.register_comm_hook(wrapper)
 
 
-class SavedFiles:
-    """Files that go wherever the model goes."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        for name, content in self.files.items():
-            (Path(folder) / name).write_bytes(content)
-
-
 def restore_companions(trainer: Trainer, step: int) -> None:
     """Recipe, plan and report of a model that a checkpoint brought, so that it goes on being saved with them."""
     folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{step}"
-    names = [RECIPE_FILE, PLAN_FILE, *(f"compression_report{suffix}" for suffix in (".json", ".md", ".png"))]
-    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    saved = SavedFiles.of(folder)
     processor = image_processor_of(trainer)
     model: Any = trainer.model
-    model.companions = [*([SavedFiles(files)] if files else []), *([] if processor is None else [processor])]
+    model.companions = [*([saved] if saved.files else []), *([] if processor is None else [processor])]

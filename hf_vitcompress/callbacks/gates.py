@@ -1,19 +1,18 @@
 """Learned importance scores inside a training: gates, an L1 penalty, and pruning by what they say."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import Trainer
 
-from ..adoption import adopt, follow_layout
-from ..compressor import ViTCompressor
+from ..adoption import follow_layout
 from ..config import CompressionConfig
-from ..densification import to_dense
 from ..errors import ConfigError
 from ..gate_report import figures_of
 from ..gates import add_penalty_gradient, attach_gates, fold_gates, follow_gates, gates_of, penalty
 from ..layouts import is_factored
-from .common import image_processor_of, own_random_state, training_images
 from .compression import CompressionCallback
 
 PREFIX = "gates_"
@@ -82,7 +81,7 @@ class ImportanceGateCallback(CompressionCallback):
             raise ConfigError(
                 f"l1 must be at least 0 and learning_rate above 0, not {self.l1!r} and {self.learning_rate!r}."
             )
-        self.importance: dict[str, Any] = {}
+        self.importance: dict[str, Tensor] = {}
 
     def meet(self, trainer: Trainer) -> None:
         if trainer.is_in_train:
@@ -141,23 +140,8 @@ class ImportanceGateCallback(CompressionCallback):
             fold_gates(self.model)  # the best checkpoint is one from before the pruning
         super().on_train_end(args, state, control, **kwargs)
 
-    def compress(self, config: CompressionConfig) -> None:
-        """Fold the scores, and prune the model by them."""
-        trainer = self.trainer
-        self.importance = fold_gates(self.model)
-        with own_random_state(trainer, config.seed):
-            compressor = ViTCompressor(
-                config,
-                image_processor_of(trainer),
-                progress=not trainer.args.disable_tqdm,
-                accelerator=trainer.accelerator,
-                importance=self.importance,
-            )
-            images = training_images(trainer, config) if self.images is None else self.images
-            small = compressor.compress(to_dense(self.model).eval(), images)
-        self.report = compressor.report
-        adopt(self.model, small)
-        self.renew()
-        if self.reset_best:
-            state = trainer.state
-            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+    def compress(self, config: CompressionConfig, importance: Mapping[str, Tensor] | None = None) -> None:
+        """Fold the scores, and prune the model by them, or else by `importance`."""
+        learned = fold_gates(self.model)
+        self.importance = dict(importance or learned)
+        super().compress(config, self.importance)

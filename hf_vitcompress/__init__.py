@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from .config import CompressionConfig
     from .densification import to_dense
     from .evaluation import Evaluation, evaluate_model
+    from .exporting import export_model
     from .planning import CompressionPlan
+    from .publishing import push_folder
+    from .quantization import quantize
     from .report import CompressionReport
     from .statistics import Statistics
 
@@ -36,6 +39,9 @@ _HOME = {
     "Statistics": "statistics",
     "ViTCompressor": "compressor",
     "evaluate_model": "evaluation",
+    "export_model": "exporting",
+    "push_folder": "publishing",
+    "quantize": "quantization",
     "to_dense": "densification",
 }
 
@@ -53,6 +59,9 @@ __all__ = [
     "ViTCompressor",
     "__version__",
     "evaluate_model",
+    "export_model",
+    "push_folder",
+    "quantize",
     "to_dense",
 ]
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -19,7 +21,7 @@ class Costs:
     """Attributes:
     parameters: all of the model's, heads and embeddings included.
     macs: multiply-accumulates of one forward pass over one image.
-    bytes: size of the weights in the model's dtype.
+    bytes: size of the weights in memory, with the scales and zero points of quantized ones.
     """
 
     parameters: int
@@ -32,8 +34,16 @@ def count_costs(model: PreTrainedModel) -> Costs:
     return Costs(
         parameters=sum(p.numel() for p in parameters),
         macs=count_macs(model),
-        bytes=sum(p.numel() * p.element_size() for p in parameters),
+        bytes=sum(tensor_bytes(p) for p in parameters),
     )
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes that a tensor takes; a quantized one has the shape and dtype of what it stands for, and smaller parts."""
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
 
 
 def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .errors import UnsupportedModelError
 from .layouts import empty_model, shapes_of, value_head_dim
+from .loading import check_model
 
 
 @torch.no_grad()
@@ -25,8 +26,9 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
         the original's number of parameters, and equal outputs to rounding.
 
     Raises:
-        UnsupportedModelError: a tensor does not fit into the dense model.
+        UnsupportedModelError: it is quantized or has adapters, or a tensor does not fit into the dense model.
     """
+    check_model(model)
     dense = empty_model(model, {})
     dense.load_state_dict(dense_state_dict(model.state_dict(), dense), assign=True)
     return cast(Any, dense).to(model.device).train(model.training)

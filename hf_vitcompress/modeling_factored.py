@@ -262,7 +262,7 @@ class FactoredModelMixin:
         target = os.path.abspath(save_directory)
         if os.path.isfile(target):
             raise NotADirectoryError(f"{target!r} is a file; give the name of a folder to save to.")
-        # Of a model with adapters transformers saves these alone; the weights in the folder may be those they belong to.
+        # Of a model with adapters transformers saves these alone; weights in the folder may be those they belong to.
         adapters = getattr(self, "_hf_peft_config_loaded", False)
         if adapters or kwargs.get("distributed_checkpoint") or not kwargs.get("is_main_process", True):
             super().save_pretrained(target, *args, **kwargs)  # type: ignore[misc]

@@ -32,7 +32,7 @@ from hf_vitcompress.callbacks import (
     CompressionMetricsCallback,
 )
 from hf_vitcompress.callbacks.common import calling_trainer
-from hf_vitcompress.errors import ConfigError, DataError, PublishError
+from hf_vitcompress.errors import ConfigError, DataError, PublishError, UnsupportedModelError
 from hf_vitcompress.layouts import is_factored
 
 # ---- at the end
@@ -214,3 +214,11 @@ def test_a_callback_without_trainer_says_so() -> None:
         calling_trainer("CompressionCallback")
     with pytest.raises(ConfigError, match=r"Trainer\(…, callbacks"):
         _ = CompressionCallback(CONFIG).trainer
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # what peft reads
+def test_adapters_are_refused_before_the_training(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="adapters need peft: pip install peft")
+    adapted = peft.get_peft_model(lively(), peft.LoraConfig(target_modules=["fc1"]))
+    with pytest.raises(UnsupportedModelError, match=r"has adapters.*merge_and_unload"):
+        new_trainer(tmp_path, CompressionCallback(CONFIG), model=adapted)

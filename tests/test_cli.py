@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ import yaml
 from conftest import DIGITS, seeded, tiny_config
 from PIL import Image
 from safetensors.torch import load_file
+from terminal import Run, one_line, running_commands, without_bars  # noqa: F401  (the fixture "run")
 from transformers import AutoModelForImageClassification, BertConfig, BertModel, ViTForImageClassification
 
 from hf_vitcompress import CompressionConfig, CompressionPlan, calibration, cli
@@ -26,32 +27,6 @@ MODEL = str(DIGITS / "model")
 CALIBRATION = str(DIGITS / "calibration.parquet")
 TEST = str(DIGITS / "test.parquet")
 RECIPE = ["--rank-multiple", "2", "--precision", "float32", "--batch-size", "32"]
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`vitcompress …` in this process, through its entry point."""
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vitcompress", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Outcome(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +50,6 @@ def statistics(first: Path) -> Path:
 def same_weights(a: Path, b: Path) -> bool:
     one, two = (load_file(folder / "model.safetensors") for folder in (a, b))
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
-
-
-def one_line(text: str) -> str:
-    """The error, which must be a single line on stderr and no traceback."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    assert len(lines) == 1, text
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 # ---- compress
@@ -309,11 +276,6 @@ def test_what_is_wrong_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def without_bars(text: str) -> str:
-    """Without the loading bars of transformers, which have no switch."""
-    return "\n".join(line for line in re.split(r"[\r\n]", text) if "Loading weights" not in line)
-
-
 def test_a_flag_that_does_not_exist_is_a_usage_error(run: Run) -> None:
     done = run("compress", MODEL, "--keep-ration", 0.5)
     assert done.code == 2
@@ -330,10 +292,22 @@ def test_an_interruption_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyP
     assert "the same command goes on" in done.err
 
 
-COMMANDS = {"": None, "compress": True, "inspect": True, "plan": True, "evaluate": False}
+RECIPE_FLAGS = [
+    *("--" + field.name.replace("_", "-") for field in fields(CompressionConfig)),
+    *("--config", "--preset", "--no-correct-bias", "--no-correct-curves"),
+]
+COMMANDS = {
+    "compress": [*RECIPE_FLAGS, "--output", "--plan", "--test", "--latency"],
+    "inspect": [*RECIPE_FLAGS, "--figure"],
+    "plan": [*RECIPE_FLAGS, "--output"],
+    "evaluate": ["--data", "--against", "--latency", "--json", "--precision", "--batch-size", "--update-card"],
+    "quantize": ["--output", "--scheme", "--overwrite"],
+    "export": ["--to", "--output", "--against", "--max-batch", "--json"],
+    "push": ["--private", "--revision", "--create-pr", "--token", "--commit-message", "--max-shard-size", "--tag"],
+}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_exits_well_and_names_every_setting(command: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a terminal of the usual width, where a name that is cut off would be of no use."""
     monkeypatch.setenv("COLUMNS", "80")
@@ -341,13 +315,7 @@ def test_help_exits_well_and_names_every_setting(command: str, run: Run, monkeyp
     done = run(*filter(None, [command]), "--help")
     assert done.code == 0
     text = re.sub(r"\x1b\[[0-9;]*m", "", done.out)
-    wanted = [name for name in COMMANDS if name] if command == "" else []
-    if COMMANDS[command]:
-        wanted = ["--" + field.name.replace("_", "-") for field in fields(CompressionConfig)]
-        wanted += ["--config", "--preset", "--no-correct-bias", "--no-correct-curves"]
-    if command == "evaluate":
-        wanted = ["--data", "--against", "--latency", "--json", "--precision", "--batch-size"]
-    assert not [name for name in wanted if name not in text]
+    assert not [name for name in COMMANDS.get(command, COMMANDS) if name not in text]
 
 
 # ---- plan, inspect, evaluate

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import TINY, seeded, tiny_config
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import (
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
@@ -12,7 +13,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_vitcompress.costs import count_costs, count_macs, disk_bytes, image_shape
+from hf_vitcompress.costs import count_costs, count_macs, disk_bytes, image_shape, tensor_bytes
 from hf_vitcompress.modeling_factored import factored_config_class, factored_model_class
 
 TOKENS = 16 + 1
@@ -87,6 +88,11 @@ def test_costs_hold_parameters_macs_and_bytes(dtype, size):
     small = count_costs(factored().to(dtype))
     assert (small.parameters, small.bytes) == (parameters - SAVED, (parameters - SAVED) * size)
     assert dense.macs - small.macs == TOKENS * SAVED
+
+
+def test_the_bytes_of_a_tensor_made_of_others_are_theirs():
+    assert tensor_bytes(torch.empty(3, 5, dtype=torch.float16)) == 30
+    assert tensor_bytes(torch.nn.Parameter(TwoTensor(torch.empty(3, 5), torch.empty(3, 5)))) == 2 * 60
 
 
 @pytest.mark.parametrize(("size", "shape"), [(16, (3, 16, 16)), ([16, 32], (3, 16, 32)), ((8, 16), (3, 8, 16))])

@@ -322,8 +322,9 @@ def test_names_that_do_not_exist_are_attribute_errors(name):
         getattr(modeling_factored, name)
 
 
-def test_models_can_be_pickled_and_copied(pixels):
-    model = factored()
+@every_form
+def test_models_can_be_pickled_and_copied(form, pixels):
+    model = formed(form)
     assert_same_outputs(model, pickle.loads(pickle.dumps(model)), pixels)
     assert_same_outputs(model, copy.deepcopy(model), pixels)
 

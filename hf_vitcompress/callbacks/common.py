@@ -26,6 +26,7 @@ from ..densification import to_dense
 from ..distribution import local_work
 from ..errors import ConfigError, DataError
 from ..layouts import is_factored
+from ..loading import check_model
 from ..publishing import check_target, push_model
 from ..report import CompressionReport
 
@@ -108,6 +109,7 @@ class StructureCallback(TrainerLink):
             )
         if self.push_to_hub is not None:
             check_target(self.push_to_hub, trainer.args.hub_token)
+        check_model(trainer.model)
         super().meet(trainer)
         follow_layout(self.model)
 

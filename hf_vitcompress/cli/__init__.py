@@ -1,4 +1,4 @@
-"""The terminal: `vitcompress compress | inspect | plan | evaluate | push`."""
+"""The terminal: `vitcompress compress | inspect | plan | evaluate | quantize | export | push`."""
 
 import os
 import sys
@@ -8,7 +8,9 @@ import typer
 from ..errors import DistributedError, VitCompressError
 from .compression import compress, inspect_model, plan_budget
 from .evaluation import evaluate_checkpoint
+from .export import export_checkpoint
 from .publishing import push_checkpoint
+from .quantization import quantize_checkpoint
 
 app = typer.Typer(
     help="Compress Vision Transformers of transformers, and get transformers models back.",
@@ -21,6 +23,8 @@ app.command("compress")(compress)
 app.command("inspect")(inspect_model)
 app.command("plan")(plan_budget)
 app.command("evaluate")(evaluate_checkpoint)
+app.command("quantize")(quantize_checkpoint)
+app.command("export")(export_checkpoint)
 app.command("push")(push_checkpoint)
 
 

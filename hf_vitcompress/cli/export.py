@@ -1,0 +1,42 @@
+"""`vitcompress export`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Quiet, silence_libraries
+
+
+def export_checkpoint(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Compressed or dense model: a folder or a Hub id.")],
+    to: Annotated[str, typer.Option("--to", help="onnx, torch-export, openvino or executorch.")] = "onnx",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for the program. Default: one named as the format, inside MODEL."),
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Dense model to export, too, and to time both.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference from torch's outputs.")] = 1e-4,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Images it takes at most; executorch only, which reserves memory. Default: 32.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a program of MODEL for another runtime, and keep it only if it computes the same.
+
+    Example: vitcompress export deit-40 --to onnx --against facebook/deit-base-patch16-224
+    """
+    from rich.console import Console
+
+    from ..exporting import export_model
+
+    if quiet:
+        silence_libraries()
+    result = export_model(model, to, output, against, overwrite, tolerance, max_batch)
+    Console().print(result.render())
+    Console().print(f"saved to {result.folder}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,43 @@
+"""`vitcompress quantize`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Quiet, silence_libraries
+
+
+def quantize_checkpoint(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Compressed or dense model: a folder or a Hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the quantized model.")],
+    scheme: Annotated[
+        str, typer.Option(help="int8-weight-only, or int8-dynamic: what the layers read is rounded, too.")
+    ] = "int8-weight-only",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Store the weights of MODEL as 8-bit integers, with torchao.
+
+    Example: vitcompress quantize deit-40 --scheme int8-dynamic --output deit-40-int8
+    """
+    from rich.console import Console
+
+    from ..costs import disk_bytes
+    from ..files import atomic_path, check_new_folder
+    from ..layouts import is_factored
+    from ..loading import load_image_processor
+    from ..quantization import quantize
+    from ..tables import format_bytes
+
+    if quiet:
+        silence_libraries()
+    check_new_folder(output, overwrite)
+    quantized = quantize(model, scheme.replace("-", "_"))
+    processor = None if is_factored(quantized) else load_image_processor(model)
+    with atomic_path(output, folder=True) as folder:
+        quantized.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+    before = f", {format_bytes(disk_bytes(model))} before" if Path(model).is_dir() else ""
+    Console().print(f"saved to {output}: {format_bytes(disk_bytes(output))} of weights{before}")

@@ -1,12 +1,25 @@
 """Telling whether figures belong to the weights that are at hand."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+"""Names of the files that `from_pretrained` reads; others beside them, such as a moving average, are none of ours."""
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    return sorted(path for path in Path(folder).glob("model*.safetensors") if WEIGHTS.fullmatch(path.name))
+
+
+def weight_bytes(folder: str | Path) -> int:
+    """Size of these files together."""
+    return sum(path.stat().st_size for path in weight_files(folder))
 
 
 def model_digest(model: nn.Module) -> str:
@@ -16,7 +29,7 @@ def model_digest(model: nn.Module) -> str:
 
 def folder_digest(folder: str | Path) -> str | None:
     """`model_digest` of the weights in a checkpoint folder; `None` where it has no safetensors files."""
-    files = sorted(Path(folder).glob("model*.safetensors"))
+    files = weight_files(folder)
     return _digest(_tensors(files)) if files else None
 
 

@@ -1,42 +1,64 @@
 """Errors of the Hub's client: which are worth another try, and what to tell a person."""
 
+import re
+import textwrap
 import time
 from collections.abc import Callable
+from json import JSONDecodeError
 from typing import Any, TypeVar
 
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
 from transformers.utils import logging
 
-HTTP_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], HfHubHTTPError, ConnectionError)
-"""All errors of the client's HTTP library, whichever it is: broken connections, timeouts and bad answers."""
+HTTP_ERRORS: tuple[type[Exception], ...] = (
+    HfHubHTTPError.__bases__[0],
+    HfHubHTTPError,
+    ConnectionError,
+    JSONDecodeError,
+)
+"""All errors of the client's HTTP library, whichever it is: broken connections, timeouts and bad answers.
 
-CLIENT_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, RuntimeError)
-"""These, and what uploads of large files wrap them in."""
+Among these, a gateway's page where JSON was expected.
+"""
+
+CLIENT_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, LocalEntryNotFoundError, RuntimeError)
+"""These, and what downloads and uploads of large files wrap them in."""
 
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+REFUSED = frozenset({429})
+"""Of these, statuses that say that nothing was done."""
 CONFLICTS = frozenset({409, 412})
-LONGEST_WAIT = 60.0
+LONGEST_WAIT = 300.0
+"""Seconds; the Hub counts requests in windows of this length."""
+
+LONGEST_MESSAGE = 300
+"""Characters; the Hub lists all licences there are to whom gives one that is none."""
 
 T = TypeVar("T")
 
 logger = logging.get_logger(__name__)
 
 
-def persistently(call: Callable[[], T], attempts: int = 5, lost_answers: bool = True) -> T:
+def persistently(call: Callable[[], T], attempts: int = 5, repeatable: bool = True) -> T:
     """The result of `call`, tried again where the Hub is busy or the connection breaks.
 
-    Waits as long as the Hub asks for (Retry-After), at most a minute, otherwise twice as long each time.
+    Waits as long as the Hub asks for, at most five minutes, otherwise twice as long each time.
 
     Args:
-        lost_answers: whether to try again when a connection broke, too, where the Hub may have done what was asked.
+        repeatable: whether twice is as good as once. What is not is tried again only where nothing was done for sure.
     """
     for attempt in range(1, attempts + 1):
         try:
             return call()
         except CLIENT_ERRORS as error:
-            cause = http_error(error)
-            status = status_of(error)
-            again = lost_answers if status is None else status in TRANSIENT
+            cause, status = http_error(error), status_of(error)
+            again = is_transient(error) if repeatable else status in REFUSED
             if cause is None or not again or attempt == attempts:
                 raise
             wait = retry_after(cause, default=2.0 ** (attempt - 1))
@@ -44,6 +66,14 @@ def persistently(call: Callable[[], T], attempts: int = 5, lost_answers: bool = 
             logger.warning(f"{what}; trying again in {wait:.0f} s ({attempt} of {attempts - 1}).")
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later; what it asked for may have been done, too."""
+    cause, status = http_error(error), status_of(error)
+    if cause is None or isinstance(cause, OfflineModeIsEnabled):
+        return False
+    return status is None or status in TRANSIENT
 
 
 def http_error(error: BaseException | None) -> BaseException | None:
@@ -60,15 +90,22 @@ def status_of(error: BaseException) -> int | None:
 
 
 def retry_after(error: BaseException, default: float) -> float:
+    """Seconds that the Hub asks to wait, in either of the two headers it has for that."""
     response: Any = getattr(error, "response", None)
-    value = "" if response is None else response.headers.get("Retry-After", "")
-    return min(float(value) if value.isdigit() else default, LONGEST_WAIT)
+    headers = {} if response is None else response.headers
+    value = headers.get("Retry-After", "")
+    if not value.isdigit():
+        found = re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
+        value = found[1] if found else ""
+    return min(float(value) if value else default, LONGEST_WAIT)
 
 
 def explained(error: BaseException, repo_id: str, folder: str) -> str:
     """One sentence: what is wrong, and what to do about it."""
     again = "Nothing on this disk was touched; the same command can be repeated, and sends only what is missing."
-    status = status_of(error)
+    status, said = status_of(error), sentence(str(http_error(error) or error).strip().partition("\n")[0])
+    if "Invalid metadata in README.md" in str(error):
+        return f"The Hub refuses the card of {repo_id!r}: {sentence(str(error))} Mend them there. {again}"
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return (
             f"The Hub does not know the token that {repo_id!r} was to be published with: it is mistyped, expired or "
@@ -80,17 +117,16 @@ def explained(error: BaseException, repo_id: str, folder: str) -> str:
             "access in the settings of your account, and run `hf auth login`; or choose a repository of your own."
         )
     if status == 404:
-        return f"The Hub has no {repo_id!r} that this token could see, or no such revision: {first_line(error)} {again}"
+        what = "revision" if isinstance(http_error(error), RevisionNotFoundError) else f"{repo_id!r}"
+        return f"The Hub has no such {what} that this token could see: {said} {again}"
     if status in CONFLICTS:
-        return f"{repo_id!r} is being changed by somebody else: {first_line(error)} {again}"
-    if isinstance(error, ValueError):
-        return f"The Hub refuses the card of {folder!r}: {error} Mend the metadata in its README.md. {again}"
-    if http_error(error) is None and isinstance(error, OSError):
-        return f"{folder!r} cannot be read: {error}."
+        return f"{repo_id!r} is being changed by somebody else: {said} {again}"
+    if http_error(error) is None:
+        return f"{folder!r} cannot be published: {said}"
     reached = "could not be reached" if status is None else f"answered {status}"
-    return f"The Hub {reached} while {repo_id!r} was being published: {first_line(error)} {again}"
+    return f"The Hub {reached} while {repo_id!r} was being published: {said} {again}"
 
 
-def first_line(error: BaseException) -> str:
-    text = str(http_error(error) or error).strip()
-    return (text.splitlines()[0] if text else type(error).__name__).rstrip(".") + "."
+def sentence(text: str) -> str:
+    """In one line of a bearable length, with a full stop."""
+    return textwrap.shorten(text or "no reason given", LONGEST_MESSAGE, placeholder=" …").rstrip(".") + "."

@@ -1,7 +1,9 @@
 """Where a compressed model comes from, as far as others may know: never a local path, a user name or a host name."""
 
+import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -12,18 +14,21 @@ import accelerate
 import torch
 import transformers
 from accelerate import Accelerator
-from huggingface_hub import ModelCard, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, repo_exists, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from .costs import disk_bytes
+from .fingerprints import weight_bytes, weight_files
 from .latency import device_name
 from .modeling_factored import CARD_FILE
+from .readme import Card
 from .version import __version__
 
 WEIGHTS_FILE = "model.safetensors"
+LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Origin:
 
     Attributes:
         base_model: its Hub id; of a local one the id that its own card names as its base; `None` where unknown.
+        published: whether it is that model itself.
         license, license_name, license_link, language: as its card has them.
         datasets: Hub ids of what it was trained on, as its card has them.
         disk_bytes: size of its weight files; `None` where they are not on this disk.
@@ -39,6 +45,7 @@ class Origin:
     """
 
     base_model: str | None = None
+    published: bool = False
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -53,11 +60,12 @@ class Origin:
         name = str(model.config.name_or_path or "")
         if name and Path(name).is_dir():
             stated = _from_card(card_data(Path(name) / CARD_FILE))
-            return cls(**stated, disk_bytes=disk_bytes(name) or None, dtypes=stored_dtypes(name))
-        if not is_repo_id(name):
-            return cls()
+            size = weight_bytes(name) or disk_bytes(name) or None  # the latter counts .bin files, training_args.bin too
+            return cls(**stated, disk_bytes=size, dtypes=stored_dtypes(name))
+        if not is_repo_id(name) or not is_on_hub(name):
+            return cls()  # it may be a folder that has been deleted since
         weights = try_to_load_from_cache(name, WEIGHTS_FILE)
-        stated = {**_from_card(hub_card_data(name)), "base_model": name}
+        stated = {**_from_card(hub_card_data(name)), "base_model": name, "published": True}
         if not isinstance(weights, str):
             return cls(**stated)
         return cls(**stated, disk_bytes=os.path.getsize(weights), dtypes=stored_dtypes(Path(weights).parent))
@@ -104,11 +112,21 @@ def is_repo_id(name: str) -> bool:
     return bool(name) and not Path(name).exists()
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether the Hub has a model of this name: known from the cache where it was downloaded, else by asking."""
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    try:
+        return repo_exists(name)
+    except Exception:  # no way to the Hub, see `hub_card_data`
+        return False
+
+
 def card_data(path: Path) -> dict[str, Any]:
     """The metadata of a card in a file; none where there is no card, or where it cannot be read."""
     try:
-        return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
-    except (OSError, ValueError):
+        return Card.load(path).metadata
+    except OSError:
         return {}
 
 
@@ -121,8 +139,8 @@ def hub_card_data(repo_id: str) -> dict[str, Any]:
 
 
 def as_list(value: Any) -> list[str]:
-    """What card metadata gives as nothing, one string or a list of them."""
-    return [] if value is None else [value] if isinstance(value, str) else [str(item) for item in value]
+    """What card metadata gives as one string or a list of them; whatever else stands there is left out."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
 def _from_card(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,15 +150,17 @@ def _from_card(card: Mapping[str, Any]) -> dict[str, Any]:
     if len(bases) == 1 and is_repo_id(bases[0]):
         terms["base_model"] = bases[0]
     datasets = [name for name in as_list(card.get("datasets")) if is_repo_id(name)]
-    return {**terms, "language": as_list(card.get("language")), "datasets": datasets}
+    language = [code for code in as_list(card.get("language")) if LANGUAGE.fullmatch(code)]
+    return {**terms, "language": language, "datasets": datasets}
 
 
 def stored_dtypes(folder: str | Path) -> list[str]:
     """Names of the types the weights of a folder are stored in, the one of the most values first."""
     counts: dict[str, int] = {}
-    for path in Path(folder).glob("model*.safetensors"):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (it is no dictionary)
-                kind = file.get_slice(name).get_dtype()
-                counts[kind] = counts.get(kind, 0) + file.get_tensor(name).numel()
+                stored = file.get_slice(name)
+                kind = stored.get_dtype()
+                counts[kind] = counts.get(kind, 0) + math.prod(stored.get_shape())
     return sorted(counts, key=lambda kind: -counts[kind])

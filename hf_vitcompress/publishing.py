@@ -1,41 +1,28 @@
 """Publishing a compressed checkpoint on the Hub: one commit, with a card that keeps what a person wrote."""
 
-import json
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import PushToHubMixin, logging
 
 from .cards import write_card
-from .cards.merging import make_card, own_text, read_card, renewed
+from .cards.merging import own_text, renewed
 from .companions import restored_companions
-from .errors import PublishError, ReportError
-from .hub_errors import CLIENT_ERRORS, CONFLICTS, HTTP_ERRORS, explained, persistently, status_of
-from .loading import load_model
+from .errors import PublishError, ReportError, VitCompressError
+from .hub_errors import CLIENT_ERRORS, CONFLICTS, explained, is_transient, persistently, status_of
 from .modeling_factored import CARD_FILE
-from .report import REPORT_FILE
+from .publishable import checked_folder, holds_weights, link_files, published_files, resharded
+from .readme import Card
+from .report import CompressionReport
 from .version import __version__
 
-PUBLISHED = (
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "modeling_factored.py",
-    "*processor*_config.json",
-    "compression_*",
-    "LICENSE*",
-    "NOTICE*",
-    "onnx/*",
-)
-"""What goes to the Hub; whatever else lies in the folder (checkpoints, training arguments, caches) does not."""
-
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+LARGEST_SHARD = "50GB"
 
 ATTEMPTS = 4
 """How often a commit is made anew on top of what somebody else has committed meanwhile."""
@@ -55,29 +42,34 @@ def push_model(
     token: bool | str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    max_shard_size: int | str = "50GB",
+    max_shard_size: int | str | None = None,
     tags: list[str] | None = None,
 ) -> CommitInfo:
     """Publish a compressed model with image processor, recipe, plan, report, figure and card; see `push_folder`.
 
-    A model that was loaded from a folder or from the Hub takes along what lies there.
+    A model that was loaded from a folder or from the Hub takes along what lies there. Of a model with adapters they
+    alone are published, as by transformers.
     """
     check_target(repo_id, token)
-    with tempfile.TemporaryDirectory() as folder:
-        if not model.companions:
+    settings: dict[str, Any] = {
+        "commit_message": commit_message,
+        "commit_description": commit_description,
+        "private": private,
+        "token": token,
+        "revision": revision,
+        "create_pr": create_pr,
+        "tags": tags,
+    }
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return PushToHubMixin.push_to_hub(model, repo_id, **settings)  # type: ignore[return-value]
+    if not model.companions:
+        try:
             model.companions = restored_companions(model)  # type: ignore[assignment]
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        return push_folder(
-            folder,
-            repo_id,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            tags=tags,
-        )
+        except CLIENT_ERRORS as error:
+            raise PublishError(explained(error, repo_id, "the model")) from error
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, max_shard_size=max_shard_size or LARGEST_SHARD)
+        return push_folder(folder, repo_id, **settings)
 
 
 def push_folder(
@@ -111,29 +103,21 @@ def push_folder(
     Raises:
         PublishError: the folder is no checkpoint, there is no token or it may not write, or the Hub cannot be reached.
     """
-    root = _checkpoint_folder(folder)
+    root = checked_folder(folder)
     check_target(repo_id, token)
-    if max_shard_size is not None:
-        return push_model(
-            load_model(root),
-            repo_id,
-            commit_message=commit_message,
-            commit_description=commit_description,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            max_shard_size=max_shard_size,
-            tags=tags,
-        )
     api = HfApi(token=token, library_name="hf_vitcompress", library_version=__version__)
     try:
-        repo = persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
-        branch = revision or "main"
-        if revision is not None and not revision.startswith("refs/") and not create_pr:
-            persistently(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
-        push = _Push(api, root, repo, branch, create_pr, tags or [])
-        return push.commit(commit_message or "Upload compressed model", commit_description)
+        with tempfile.TemporaryDirectory() as other:
+            if max_shard_size is not None:
+                root = resharded(root, max_shard_size, Path(other))
+            repo = persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+            branch = revision or "main"
+            if revision is not None and not revision.startswith("refs/") and not create_pr:
+                persistently(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
+            push = _Push(api, root, repo, branch, create_pr, tags or [])
+            return push.commit(commit_message or "Upload compressed model", commit_description)
+    except VitCompressError:
+        raise
     except EXPECTED as error:
         raise PublishError(explained(error, repo_id, str(folder))) from error
 
@@ -144,8 +128,7 @@ class _Push:
     def __init__(self, api: HfApi, root: Path, repo: str, branch: str, create_pr: bool, tags: list[str]) -> None:
         self.api, self.root, self.repo, self.branch = api, root, repo, branch
         self.create_pr, self.tags = create_pr, tags
-        files = {path for pattern in PUBLISHED for path in root.glob(pattern) if path.is_file()}
-        self.files = {path.relative_to(root).as_posix(): path for path in sorted(files)}
+        self.files = published_files(root)
 
     def commit(self, message: str, description: str | None) -> CommitInfo:
         """On top of the branch as it was when its card was read: nobody's edit is overwritten unseen."""
@@ -153,10 +136,10 @@ class _Push:
             head = persistently(lambda: self.api.model_info(self.repo, revision=self.branch))
             present = {sibling.rfilename for sibling in head.siblings or []}
             card = self._card(head.sha if CARD_FILE in present else None)
-            stale = [name for name in present if WEIGHTS.fullmatch(name) and name not in self.files]
+            stale = [name for name in present if holds_weights(name) and name not in self.files]
             try:
                 return self._send(card, stale, head.sha, message, description)
-            except HTTP_ERRORS as error:
+            except CLIENT_ERRORS as error:
                 if status_of(error) not in CONFLICTS or attempt == ATTEMPTS:
                     raise
         raise AssertionError("unreachable")
@@ -164,21 +147,21 @@ class _Push:
     def _send(
         self, card: bytes | None, stale: list[str], head: str | None, message: str, description: str | None
     ) -> CommitInfo:
-        def additions() -> list[CommitOperationAdd]:
-            return [CommitOperationAdd(name, str(path)) for name, path in self.files.items()]
-
+        uploads = self._additions(card)
         if self.create_pr:
             # By itself, because it can be repeated; the request that opens the pull request cannot.
-            uploads = additions()
-            persistently(lambda: self.api.preupload_lfs_files(self.repo, uploads, create_pr=True, revision=self.branch))
+            persistently(
+                lambda: self.api.preupload_lfs_files(
+                    self.repo, uploads, create_pr=True, revision=self.branch, free_memory=False
+                )
+            )
 
         def send() -> CommitInfo:
-            operations: list[Any] = [*additions(), *(CommitOperationDelete(name) for name in stale)]
-            if card is not None:
-                operations.append(CommitOperationAdd(CARD_FILE, card))
+            # Anew each time, because they remember what the branch had when it was first asked.
+            additions = uploads if self.create_pr else self._additions(card)
             return self.api.create_commit(
                 self.repo,
-                operations,
+                [*additions, *(CommitOperationDelete(name) for name in stale)],
                 commit_message=message,
                 commit_description=description,
                 revision=self.branch,
@@ -186,17 +169,35 @@ class _Push:
                 parent_commit=head,
             )
 
-        return persistently(send, lost_answers=not self.create_pr)
+        try:
+            return persistently(send, repeatable=not self.create_pr)
+        except CLIENT_ERRORS as error:
+            if self.create_pr and is_transient(error):
+                raise PublishError(
+                    f"The Hub failed while the pull request to {self.repo!r} was being opened, and may have opened it: "
+                    "look there before you repeat the command."
+                ) from error
+            raise
+
+    def _additions(self, card: bytes | None) -> list[CommitOperationAdd]:
+        files = [CommitOperationAdd(name, str(path)) for name, path in self.files.items()]
+        return files if card is None else [*files, CommitOperationAdd(CARD_FILE, card)]
 
     def _card(self, head: str | None) -> bytes | None:
         """The card to commit: ours in the card of the branch at `head`, or in the folder's where that has none."""
         remote = None
         if head is not None:
             file = persistently(lambda: self.api.hf_hub_download(self.repo, CARD_FILE, revision=head))
-            remote = read_card(Path(file).read_text(encoding="utf-8"))
-        local = self._local_card({} if remote is None else remote.data.to_dict())
-        if local is None or remote is None:
-            return None if local is None else str(local).encode()
+            remote = Card.load(file)
+        own = self.root / CARD_FILE
+        try:
+            report = CompressionReport.load(self.root)
+        except ReportError as error:
+            logger.warning(f"{self.repo} is published without a card of ours. {error}")
+            return own.read_bytes() if remote is None and own.is_file() else None
+        local = self._local_card(report, {} if remote is None else remote.metadata)
+        if remote is None:
+            return str(local).encode()
         if not own_text(remote):
             remote.text = local.text  # nobody wrote there: keep what was written here
         elif own_text(local) not in ("", own_text(remote)):
@@ -206,22 +207,13 @@ class _Push:
             )
         return str(renewed(remote, local)).encode()
 
-    def _local_card(self, known: dict[str, Any]) -> ModelCard | None:
-        """The folder's card with the lines for this repository; `None` where nothing is known about the model."""
+    def _local_card(self, report: CompressionReport, known: dict[str, Any]) -> Card:
+        """The folder's card with the lines and tags for this repository."""
         with tempfile.TemporaryDirectory() as temporary:
-            for name in (CARD_FILE, *self.files):
-                if (self.root / name).is_file():
-                    (Path(temporary) / name).parent.mkdir(parents=True, exist_ok=True)
-                    (Path(temporary) / name).symlink_to(self.root / name)
-            try:
-                write_card(temporary, repo_id=self.repo, known=known)
-            except ReportError:
-                logger.warning(f"{self.root} has no {REPORT_FILE}: {self.repo} is published without a card of its own.")
-                return None
-            card = read_card((Path(temporary) / CARD_FILE).read_text(encoding="utf-8"))
-        metadata = card.data.to_dict()
-        metadata["tags"] = list(dict.fromkeys([*metadata.get("tags", []), *self.tags]))
-        return make_card(metadata, card.text)
+            link_files({**self.files, CARD_FILE: self.root / CARD_FILE}, Path(temporary))
+            card = write_card(temporary, report, self.repo, known)
+        tags = card.metadata["tags"]
+        return Card({**card.metadata, "tags": [*tags, *(tag for tag in self.tags if tag not in tags)]}, card.text)
 
 
 def check_target(repo_id: str, token: bool | str | None) -> None:
@@ -234,23 +226,12 @@ def check_target(repo_id: str, token: bool | str | None) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PublishError(f"{repo_id!r} is no name of a Hub repository: {error}") from error
-    if token is False or (not isinstance(token, str) and get_token() is None):
+    given = token if isinstance(token, str) else None if token is False else get_token()
+    if not given:
         raise PublishError(
             "Publishing needs a Hugging Face token with write access: run `hf auth login`, or give one (token=…, "
             "--token, or the variable HF_TOKEN)."
         )
-
-
-def _checkpoint_folder(folder: str | Path) -> Path:
-    root = Path(folder).resolve()
-    if not (root / "config.json").is_file() or not any(root.glob("model*.safetensors")):
-        raise PublishError(
-            f"{str(folder)!r} is no checkpoint: it has no config.json, or no model.safetensors. Give a folder made by "
-            "`vitcompress compress` or save_pretrained."
-        )
-    index = root / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(name for name in wanted if not (root / name).is_file()):
-            raise PublishError(f"{str(folder)!r} lacks {', '.join(missing)}. Copy it again, or save the model again.")
-    return root
+    if not re.fullmatch(r"[!-~]+", given):
+        # Said here, because the client's own message would show it.
+        raise PublishError("The token has spaces, line breaks or other characters that no token has. Copy it again.")

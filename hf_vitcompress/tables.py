@@ -56,7 +56,7 @@ def format_bytes(count: int) -> str:
     """Decimal units, as file managers and the Hub use them."""
     size, unit = float(count), "B"
     for larger in ("kB", "MB", "GB"):
-        if size < 1000:
+        if size < 999.95:  # what is above would be rounded to 1000.0
             break
         size, unit = size / 1000, larger
     return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

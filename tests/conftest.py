@@ -1,7 +1,9 @@
 """Tiny models and images; and the real ones, for tests that are skipped where they are absent."""
 
 import os
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: no test needs a network
 
@@ -18,6 +20,9 @@ from transformers import (
 )
 
 import hf_vitcompress  # noqa: F401  (registers the Auto classes)
+
+if TYPE_CHECKING:
+    from published import Made
 
 REPOSITORY = Path(__file__).parents[1]
 DIGITS = REPOSITORY / "examples" / "digits"
@@ -81,6 +86,20 @@ def pictures() -> list[Image.Image]:
 def pixels() -> torch.Tensor:
     """96 random images, (96, 3, 16, 16)."""
     return torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> "Made":
+    """A compressed model and the folder it was saved to, with all that belongs there; only to be read."""
+    from published import make
+
+    return make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def folder(made: "Made", tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(made.folder, tmp_path / "small"))
 
 
 @pytest.fixture(scope="session")

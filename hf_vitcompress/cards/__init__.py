@@ -12,11 +12,12 @@ from huggingface_hub import ModelCard
 
 from ..files import atomic_path
 from ..modeling_factored import CARD_FILE
+from ..readme import Card
 from ..report import FIGURE_FILE, CompressionReport
 from . import wording
 from .checkpoint import Checkpoint
 from .citations import citations
-from .merging import END, START, make_card, read_card, renewed
+from .merging import END, START, renewed
 from .metadata import card_metadata
 
 TEMPLATE = Path(__file__).parent / "template.md"
@@ -30,14 +31,14 @@ def write_card(
     report: CompressionReport | None = None,
     repo_id: str | None = None,
     known: Mapping[str, Any] | None = None,
-) -> ModelCard:
+) -> Card:
     """Write `README.md` into a checkpoint folder, or renew our part of the one that is there; returns it.
 
     Arguments as of `model_card`; what the metadata of that file says counts as known, too.
     """
     path = Path(folder) / CARD_FILE
-    existing = read_card(path.read_text(encoding="utf-8")) if path.is_file() else None
-    stated = {} if existing is None else existing.data.to_dict()
+    existing = Card.load(path) if path.is_file() else None
+    stated = {} if existing is None else existing.metadata
     card = model_card(folder, report, repo_id, {**stated, **(known or {})})
     if existing is not None:
         card = renewed(existing, card)
@@ -51,7 +52,7 @@ def model_card(
     report: CompressionReport | None = None,
     repo_id: str | None = None,
     known: Mapping[str, Any] | None = None,
-) -> ModelCard:
+) -> Card:
     """The card of the checkpoint in `folder`.
 
     Args:
@@ -82,4 +83,4 @@ def model_card(
         limits=wording.limits(checkpoint),
         references=citations(report.settings),
     )
-    return make_card(card.data.to_dict(), card.text)
+    return Card(card.data.to_dict(), card.text.strip())

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..costs import disk_bytes
 from ..evaluation import Evaluation
-from ..fingerprints import folder_digest
+from ..fingerprints import folder_digest, weight_bytes
 from ..modeling_factored import FACTORED_ARCHITECTURES, MODEL_TYPE_PREFIX
-from ..provenance import stored_dtypes
+from ..provenance import is_repo_id, stored_dtypes
 from ..report import CompressionReport
 
 CLASSIFIER = "AutoModelForImageClassification"
@@ -43,22 +42,32 @@ class Checkpoint:
         cls, folder: str | Path, report: CompressionReport | None = None, known: Mapping[str, Any] | None = None
     ) -> "Checkpoint":
         report = report or CompressionReport.load(folder)
-        report = replace(report, origin=report.origin.completed(known or {}))
+        calibration_dataset = _published(report.calibration_dataset)
+        report = replace(report, origin=report.origin.completed(known or {}), calibration_dataset=calibration_dataset)
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         digest = folder_digest(folder)
         judged = report.evaluation
+        if judged is not None:
+            of_these = digest is not None and digest == (judged.weights or report.weights)
+            judged = replace(judged, dataset=_published(judged.dataset)) if of_these else None
         return cls(
             report,
             config,
             _auto_class(config),
-            disk_bytes(folder),
+            weight_bytes(folder),
             stored_dtypes(folder),
             same_weights=digest is not None and report.weights == digest,
-            evaluation=judged if judged is not None and judged.weights in (None, digest) else None,
+            evaluation=judged,
         )
 
 
+def _published(dataset: str | None) -> str | None:
+    """The id of a data set that others can find; a path is none."""
+    return dataset if dataset is not None and is_repo_id(dataset) else None
+
+
 def _auto_class(config: dict[str, Any]) -> str:
-    heads = FACTORED_ARCHITECTURES[config["model_type"].removeprefix(MODEL_TYPE_PREFIX)].heads
+    architecture = FACTORED_ARCHITECTURES.get(config.get("model_type", "").removeprefix(MODEL_TYPE_PREFIX))
+    heads = {} if architecture is None else architecture.heads
     names = {name.removeprefix("Factored") for name in config.get("architectures") or []}
     return next((auto for auto, classes in heads.items() if names & set(classes)), "AutoModel")

@@ -1,76 +1,93 @@
 """Renewing a card that a person may have edited: only the marked block and the metadata that is ours change."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
+from ..readme import Card
 
 START = "<!-- hf_vitcompress: begin. Everything up to the end mark is renewed with each push; write above or below. -->"
 END = "<!-- hf_vitcompress: end -->"
-BLOCK = re.compile(r"<!-- hf_vitcompress: begin.*?<!-- hf_vitcompress: end -->", re.DOTALL)
+BEGINNING = "<!-- hf_vitcompress: begin"
+# The last beginning before an end: what follows one whose end was deleted is somebody's text.
+BLOCK = re.compile(f"{BEGINNING}(?:(?!{BEGINNING}).)*?{END}", re.DOTALL)
 
 METRIC_SUFFIX = " (hf_vitcompress)"
 """Ends the names of the results in a card's model index that are ours to replace."""
 
 OURS = ("base_model", "base_model_relation", "library_name", "pipeline_tag")
 UNITED = ("tags", "datasets", "metrics", "language")
+TRAITS = ("low-rank", "structured-pruning", "knowledge-distillation", "quantized")
+"""Tags that say how a model was compressed; they go when it was compressed otherwise."""
 
 
-def own_text(card: ModelCard) -> str:
+def own_text(card: Card) -> str:
     """What a person wrote around the marked block."""
     return BLOCK.sub("", card.text).strip()
 
 
-def renewed(existing: ModelCard, fresh: ModelCard) -> ModelCard:
+def renewed(existing: Card, fresh: Card) -> Card:
     """`existing` with the block of `fresh` in place of its own, or after its text, and the metadata of both."""
     found = BLOCK.search(fresh.text)
     block = found[0] if found else fresh.text.strip()
-    if BLOCK.search(existing.text):
-        text = BLOCK.sub(lambda _: block, existing.text, count=1)
-    else:
-        text = f"{existing.text.strip()}\n\n{block}" if existing.text.strip() else block
-    return make_card(merged_metadata(existing.data.to_dict(), fresh.data.to_dict()), text)
+    before, after = existing.text.strip(), ""
+    if old := BLOCK.search(existing.text):
+        before, after = existing.text[: old.start()].strip(), BLOCK.sub("", existing.text[old.end() :]).strip()
+    text = "\n\n".join(part for part in (before, block, after) if part)
+    return Card(merged_metadata(existing.metadata, fresh.metadata), text)
 
 
-def make_card(metadata: dict[str, Any], text: str) -> ModelCard:
-    header = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
-    return ModelCard(f"---\n{header}---\n\n{text.strip()}\n", ignore_metadata_errors=True)
-
-
-def read_card(content: str) -> ModelCard:
-    """A card whose metadata may be damaged; the text is kept in any case."""
-    return ModelCard(content, ignore_metadata_errors=True)
-
-
-def merged_metadata(existing: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any]:
+def merged_metadata(existing: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
     """The person's metadata; what is a fact of the compression comes from `fresh`, lists are united."""
-    merged = {**fresh, **existing, **{key: fresh[key] for key in OURS if key in fresh}}
+    merged = {**existing, **{key: value for key, value in fresh.items() if key in OURS or key not in existing}}
     for key in UNITED:
-        if values := list(dict.fromkeys([*_listed(existing.get(key)), *_listed(fresh.get(key))])):
-            merged[key] = values
-    index = merged_index(existing.get("model-index"), fresh.get("model-index"))
-    merged.pop("model-index", None)
-    return {**merged, **({"model-index": index} if index else {})}
+        theirs, ours = _listed(existing.get(key)), _listed(fresh.get(key))
+        if key == "tags":
+            theirs = [tag for tag in theirs if tag not in TRAITS or tag in ours]
+        merged[key] = [*theirs, *(value for value in ours if value not in theirs)]
+    merged["model-index"] = merged_index(existing.get("model-index"), fresh.get("model-index"))
+    return {key: value for key, value in merged.items() if value or key not in (*UNITED, "model-index")}
 
 
-def merged_index(existing: Any, fresh: Any) -> list[dict[str, Any]]:
-    """Model index with the results of others kept and ours replaced."""
-    index = [dict(entry) for entry in existing if isinstance(entry, dict)] if isinstance(existing, list) else []
-    for entry in index:
-        entry["results"] = [left for result in entry.get("results") or [] if (left := _without_ours(result))]
-    index = [entry for entry in index if entry["results"]]
-    if not fresh:
-        return index
-    if not index:
-        return fresh
-    index[0]["results"] += fresh[0]["results"]
+def merged_index(existing: Any, fresh: Any) -> Any:
+    """Model index with our results replaced. Those of others are `existing`'s, or `fresh`'s where it has none.
+
+    What does not look like a model index is not touched: the Hub will say what is wrong with it.
+    """
+    if existing is not None and not isinstance(existing, list):
+        return existing
+    index = [left for entry in existing or [] if (left := _without_ours(entry)) is not None]
+    place = next((entry for entry in index if isinstance(entry, dict) and isinstance(entry.get("results"), list)), None)
+    if place is None:
+        return [*index, *_listed(fresh)]
+    entries = [entry for entry in _listed(fresh) if isinstance(entry, dict)]
+    ours = [result for entry in entries for result in _listed(entry.get("results")) if _is_ours(result)]
+    place["results"] = [*place["results"], *ours]
     return index
 
 
-def _without_ours(result: dict[str, Any]) -> dict[str, Any] | None:
-    kept = [m for m in result.get("metrics") or [] if not str(m.get("name", "")).endswith(METRIC_SUFFIX)]
+def _without_ours(entry: Any) -> Any:
+    """A copy of an entry of a model index with the results of others; `None` where all were ours."""
+    results = entry.get("results") if isinstance(entry, dict) else None
+    if not isinstance(results, list):
+        return entry
+    left = [_others(result) if _is_ours(result) else result for result in results]
+    left = [result for result in left if result is not None]
+    return None if results and not left else {**entry, "results": left}
+
+
+def _is_ours(result: Any) -> bool:
+    """Whether a result has a metric of ours, maybe beside others'."""
+    return isinstance(result, dict) and any(_is_our_metric(metric) for metric in _listed(result.get("metrics")))
+
+
+def _others(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    kept = [metric for metric in _listed(result.get("metrics")) if not _is_our_metric(metric)]
     return {**result, "metrics": kept} if kept else None
+
+
+def _is_our_metric(metric: Any) -> bool:
+    return isinstance(metric, dict) and str(metric.get("name", "")).endswith(METRIC_SUFFIX)
 
 
 def _listed(value: Any) -> list[Any]:

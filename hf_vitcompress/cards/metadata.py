@@ -4,7 +4,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ..report import CompressionReport
 from .checkpoint import CLASSIFIER, Checkpoint
-from .merging import METRIC_SUFFIX
+from .merging import METRIC_SUFFIX, TRAITS
 from .wording import stages
 
 CLASSIFICATION = "image-classification"
@@ -23,7 +23,7 @@ def card_metadata(checkpoint: Checkpoint, name: str) -> ModelCardData:
                 dataset_type=judged.dataset or "imagefolder",
                 dataset_name=judged.dataset or "unpublished test images",
                 metric_type="accuracy",
-                metric_value=round(judged.top1.value, 6),
+                metric_value=judged.top1.value,
                 metric_name=f"top-1, n={judged.images}{METRIC_SUFFIX}",
             )
         ]
@@ -46,10 +46,11 @@ def card_metadata(checkpoint: Checkpoint, name: str) -> ModelCardData:
 
 def tags(report: CompressionReport) -> list[str]:
     kinds = {kind for part in report.parts for shape in part.shapes.values() for kind in shape}
-    applies = {
-        "low-rank": bool(kinds & {"rank", "qk_rank"}),
-        "structured-pruning": bool(kinds & {"in_features", "out_features"}),
-        "knowledge-distillation": "distill" in stages(report),
-        "quantized": report.quantization is not None,
-    }
-    return ["hf_vitcompress", "vision", "model-compression", *(tag for tag, holds in applies.items() if holds)]
+    holds = (
+        bool(kinds & {"rank", "qk_rank"}),
+        bool(kinds & {"in_features", "out_features"}),
+        "distill" in stages(report),
+        report.quantization is not None,
+    )
+    traits = [tag for tag, applies in zip(TRAITS, holds, strict=True) if applies]
+    return ["hf_vitcompress", "vision", "model-compression", *traits]

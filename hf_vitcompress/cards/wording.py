@@ -19,16 +19,21 @@ TRAITS = {
 
 
 def title(checkpoint: Checkpoint) -> str:
-    base = checkpoint.report.origin.base_model
-    name = base.split("/")[-1] if base else checkpoint.report.model.removeprefix("Factored")
+    origin = checkpoint.report.origin
+    name = checkpoint.report.model.removeprefix("Factored")
+    if origin.base_model and origin.published:
+        name = origin.base_model.split("/")[-1]
     quantized = f", {checkpoint.report.quantization}" if checkpoint.report.quantization else ""
     return f"{name} at {checkpoint.report.keep_ratio:.0%} of its parameters{quantized}"
 
 
 def summary(checkpoint: Checkpoint) -> str:
     report = checkpoint.report
+    kind = f"a {report.model.removeprefix('Factored')}"
     base = f"[`{report.origin.base_model}`](https://huggingface.co/{report.origin.base_model})"
-    dense = base if report.origin.base_model else f"a {report.model.removeprefix('Factored')} that is not published"
+    dense = base if report.origin.published else f"{kind} made from {base}"
+    if report.origin.base_model is None:
+        dense = f"{kind} that is not published"
     kept = f"{report.compressed.parameters:,} of {report.dense.parameters:,} parameters ({report.keep_ratio:.1%})"
     ways = [TRAITS[name].get(report.settings.get(name, "")) for name in TRAITS]
     how = "; ".join(way for way in ways if way)
@@ -48,6 +53,8 @@ def rows(checkpoint: Checkpoint) -> list[tuple[str, str, str, str]]:
     )
     if checkpoint.auto_class != CLASSIFIER:
         found = [row for row in found if row[0] != "top-1"]
+    if not checkpoint.same_weights and report.quantization is None:
+        found = [row for row in found if row[0] != "weights in memory"]  # they may be of another type now
     found = [_with_dtypes(row, report.origin.dtypes, checkpoint.dtypes) if "disk" in row[0] else row for row in found]
     names = " ".join(name for name, *_ in found)
     wanted = ("top-1", "agreement", "latency") if checkpoint.auto_class == CLASSIFIER else ("latency",)
@@ -85,17 +92,18 @@ def parts(report: CompressionReport) -> str:
 
 def making(checkpoint: Checkpoint) -> list[str]:
     report = checkpoint.report
-    source = f" of `{report.calibration_dataset}`" if report.calibration_dataset else ", not published"
-    sentences = [f"Calibration: {report.calibration_images:,} images{source}; labels were not used."]
+    source = f"of `{report.calibration_dataset}`" if report.calibration_dataset else "from a source not on record"
+    sentences = [f"Calibration: {report.calibration_images:,} images {source}; labels were not used."]
     if report.bad_images:
         sentences.append(f"{report.bad_images:,} images could not be read and were left out.")
     if (gates := report.gates) is not None:
         sentences.append(f"Scores of neurons and heads: learned from {gates.images:,} images in {gates.seconds:.0f} s.")
     if (done := report.compensation) is not None:
         labels = "with labels" if report.settings.get("label_weight") else "without labels"
+        unit = " nats" if checkpoint.auto_class == CLASSIFIER else ""
         sentences.append(
-            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {labels}, {done.seconds:.0f} s; "
-            f"loss on {done.held_out_images:,} held-out images from {done.loss_before:.4f} to {done.loss_after:.4f} nats."
+            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {labels}, {done.seconds:.0f} s, "
+            f"loss on {done.held_out_images:,} others from {done.loss_before:.4f} to {done.loss_after:.4f}{unit}."
         )
     if not checkpoint.same_weights:
         sentences.append("Afterwards the weights were changed, for instance trained further or stored otherwise.")
@@ -121,7 +129,8 @@ def limits(checkpoint: Checkpoint) -> list[str]:
     elif judged is None and checkpoint.auto_class != CLASSIFIER:
         sentences.append("How far its outputs are from those of the dense model was not measured.")
     elif judged is None:
-        sentences.append("Its accuracy was not measured; the KL divergence that the report predicts is an estimate.")
+        estimate = "; the KL divergence that the report predicts is an estimate"
+        sentences.append(f"Its accuracy was not measured{'' if report.predicted_loss is None else estimate}.")
     elif judged.top1 is None and checkpoint.auto_class == CLASSIFIER:
         sentences.append("There were no labels to measure top-1 accuracy with.")
     if not report.latency:

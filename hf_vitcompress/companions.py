@@ -23,8 +23,8 @@ from .report import FIGURE_FILE, REPORT_FILE, REPORT_NAME, CompressionReport
 RECIPE_FILE = "compression_recipe.yaml"
 PLAN_FILE = "compression_plan.json"
 RECORD_FILES = (RECIPE_FILE, PLAN_FILE, REPORT_FILE, f"{REPORT_NAME}.md", FIGURE_FILE)
-TERMS = ("LICENSE*", "NOTICE*")
-"""Patterns of files that go wherever the weights go."""
+WHEREVER = ("LICENSE*", "NOTICE*", "*processor*_config.json")
+"""Patterns of files that go wherever the weights go: the image processor's, too, where it cannot be loaded here."""
 
 logger = logging.get_logger(__name__)
 
@@ -67,7 +67,7 @@ class SavedFiles:
 def restored_companions(model: PreTrainedModel) -> list[Any]:
     """What lies beside the checkpoint that a model was loaded from, a folder or a Hub repository."""
     name = str(model.config.name_or_path or "")
-    wanted = (CARD_FILE, *RECORD_FILES, *TERMS)
+    wanted = (CARD_FILE, *RECORD_FILES, *WHEREVER)
     saved = SavedFiles({})
     if is_repo_id(name):
         saved = _from_hub(name, wanted)

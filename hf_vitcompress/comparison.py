@@ -12,6 +12,7 @@ from .errors import ConfigError
 from .evaluation import Evaluation, evaluate_model
 from .latency import LATENCY_BATCHES, Latency, measure_latency
 from .loading import load_image_processor, load_model
+from .provenance import is_repo_id
 from .report import CompressionReport
 from .tables import comparison_rows, table
 
@@ -52,11 +53,13 @@ def compare_checkpoints(
     card of the checkpoint, a folder made by compress; `dataset` is the Hub id to name the images by there.
 
     Raises:
-        ConfigError: latency was asked for without a model to compare with.
+        ConfigError: latency was asked for without a model to compare with, or `dataset` is no Hub id.
         ReportError: there is no report to update.
     """
     if latency and against is None:
         raise ConfigError("--latency compares two models in one run; name the other with --against.")
+    if dataset is not None and not is_repo_id(dataset):
+        raise ConfigError(f"--dataset takes the Hub id of a data set, such as uoft-cs/cifar10, not {dataset!r}.")
     known = CompressionReport.load(name) if update else None
     accelerator = new_accelerator()
     with local_work(accelerator, "The start"):

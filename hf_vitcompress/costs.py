@@ -1,6 +1,7 @@
 """What a model costs, counted and not measured: parameters, multiply-accumulates, bytes."""
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from .families import constructor_options
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin")
+WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 
 
 @dataclass(frozen=True)
@@ -72,4 +73,4 @@ def count_macs(model: PreTrainedModel) -> int:
 
 def disk_bytes(folder: str | Path) -> int:
     """Bytes of the weight files in a checkpoint folder."""
-    return sum(path.stat().st_size for path in Path(folder).iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    return sum(path.stat().st_size for path in Path(folder).iterdir() if WEIGHT_FILE.fullmatch(path.name))

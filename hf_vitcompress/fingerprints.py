@@ -17,11 +17,6 @@ def weight_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("model*.safetensors") if WEIGHTS.fullmatch(path.name))
 
 
-def weight_bytes(folder: str | Path) -> int:
-    """Size of these files together."""
-    return sum(path.stat().st_size for path in weight_files(folder))
-
-
 def model_digest(model: nn.Module) -> str:
     """Digest of a model's weights: the same before and after they are saved, whatever their names and shards."""
     return _digest(model.state_dict().values())

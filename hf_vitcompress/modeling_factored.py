@@ -269,8 +269,12 @@ class FactoredModelMixin:
             return
         if kwargs.pop("push_to_hub", False):
             settings = {name: kwargs.pop(name) for name in HUB_SETTINGS if name in kwargs}
+            repo_id = settings.pop("repo_id", os.path.basename(target))
             self.save_pretrained(target, *args, **kwargs)
-            self.push_to_hub(settings.pop("repo_id", os.path.basename(target)), **settings)
+            if importlib.util.find_spec("hf_vitcompress") is None:
+                super().push_to_hub(repo_id, **settings)  # type: ignore[misc]
+            else:
+                importlib.import_module("hf_vitcompress.publishing").push_folder(target, repo_id, **settings)
             return
         os.makedirs(target, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from .costs import disk_bytes
-from .fingerprints import weight_bytes, weight_files
+from .fingerprints import weight_files
 from .latency import device_name
 from .modeling_factored import CARD_FILE
 from .readme import Card
@@ -60,7 +60,7 @@ class Origin:
         name = str(model.config.name_or_path or "")
         if name and Path(name).is_dir():
             stated = _from_card(card_data(Path(name) / CARD_FILE))
-            size = weight_bytes(name) or disk_bytes(name) or None  # the latter counts .bin files, training_args.bin too
+            size = disk_bytes(name) or None
             return cls(**stated, disk_bytes=size, dtypes=stored_dtypes(name))
         if not is_repo_id(name) or not is_on_hub(name):
             return cls()  # it may be a folder that has been deleted since

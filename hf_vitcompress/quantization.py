@@ -14,6 +14,7 @@ from .cards import write_card
 from .companions import restored_companions
 from .costs import Costs, count_costs
 from .errors import QuantizationError
+from .fingerprints import model_digest
 from .layouts import is_factored
 from .loading import check_model, load_model
 from .report import REPORT_FILE, CompressionReport
@@ -32,14 +33,17 @@ class QuantizationRecord:
     Attributes:
         scheme: one of `SCHEMES`.
         costs: of the quantized model. What was measured of the one before is dropped.
+        weights: their digest.
     """
 
     scheme: str
     costs: Costs
+    weights: str
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         before = CompressionReport.load(folder)
-        report = replace(before, compressed=self.costs, quantization=self.scheme, evaluation=None, latency=[])
+        known = replace(before, evaluation=None, latency=[])
+        report = replace(known, compressed=self.costs, quantization=self.scheme, weights=self.weights)
         report.save(folder)
         write_card(folder, report)
 
@@ -94,6 +98,6 @@ def _load_quantized(
     if is_factored(model):
         companions = restored_companions(model)
         if any(REPORT_FILE in getattr(companion, "files", ()) for companion in companions):
-            companions.append(QuantizationRecord(scheme, count_costs(model)))
+            companions.append(QuantizationRecord(scheme, count_costs(model), model_digest(model)))
         cast(Any, model).companions = companions
     return model

@@ -177,8 +177,15 @@ class CompressionReport:
             return TypeAdapter(cls).validate_json(path.read_bytes())
         except FileNotFoundError as error:
             raise ReportError(f"There is no {REPORT_FILE} in {str(folder)!r}: it was not made by compress.") from error
-        except (OSError, ValidationError) as error:
-            raise ReportError(f"{str(path)!r} cannot be read as a report: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ReportError(
+                f"{str(path)!r} is damaged: {place + ': ' if place else ''}{first['msg']}. Restore it, "
+                "or compress the model again."
+            ) from error
+        except OSError as error:
+            raise ReportError(f"{str(path)!r} cannot be read: {error}.") from error
 
     def save(self, folder: str | Path) -> None:
         """Write `compression_report.json`, `.md` and `.png` into `folder`."""

@@ -331,7 +331,7 @@ def test_without_a_report_there_is_no_card(folder: Path) -> None:
 )
 def test_a_damaged_report_is_named(folder: Path, content: str) -> None:
     (folder / "compression_report.json").write_text(content)
-    with pytest.raises(ReportError, match=r"compression_report\.json' cannot be read as a report"):
+    with pytest.raises(ReportError, match=r"compression_report\.json' is damaged"):
         CompressionReport.load(folder)
 
 

@@ -199,6 +199,14 @@ def test_evaluate_updates_report_and_card(
     assert card_of(hub.files("me/x")).metadata["model-index"][0]["results"] == [result]
 
 
+def test_a_path_is_no_name_of_a_data_set(run: Run, made: Made, unjudged: Path) -> None:
+    before = contents(unjudged)
+    done = run("evaluate", unjudged, "--data", made.images, "--update-card", "--dataset", "/data/mine", "-q")
+    assert done.code == 1
+    assert "--dataset takes the Hub id of a data set" in done.err
+    assert contents(unjudged) == before
+
+
 def test_evaluate_leaves_the_card_alone_unless_it_is_asked(run: Run, made: Made, unjudged: Path) -> None:
     before = contents(unjudged)
     assert run("evaluate", unjudged, "--data", made.images, "-q").code == 0

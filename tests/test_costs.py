@@ -120,3 +120,10 @@ def test_disk_bytes_count_older_weight_files_and_nothing_else(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x" * 20)
     (tmp_path / "config.json").write_bytes(b"x" * 40)
     assert disk_bytes(tmp_path) == 30
+
+
+def test_what_only_looks_like_weights_is_not_counted(tmp_path):
+    for name in ("training_args.bin", "model_ema.safetensors", "optimizer.bin", "model.safetensors.index.json"):
+        (tmp_path / name).write_bytes(b"x" * 10)
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"x" * 20)
+    assert disk_bytes(tmp_path) == 20

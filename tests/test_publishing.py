@@ -199,6 +199,17 @@ def test_saving_pushes_where_it_is_asked_to(hub: FakeHub, made: Made, tmp_path: 
     assert hub.files("me/b").keys() == PUBLISHED
 
 
+def test_what_somebody_wrote_into_the_folder_is_pushed_by_saving_there(
+    hub: FakeHub, made: Made, tmp_path: Path
+) -> None:
+    made.model.save_pretrained(tmp_path / "a")
+    card = tmp_path / "a" / "README.md"
+    card.write_text(card.read_text().replace("<!-- hf_vitcompress: begin", "My words.\n\n<!-- hf_vitcompress: begin"))
+    made.model.save_pretrained(tmp_path / "a", push_to_hub=True, max_shard_size="20KB")
+    assert card_of(hub.files("me/a")).text.startswith("My words.")
+    assert len([name for name in hub.files("me/a") if name.endswith(".safetensors")]) > 1
+
+
 def test_training_can_end_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
     from training import CONFIG, new_trainer
 
@@ -444,7 +455,7 @@ def test_without_a_report_the_card_of_the_folder_goes(
     push_folder(folder, "me/x")
     assert hub.files("me/x")["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
     assert "without a card of ours" in caplog.text
-    assert ("cannot be read" in caplog.text) == (damage is not None)
+    assert ("is damaged" in caplog.text) == (damage is not None)
     edit_remote(hub, ("# Mine", "# Edited"))
     push_folder(folder, "me/x")
     assert b"# Edited" in hub.files("me/x")["README.md"]

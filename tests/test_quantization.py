@@ -30,6 +30,7 @@ from hf_vitcompress.cli.quantization import quantize_checkpoint
 from hf_vitcompress.comparison import compare_checkpoints
 from hf_vitcompress.costs import count_costs, disk_bytes
 from hf_vitcompress.errors import OutputError, QuantizationError, UnsupportedModelError
+from hf_vitcompress.fingerprints import folder_digest
 from hf_vitcompress.latency import Latency
 from hf_vitcompress.loading import load_model
 from hf_vitcompress.modeling_factored import FactoredModelMixin
@@ -248,7 +249,8 @@ def test_what_lies_beside_a_compressed_model_comes_along(given: str, complete: P
     for name in ("preprocessor_config.json", "compression_recipe.yaml", "compression_plan.json"):
         assert (int8 / name).read_bytes() == (small / name).read_bytes()
     before, after = CompressionReport.load(small), CompressionReport.load(int8)
-    assert after == replace(before, compressed=count_costs(quantized), quantization="int8_dynamic")
+    own = replace(before, compressed=count_costs(quantized), weights=folder_digest(int8))
+    assert after == replace(own, quantization="int8_dynamic")
     card = (int8 / "README.md").read_text()
     assert "int8_dynamic" in card
     assert ("My own words." in card) == (given != "made")
@@ -262,6 +264,11 @@ def test_what_was_measured_before_quantization_is_not_said_of_the_quantized_mode
     replace(report, latency=[Latency(1.0, 0.5, 0.5, 0.4, 0.6, 1, 5, 1, "cpu")]).save(tmp_path / "small")
     quantize(tmp_path / "small").save_pretrained(tmp_path / "int8")
     assert CompressionReport.load(tmp_path / "int8").latency == []
+    card = (tmp_path / "int8" / "README.md").read_text()
+    assert "quantized to int8_weight_only" in card
+    assert "pip install hf-vitcompress torchao" in card
+    assert "Afterwards the weights were changed" not in card
+    assert "to_dense" not in card
 
 
 # ---- errors

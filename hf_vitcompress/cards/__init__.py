@@ -78,6 +78,8 @@ def model_card(
         parts=wording.parts(report),
         auto_class=checkpoint.auto_class,
         repo_id=repo_id or PLACEHOLDER_ID,
+        quantized=report.quantization is not None,
+        packages="hf-vitcompress torchao" if report.quantization else "hf-vitcompress",
         making=wording.making(checkpoint),
         recipe=yaml.safe_dump(report.settings).strip(),
         limits=wording.limits(checkpoint),

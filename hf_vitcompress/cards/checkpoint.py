@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..costs import disk_bytes
 from ..evaluation import Evaluation
-from ..fingerprints import folder_digest, weight_bytes
+from ..fingerprints import folder_digest
 from ..modeling_factored import FACTORED_ARCHITECTURES, MODEL_TYPE_PREFIX
 from ..provenance import is_repo_id, stored_dtypes
 from ..report import CompressionReport
@@ -54,7 +55,7 @@ class Checkpoint:
             report,
             config,
             _auto_class(config),
-            weight_bytes(folder),
+            disk_bytes(folder),
             stored_dtypes(folder),
             same_weights=digest is not None and report.weights == digest,
             evaluation=judged,

@@ -8,9 +8,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
 def silence_libraries() -> None:
-    """The bars of the libraries that load models and images; for the rest of the process, which ends with us."""
+    """The bars of the libraries that load, read and upload; for the rest of the process, which ends with us."""
     import datasets
+    import huggingface_hub
     import transformers
 
     datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
     transformers.logging.disable_progress_bar()

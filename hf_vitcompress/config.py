@@ -135,7 +135,7 @@ class CompressionConfig:
     compensation_images: int | None = None
     held_out_images: int = 256
     optimizer: Optimizer = "preconditioned"
-    learning_rate: float = 3e-5
+    learning_rate: float = 1.5e-5
     distill_batch_size: int = 32
     temperature: float = 1.0
     feature_weight: float = 20.0
@@ -265,7 +265,8 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     return values
 
 
-_LOW_RANK = {"attention": "low_rank", "mlp": "low_rank"}
+# What starts further from the dense model is better trained by larger steps.
+_LOW_RANK = {"attention": "low_rank", "mlp": "low_rank", "learning_rate": 3e-5}
 _GATED = {
     "metric": "weight",
     "mlp": "prune",
@@ -275,6 +276,7 @@ _GATED = {
     "correct_bias": False,
     "compensation": "distill",
     "optimizer": "adamw",
+    "learning_rate": 3e-5,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

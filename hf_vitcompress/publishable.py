@@ -22,7 +22,7 @@ PUBLISHED = (
     "compression_*",
     "LICENSE*",
     "NOTICE*",
-    "onnx/*",
+    *(f"{name}/*" for name in ("onnx", "openvino", "executorch", "torch-export")),
 )
 """What goes to the Hub with the weights; nothing else in the folder does (checkpoints, training arguments, caches)."""
 

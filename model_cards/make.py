@@ -32,7 +32,7 @@ class Subject:
     """A model, its images, and what is known about them beyond their files.
 
     Attributes:
-        test_dataset: Hub id of the test images.
+        dataset: Hub id that the images come from.
         known: card metadata.
     """
 
@@ -40,7 +40,7 @@ class Subject:
     calibration: Path
     test: Path
     config: CompressionConfig
-    test_dataset: str | None = None
+    dataset: str | None = None
     known: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,7 +77,8 @@ def make(name: str, subject: Subject, keep: Path | None) -> None:
     assert report is not None
     test = compressor.open_images(subject.test, dense)
     evaluation = evaluate_model(small, test, compressor.image_processor, dense)
-    report.evaluation = replace(evaluation, dataset=subject.test_dataset)
+    report.calibration_dataset = subject.dataset
+    report.evaluation = replace(evaluation, dataset=subject.dataset)
     report.latency = [measure_latency(dense, small, size) for size in LATENCY_BATCHES]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if keep is None else keep / name

@@ -294,6 +294,14 @@ class FactoredModelMixin:
                 if name not in written and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name):
                     os.remove(os.path.join(target, name))  # of an earlier save in another number of shards
 
+    def to_dense(self) -> PreTrainedModel:
+        """The dense model that computes the same; see `hf_vitcompress.densification.to_dense`.
+
+        Raises:
+            ModuleNotFoundError: the package is not installed.
+        """
+        return importlib.import_module("hf_vitcompress.densification").to_dense(self)
+
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """As in transformers, and where hf_vitcompress is installed with a card that says what the model is.
 

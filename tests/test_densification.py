@@ -167,6 +167,14 @@ def test_a_compressed_model_and_its_dense_form_agree(model_class: type[PreTraine
     torch.testing.assert_close(logits(dense, pixels), logits(small, pixels), rtol=1e-4, atol=1e-4)
 
 
+def test_a_compressed_model_gives_its_dense_form() -> None:
+    small = compressed(**METHODS["default"]).student()
+    dense = small.to_dense()
+    assert type(dense) is ViTForImageClassification
+    pixels = random_images(4)
+    torch.testing.assert_close(logits(dense, pixels), logits(small, pixels), rtol=1e-4, atol=1e-4)
+
+
 def test_the_dense_form_of_a_dense_model_is_a_copy() -> None:
     model = lively()
     copy = to_dense(model)

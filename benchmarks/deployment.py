@@ -13,14 +13,14 @@ from typing import Any
 from common import RESULTS, environment, markdown_table, parser, write_json
 from transformers import PreTrainedModel
 
-from hf_vitcompress import CompressionConfig, ViTCompressor, evaluate_model
+from hf_vitcompress import CompressionConfig, ViTCompressor, quantize
 from hf_vitcompress.costs import disk_bytes
 from hf_vitcompress.data import ImageSource
-from hf_vitcompress.evaluation import Evaluation
+from hf_vitcompress.evaluation import Evaluation, judge, model_outputs
 from hf_vitcompress.exporting import export_model
 from hf_vitcompress.latency import LATENCY_BATCHES, Latency, measure_latency
 from hf_vitcompress.loading import load_model
-from hf_vitcompress.quantization import SCHEMES, quantize
+from hf_vitcompress.quantization import SCHEMES
 from hf_vitcompress.tables import format_bytes, format_percent
 
 
@@ -76,12 +76,14 @@ def compress(arguments: Any, folder: Path) -> Path:
 def torch_rows(dense: PreTrainedModel, small: Path, test: ImageSource, processor: Any, place: Path) -> list[Row]:
     """Saved and loaded again, as a user would, so that bytes are those of the files."""
     rows = []
+    batches = list(test.batches(processor, 64))
+    reference, labels = model_outputs(dense, batches)
     for name, model in (("dense", dense), ("compressed", load_model(small))):
         for scheme in (None, *SCHEMES):
             folder = place / f"{name}-{scheme}"
             (model if scheme is None else quantize(model, scheme)).save_pretrained(folder)
             loaded = load_model(folder)
-            evaluation = evaluate_model(loaded, test, processor, dense)
+            evaluation = judge(model_outputs(loaded, batches)[0], reference, labels, classes=True)
             latency = [measure_latency(dense, loaded, size) for size in LATENCY_BATCHES]
             label = f"torch, {name}, {'float32' if scheme is None else scheme}"
             rows.append(Row(label, disk_bytes(folder), evaluation, latency))

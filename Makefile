@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: quickstart test benchmarks cards clean
 
@@ -13,7 +14,7 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py

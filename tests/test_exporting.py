@@ -10,7 +10,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ import torch
 import transformers
 from conftest import TINY, seeded, tiny_config
 from students import METHODS, compressed, random_images
+from terminal import Run, running_commands  # noqa: F401  (the fixture "run")
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -36,7 +37,7 @@ from transformers import (
     ViTModel,
 )
 
-from hf_vitcompress import cli, export_formats, exporting
+from hf_vitcompress import export_formats, exporting
 from hf_vitcompress.errors import ConfigError, ExportError, OutputError, UnsupportedModelError
 from hf_vitcompress.export_formats import FORMATS
 from hf_vitcompress.export_report import ExportReport, ExportResult
@@ -583,30 +584,10 @@ def test_models_for_other_images_are_not_timed_against_each_other(model: PreTrai
 # ---- terminal
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Outcome]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`vitcompress export …` in this process, through its entry point."""
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["vitcompress", "export", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Outcome(code, *capsys.readouterr())
-
-    return call
+def export(run: Run) -> Run:
+    """`vitcompress export …`"""
+    return lambda *arguments: run("export", *arguments)
 
 
 @pytest.fixture
@@ -617,10 +598,10 @@ def folders(model: PreTrainedModel, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "small", tmp_path / "dense"
 
 
-def test_the_command_exports_compares_and_says_where(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_command_exports_compares_and_says_where(export: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
     skip_without("onnx")
     small, large = folders
-    done = run(small, "--against", large, "--json", tmp_path / "figures.json", "-q")
+    done = export(small, "--against", large, "--json", tmp_path / "figures.json", "-q")
     assert done.code == 0, done.err
     for text in ("onnx on ", "1 thread", "program on disk", "difference from torch", "latency, batch 1 ", "batch 32"):
         assert text in done.out
@@ -634,8 +615,8 @@ def test_the_command_exports_compares_and_says_where(run: Run, folders: tuple[Pa
     assert output.shape == (2, 5)
 
 
-def test_the_command_exports_one_model_alone(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
-    done = run(folders[1], "--to", "torch-export", "--output", tmp_path / "out", "-q")
+def test_the_command_exports_one_model_alone(export: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    done = export(folders[1], "--to", "torch-export", "--output", tmp_path / "out", "-q")
     assert done.code == 0, done.err
     assert "latency" not in done.out
     assert (tmp_path / "out" / "model.pt2").is_file()
@@ -652,10 +633,10 @@ def test_the_command_exports_one_model_alone(run: Run, folders: tuple[Path, Path
     ids=["missing model", "no output", "unknown format", "limit"],
 )
 def test_what_is_wrong_is_one_line(
-    arguments: list[str], message: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run(*arguments)
+    done = export(*arguments)
     lines = done.err.strip().splitlines()
     assert done.code == 1
     assert len(lines) == 1

@@ -121,7 +121,7 @@ def markdown(content: dict[str, Any], rows: list[Row]) -> str:
 def _accuracy(row: Row) -> tuple[str, str]:
     judged = row.evaluation
     if judged is None or judged.top1 is None or judged.agreement is None:
-        return "as in torch", ""
+        return "not measured", "not measured"
     return format_percent(judged.top1), format_percent(judged.agreement)
 
 

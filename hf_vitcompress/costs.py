@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,17 @@ def count_costs(model: PreTrainedModel) -> Costs:
 
 def tensor_bytes(tensor: Tensor) -> int:
     """Bytes that a tensor takes; a quantized one has the shape and dtype of what it stands for, and smaller parts."""
-    if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        return sum(tensor_bytes(getattr(tensor, name)) for name in names)
-    return tensor.numel() * tensor.element_size()
+    return sum(part.numel() * part.element_size() for part in plain_tensors(tensor))
+
+
+def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The stored tensors of which a quantized one consists; a plain one itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from plain_tensors(getattr(tensor, name))
 
 
 def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:

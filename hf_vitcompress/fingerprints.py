@@ -1,7 +1,6 @@
 """Telling whether figures belong to the weights that are at hand."""
 
 import hashlib
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-"""Names of the files that `from_pretrained` reads; others beside them, such as a moving average, are none of ours."""
+from .costs import plain_tensors
+from .modeling_factored import WEIGHTS
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -36,17 +35,8 @@ def _tensors(files: Iterable[Path]) -> Iterator[Tensor]:
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
-    return hashlib.sha256("".join(sorted(_content(part) for t in tensors for part in _plain(t))).encode()).hexdigest()
-
-
-def _plain(tensor: Tensor) -> Iterator[Tensor]:
-    """The stored tensors of which a quantized one consists; a plain one itself."""
-    inner = getattr(tensor, "__tensor_flatten__", None)
-    if inner is None:
-        yield tensor
-        return
-    for name in inner()[0]:
-        yield from _plain(getattr(tensor, name))
+    contents = sorted(_content(part) for tensor in tensors for part in plain_tensors(tensor))
+    return hashlib.sha256("".join(contents).encode()).hexdigest()
 
 
 def _content(tensor: Tensor) -> str:

@@ -1,11 +1,12 @@
 """Models and image processors by Hub id, folder or as they are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -36,7 +37,10 @@ def load_model(
                 f"The model {str(name)!r} is quantized already. Quantize the folder it was made from, in the way you "
                 "want now."
             )
-        model = _auto_class(config).from_pretrained(name, config=config, quantization_config=quantization_config)
+        if config.model_type.removeprefix(MODEL_TYPE_PREFIX) not in FACTORED_ARCHITECTURES:
+            raise UnsupportedModelError(f"The model type {config.model_type!r} is not supported. {_supported()}")
+        auto_class = getattr(modeling_auto, auto_class_name(config.model_type, config.architectures))
+        model = auto_class.from_pretrained(name, config=config, quantization_config=quantization_config)
     except ImportError as error:
         raise QuantizationError(
             f"The model {str(name)!r} is quantized by a library that is missing here: {_first_line(error)} Install it; "
@@ -94,16 +98,12 @@ def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
         return None
 
 
-def _auto_class(config: Any) -> Any:
-    """The Auto class that builds `config.architectures[0]`; `AutoModel` where the config does not say."""
-    model_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    if model_type not in FACTORED_ARCHITECTURES:
-        raise UnsupportedModelError(f"The model type {config.model_type!r} is not supported. {_supported()}")
-    wanted = {name.removeprefix("Factored") for name in config.architectures or []}
-    for auto_name, class_names in FACTORED_ARCHITECTURES[model_type].heads.items():
-        if wanted & set(class_names):
-            return getattr(modeling_auto, auto_name)
-    return AutoModel
+def auto_class_name(model_type: str, architectures: Sequence[str] | None) -> str:
+    """Name of the Auto class that builds `architectures[0]`; `AutoModel` where a config does not say."""
+    architecture = FACTORED_ARCHITECTURES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))
+    heads = {} if architecture is None else architecture.heads
+    wanted = {name.removeprefix("Factored") for name in architectures or []}
+    return next((name for name, classes in heads.items() if wanted & set(classes)), "AutoModel")
 
 
 def _supported() -> str:

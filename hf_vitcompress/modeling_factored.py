@@ -29,6 +29,9 @@ MODEL_TYPE_PREFIX = "vitcompress_"
 
 REMOTE_FILE = "modeling_factored.py"
 CARD_FILE = "README.md"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+"""Names of the files that `from_pretrained` reads; others beside them, such as a moving average, are none of ours."""
 HUB_SETTINGS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 # A dense class that is pointed at a factored checkpoint would find none of the factored weights and start from
@@ -291,7 +294,7 @@ class FactoredModelMixin:
                 os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
                 os.replace(os.path.join(staging, name), os.path.join(target, name))
             for name in os.listdir(target):
-                if name not in written and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name):
+                if name not in written and holds_weights(name):
                     os.remove(os.path.join(target, name))  # of an earlier save in another number of shards
 
     def to_dense(self) -> PreTrainedModel:
@@ -331,6 +334,11 @@ def _resized(
     if rank is None:
         return nn.Linear(inputs, outputs, bias, device, dtype)
     return FactoredLinear(inputs, outputs, rank, bias, device, dtype)
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of that name is one of those that another save in other shards leaves behind."""
+    return name == INDEX_FILE or WEIGHTS.fullmatch(name) is not None
 
 
 def compressed_modules(layers: dict[str, dict[str, int]]) -> list[str]:

@@ -7,12 +7,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from .errors import PublishError
-from .fingerprints import WEIGHTS, weight_files
+from .fingerprints import weight_files
 from .loading import load_model
-from .modeling_factored import CARD_FILE
+from .modeling_factored import CARD_FILE, INDEX_FILE, holds_weights
 
 SINGLE_FILE = "model.safetensors"
-INDEX_FILE = f"{SINGLE_FILE}.index.json"
 
 PUBLISHED = (
     "config.json",
@@ -58,11 +57,6 @@ def published_files(root: Path) -> dict[str, Path]:
     """By their names on the Hub."""
     files = {path for pattern in PUBLISHED for path in root.glob(pattern) if path.is_file()}
     return {path.relative_to(root).as_posix(): path for path in sorted({*files, *weight_files(root)})}
-
-
-def holds_weights(name: str) -> bool:
-    """Whether a file of that name is one of those that another save in other shards leaves behind."""
-    return name == INDEX_FILE or WEIGHTS.fullmatch(name) is not None
 
 
 def resharded(root: Path, max_shard_size: int | str, folder: Path) -> Path:

@@ -16,8 +16,8 @@ from .cards.merging import own_text, renewed
 from .companions import restored_companions
 from .errors import PublishError, ReportError, VitCompressError
 from .hub_errors import CLIENT_ERRORS, CONFLICTS, explained, is_transient, persistently, status_of
-from .modeling_factored import CARD_FILE
-from .publishable import checked_folder, holds_weights, link_files, published_files, resharded
+from .modeling_factored import CARD_FILE, holds_weights
+from .publishable import checked_folder, link_files, published_files, resharded
 from .readme import Card
 from .report import CompressionReport
 from .version import __version__

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from .costs import Costs
 from .evaluation import Evaluation, Interval
-from .latency import Latency
+from .latency import Latency, latency_row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,11 +34,7 @@ def comparison_rows(
             change = "" if before is None else f"{after / before:.1%} kept"
             rows.append((name, "" if before is None else show(before), show(after), change))
     rows += _evaluation_rows(evaluation)
-    for latency in latencies:
-        spread = f"{latency.ratio:.2f} × ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
-        times = (f"{latency.dense * 1000:.1f} ms", f"{latency.compressed * 1000:.1f} ms")
-        rows.append((f"latency, batch {latency.batch_size}", *times, spread))
-    return rows
+    return [*rows, *map(latency_row, latencies)]
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str | None = None) -> "RenderableType":

@@ -6,13 +6,13 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from clean_interpreter import run_script
 from conftest import REPOSITORY, TINY, seeded
 from safetensors import safe_open
 from torch import nn
@@ -836,18 +836,7 @@ def clean(tmp_path_factory):
         model.save_pretrained(folder / name)
     pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
     torch.save(pixels, folder / "pixels.pt")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-c", CLEAN_SCRIPT],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(CLEAN_SCRIPT, folder, {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")})
     results = json.loads((folder / "results.json").read_text())
     assert results.pop("package imported") is False
     return folder, models, pixels, results, torch.load(folder / "tensors.pt")

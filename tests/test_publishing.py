@@ -3,8 +3,6 @@
 import copy
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 import yaml
+from clean_interpreter import run_script
 from conftest import TINY, seeded, tiny_config
 from fake_hub import FakeHub, reading, running_hub  # noqa: F401  (the fixture "hub")
 from published import PUBLISHED, TELL_TALE, TOKEN, Made, block_count, card_of, contents
@@ -561,18 +560,7 @@ model.push_to_hub("me/from-elsewhere")
 def test_it_loads_and_is_pushed_where_the_package_is_not(hub: FakeHub, made: Made, tmp_path: Path) -> None:
     made.model.push_to_hub("me/x")
     torch.save(PIXELS, tmp_path / "pixels.pt")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {**hub.environment(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CLEAN_SCRIPT],
-        cwd=tmp_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(CLEAN_SCRIPT, tmp_path, hub.environment())
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(made.model))
     assert torch.equal(logits(load("me/from-elsewhere")), logits(made.model))
 

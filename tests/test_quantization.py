@@ -1,8 +1,6 @@
 """Quantized models: near the ones they come from, whole on disk, and loaded by plain `from_pretrained`."""
 
 import copy
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from clean_interpreter import run_script
 from conftest import DIGITS, TINY, tiny_config
 from students import METHODS, changed, compressed, lively, logits, random_images, state_of
 from torch import nn
@@ -393,11 +392,7 @@ def test_without_the_package_trusted_code_loads_and_quantizes(folders: dict[str,
     quantized = quantize(folders["default"])
     quantized.save_pretrained(tmp_path / "int8")
     torch.save(PIXELS, tmp_path / "pixels.pt")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", CLEAN_SCRIPT]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_script(CLEAN_SCRIPT, tmp_path, {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")})
     expected = logits(quantized, PIXELS)
     for name, found in torch.load(tmp_path / "logits.pt").items():
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=name)

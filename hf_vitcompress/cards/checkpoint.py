@@ -9,7 +9,7 @@ from typing import Any
 from ..costs import disk_bytes
 from ..evaluation import Evaluation
 from ..fingerprints import folder_digest
-from ..modeling_factored import FACTORED_ARCHITECTURES, MODEL_TYPE_PREFIX
+from ..loading import auto_class_name
 from ..provenance import is_repo_id, stored_dtypes
 from ..report import CompressionReport
 
@@ -22,7 +22,6 @@ class Checkpoint:
 
     Attributes:
         report: of the compression.
-        config: content of `config.json`.
         auto_class: name of the Auto class that loads it.
         disk_bytes: of its weights.
         dtypes: they are stored in.
@@ -31,7 +30,6 @@ class Checkpoint:
     """
 
     report: CompressionReport
-    config: dict[str, Any]
     auto_class: str
     disk_bytes: int
     dtypes: list[str]
@@ -53,8 +51,7 @@ class Checkpoint:
             judged = replace(judged, dataset=_published(judged.dataset)) if of_these else None
         return cls(
             report,
-            config,
-            _auto_class(config),
+            auto_class_name(config.get("model_type", ""), config.get("architectures")),
             disk_bytes(folder),
             stored_dtypes(folder),
             same_weights=digest is not None and report.weights == digest,
@@ -65,10 +62,3 @@ class Checkpoint:
 def _published(dataset: str | None) -> str | None:
     """The id of a data set that others can find; a path is none."""
     return dataset if dataset is not None and is_repo_id(dataset) else None
-
-
-def _auto_class(config: dict[str, Any]) -> str:
-    architecture = FACTORED_ARCHITECTURES.get(config.get("model_type", "").removeprefix(MODEL_TYPE_PREFIX))
-    heads = {} if architecture is None else architecture.heads
-    names = {name.removeprefix("Factored") for name in config.get("architectures") or []}
-    return next((auto for auto, classes in heads.items() if names & set(classes)), "AutoModel")

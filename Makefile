@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: quickstart test benchmarks cards clean
+.PHONY: quickstart test benchmarks cards support clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python examples/quickstart.py
@@ -22,6 +22,11 @@ benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/compensation.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/deployment.py
+	$(BIN)/python benchmarks/families.py
+	$(BIN)/python benchmarks/objectives.py
+
+support: $(VENV)/installed
+	$(BIN)/python -m hf_vitcompress.support README.md
 
 cards: $(VENV)/installed
 	$(BIN)/python model_cards/make.py

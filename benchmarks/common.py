@@ -3,12 +3,13 @@
 import argparse
 import json
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from hf_vitcompress.tables import markdown_table as markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[2] / "shared" / "assets"
@@ -37,8 +38,3 @@ def environment() -> dict[str, Any]:
 def write_json(name: str, content: Any) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"

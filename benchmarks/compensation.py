@@ -59,7 +59,7 @@ def main() -> None:
         "model": Path(arguments.model).name,
         "calibration": Path(arguments.calibration).name,
         "test": Path(arguments.test).name,
-        "test_images": len(reference),
+        "test_images": sum(len(batch.pixel_values) for batch in batches),
         "seed": arguments.seed,
         "environment": environment(),
         "results": [],

@@ -70,7 +70,7 @@ def main() -> None:
     write(content)
     test = list(probe.open_images(arguments.test, dense).batches(probe.image_processor, 64))
     reference, labels = model_outputs(dense, test, "bfloat16")
-    content["test_images"] = len(reference)
+    content["test_images"] = sum(len(batch.pixel_values) for batch in test)
     statistics: dict[str, Any] = {}
     for name, settings in WAYS.items():
         for keep_ratio in KEEP_RATIOS:

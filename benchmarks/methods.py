@@ -55,7 +55,7 @@ def main() -> None:
         "calibration": Path(arguments.calibration).name,
         "calibration_images": statistics.images,
         "test": Path(arguments.test).name,
-        "test_images": len(reference),
+        "test_images": sum(len(batch.pixel_values) for batch in batches),
         "seed": arguments.seed,
         "minutes": MINUTES,
         "environment": environment(),

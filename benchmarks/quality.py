@@ -74,7 +74,7 @@ def main() -> None:
         "calibration": Path(arguments.calibration).name,
         "calibration_images": arguments.images,
         "test": Path(arguments.test).name,
-        "test_images": len(reference),
+        "test_images": sum(len(batch.pixel_values) for batch in batches),
         "seed": arguments.seed,
         "precision": arguments.precision,
         "environment": environment(),

@@ -6,7 +6,7 @@ Importing the package registers the `Factored…` classes with the Auto classes;
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .modeling_factored import FactoredLinear, register
+from .modeling_factored import MODEL_TYPES, Attention, FactoredLinear, register
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .densification import to_dense
     from .evaluation import Evaluation, evaluate_model
     from .exporting import export_model
+    from .families import Family, register_family
     from .planning import CompressionPlan
     from .publishing import push_folder
     from .quantization import quantize
@@ -34,6 +35,7 @@ _HOME = {
     "CompressionPlan": "planning",
     "CompressionReport": "report",
     "Evaluation": "evaluation",
+    "Family": "families",
     "ImportanceGateCallback": "callbacks",
     "ProgressiveCompressionCallback": "callbacks",
     "Statistics": "statistics",
@@ -41,11 +43,13 @@ _HOME = {
     "evaluate_model": "evaluation",
     "export_model": "exporting",
     "push_folder": "publishing",
+    "register_family": "families",
     "quantize": "quantization",
     "to_dense": "densification",
 }
 
 __all__ = [
+    "Attention",
     "CompressionCallback",
     "CompressionConfig",
     "CompressionMetricsCallback",
@@ -53,6 +57,7 @@ __all__ = [
     "CompressionReport",
     "Evaluation",
     "FactoredLinear",
+    "Family",
     "ImportanceGateCallback",
     "ProgressiveCompressionCallback",
     "Statistics",
@@ -62,6 +67,7 @@ __all__ = [
     "export_model",
     "push_folder",
     "quantize",
+    "register_family",
     "to_dense",
 ]
 
@@ -72,4 +78,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-register()
+register(*MODEL_TYPES)

@@ -27,7 +27,7 @@ from .layouts import (
     owner_of,
     shapes_of,
 )
-from .modeling_factored import FactoredLinear
+from .modeling_factored import Attention, FactoredLinear, attention_names
 
 Roles = dict[nn.Parameter, str]
 """Parameter → name of the parameter of the dense model that it stands for."""
@@ -173,7 +173,8 @@ def _new_bases(model: PreTrainedModel, values: Mapping[str, Tensor]) -> set[str]
             paths |= {f"{name}.down", f"{name}.up"}
         elif name.endswith(".qk_down"):
             attention = name.removesuffix(".qk_down")
-            paths |= {name, f"{attention}.q_proj", f"{attention}.k_proj"}
+            names = attention_names(type(model.get_submodule(attention))) or Attention()
+            paths |= {name, f"{attention}.{names.query}", f"{attention}.{names.key}"}
     # As many neurons or values as before may be other ones.
     layers = (getattr(model.config, "compression", None) or {}).get("layers", {})
     paths |= {name for name, shape in layers.items() if {"in_features", "out_features"} & set(shape)}

@@ -9,11 +9,13 @@ def augment(pixel_values: Tensor, draws: Tensor, mirror: bool, crop: float) -> T
     """Mirror half of the images, and shift them.
 
     Args:
-        pixel_values: (n, channels, height, width).
+        pixel_values: (n, channels, height, width); what has another form, such as patches, stays as it is.
         draws: (n, 3) uniform in [0, 1): what happens to each image; the same draws, the same images.
         mirror: whether to mirror left and right where the first draw is below a half.
         crop: largest shift as a share of height and width; what moves in at the edge is reflected.
     """
+    if pixel_values.dim() != 4:
+        return pixel_values
     if mirror:
         mirrored = (draws[:, 0] < 0.5).to(pixel_values.device)
         pixel_values = torch.where(mirrored[:, None, None, None], pixel_values.flip(-1), pixel_values)

@@ -1,6 +1,6 @@
 """One pass over the images: forward, a few backward passes, and the moments of what flows through each layer.
 
-The loss whose gradients are collected is defined in one place, `probe_losses`. Activations are never cached: a batch's
+The loss whose gradients are collected is defined in one place, `outputs`. Activations are never cached: a batch's
 moments are added up as soon as the batch has passed.
 """
 
@@ -18,18 +18,29 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .config import CompressionConfig
-from .data import ImageSource
+from .data import Batch, ImageSource
 from .distribution import from_main, local_work, new_accelerator, own_share
-from .errors import CalibrationError, CalibrationWarning
-from .families import LayerInfo, feature_pairs
+from .errors import CalibrationError, CalibrationWarning, DataError
+from .inputs import model_inputs
+from .layers import LayerInfo, feature_pairs
 from .modes import autocast, evaluation_mode, resolve_precision
 from .observation import Observer
+from .outputs import probe_losses, read_outputs, takes_targets, task_loss
 from .statistics import GradientMoment, Moment, Statistics
 
 CHECKPOINT_SECONDS = 30.0
 
 # Fields of the config that change the statistics; a checkpoint made under others is not continued.
-_RELEVANT = ("metric", "token_weighting", "fisher_probes", "batch_size", "precision", "seed", "on_bad_image")
+_RELEVANT = (
+    "metric",
+    "calibration_loss",
+    "token_weighting",
+    "fisher_probes",
+    "batch_size",
+    "precision",
+    "seed",
+    "on_bad_image",
+)
 
 
 def calibrate(
@@ -53,15 +64,18 @@ def calibrate(
             was killed ends with the same statistics as one that was not.
 
     Raises:
-        CalibrationError: an activation or a gradient is not finite, or the checkpoint belongs to something else.
+        CalibrationError: an activation or a gradient is not finite, the checkpoint belongs to something else, or the
+            model has no loss of its own and `calibration_loss` asks for it.
+        DataError: that loss needs targets and the images have none.
         DistributedError: another process failed or has ended; what all had seen at the last checkpoint is in it.
     """
     accelerator = accelerator or new_accelerator()
     start = time.perf_counter()
+    _check_targets(model, images, config)
     settings = {name: getattr(config, name) for name in _RELEVANT}
     settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
     settings["precision"] = resolve_precision(config.precision, model.device)
-    settings["prunable_inputs"] = [second.name for _, second in feature_pairs(layers, config)]
+    settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
     statistics = Statistics(settings=settings, fingerprint=fingerprint(model))
     with local_work(accelerator, "Reading the checkpoint"):
         if accelerator.is_main_process and checkpoint is not None and Path(checkpoint).is_file():
@@ -88,7 +102,7 @@ def calibrate(
             for batch in images.batches(image_processor, config.batch_size, share):
                 observer.batch = batch.index
                 generator = torch.Generator().manual_seed((config.seed * 1_000_003 + batch.index) % 2**63)
-                _observe_batch(model, batch.pixel_values.to(model.device), observer, config, settings, generator)
+                _observe_batch(model, batch, observer, config, settings["precision"], generator)
                 statistics.images += len(batch.pixel_values)
                 bar.update(min(len(batch.pixel_values) * accelerator.num_processes, len(images) - round(bar.n)))
             statistics.bad_images += len(images.bad_images) - bad_before
@@ -131,67 +145,54 @@ def _rounds(
         yield
 
 
-def probe_losses(outputs: Any, probes: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Scalars whose gradients' second moment is the Fisher information, one per probe.
-
-    With logits: `φ = Σ_images Σ_c ε_c √p_c · log p_c` with `√p` held constant and random signs ε, so that
-    `E_ε[∇φ ∇φᵀ] = Σ_c p_c ∇log p_c ∇log p_cᵀ`: the Fisher with its expectation over labels taken exactly, without
-    labels. The signs of the probes are rows of a Hadamard matrix over the classes sorted by probability (times one
-    random sign per class and image), so that the cross terms of an image's likeliest classes cancel exactly and not
-    just on average.
-
-    Without logits: `φ = Σ_images Σ_j ε_j y_j / ‖y‖`, `y` the image's output; the second moment is then the
-    Gauss-Newton matrix of the relative squared error `½ ‖ŷ − y‖² / ‖y‖²`.
-    """
-    logits = outputs.get("logits")
-    if logits is not None:
-        logits = logits.float()
-        log_p = logits.flatten(0, -2).log_softmax(-1)
-        weights = log_p.detach().exp().sqrt()
-        rank = weights.argsort(-1, descending=True).argsort(-1)
-        values = log_p
-    else:
-        output = outputs["reconstruction"] if "reconstruction" in outputs else outputs["last_hidden_state"]
-        values = output.float().flatten(1)
-        weights = (1 / values.detach().norm(dim=-1, keepdim=True).clamp_min(1e-12)).expand_as(values)
-        rank = torch.arange(values.shape[-1], device=values.device).expand_as(values)
-    signs = torch.randint(0, 2, values.shape, generator=generator).to(values.device) * 2 - 1
-    hadamard = _hadamard(probes).to(values.device)
-    for probe in range(probes):
-        yield (hadamard[probe][rank % len(hadamard)] * signs * weights * values).sum()
-
-
-def _hadamard(rows: int) -> Tensor:
-    matrix = torch.ones(1, 1)
-    while len(matrix) < rows:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix
+def _check_targets(model: PreTrainedModel, images: ImageSource, config: CompressionConfig) -> None:
+    own_loss = config.calibration_loss == "task" and config.needs_gradients
+    if own_loss and takes_targets(model) and images.labels is None and images.targets is None:
+        raise DataError(
+            f'calibration_loss="task" takes the loss that {type(model).__name__} computes for targets, and '
+            f"{images.name} has none. Give labelled images, or a DataLoader whose batches have `labels` as the model "
+            'takes them; or calibrate with calibration_loss="output", which needs none.'
+        )
 
 
 def _observe_batch(
     model: PreTrainedModel,
-    pixel_values: Tensor,
-    observer: "Observer",
+    batch: Batch,
+    observer: Observer,
     config: CompressionConfig,
-    settings: dict[str, Any],
+    precision: str,
     generator: torch.Generator,
 ) -> None:
-    dtype = next(model.parameters()).dtype
-    precision = settings["precision"] if dtype == torch.float32 else "float32"  # else the weights' own
-    pixel_values = pixel_values.to(dtype)
+    inputs = model_inputs(model, batch.pixel_values, batch.inputs)
+    observer.mask = inputs.get("pixel_attention_mask")
+    pixel_values = inputs["pixel_values"]
+    precision = precision if pixel_values.dtype == torch.float32 else "float32"  # else the weights' own
     if not config.needs_gradients:
         with torch.no_grad(), autocast(pixel_values.device, precision):
-            model(pixel_values=pixel_values)
+            model(**inputs)
         observer.finish_batch()
         return
+    probes = 1 if config.calibration_loss == "task" else config.fisher_probes
     pixel_values.requires_grad_(True)
     with torch.enable_grad():
         with autocast(pixel_values.device, precision):
-            outputs = model(pixel_values=pixel_values)
-        losses = probe_losses(outputs, config.fisher_probes, generator)
+            losses = _losses(model, inputs, batch, config, generator)
         for probe, loss in enumerate(losses, start=1):
-            torch.autograd.grad(loss, pixel_values, retain_graph=probe < config.fisher_probes)
-    observer.finish_batch(images=len(pixel_values))
+            torch.autograd.grad(loss, pixel_values, retain_graph=probe < probes)
+    observer.finish_batch(len(pixel_values), probes)
+
+
+def _losses(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    batch: Batch,
+    config: CompressionConfig,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Scalars that are sums over the images, to be differentiated one by one."""
+    if config.calibration_loss == "task":
+        return iter([len(batch.pixel_values) * task_loss(model, inputs, batch.targets_on(model.device))])
+    return probe_losses(read_outputs(model, model(**inputs), inputs), config.fisher_probes, generator)
 
 
 def _allocate(
@@ -244,6 +245,7 @@ def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> 
 
 def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
     saved = Statistics.load(checkpoint)
+    saved.settings.setdefault("calibration_loss", "output")  # which is older than the setting
     differing = [name for name, value in fresh.settings.items() if saved.settings.get(name) != value]
     if set(fresh.settings["prunable_inputs"]) <= set(saved.settings.get("prunable_inputs", [])):
         differing = [name for name in differing if name != "prunable_inputs"]  # it knows more than is asked

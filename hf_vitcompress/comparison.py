@@ -15,6 +15,7 @@ from .loading import load_image_processor, load_model
 from .provenance import is_repo_id
 from .report import CompressionReport
 from .tables import comparison_rows, table
+from .targets import compressed_part
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,8 +74,8 @@ def compare_checkpoints(
         model=name,
         against=against,
         data=images.name,
-        costs=count_costs(model),
-        dense_costs=None if dense is None else count_costs(dense),
+        costs=count_costs(compressed_part(model, model)),
+        dense_costs=None if dense is None else count_costs(compressed_part(dense, model)),
         disk_bytes=_disk_bytes(name),
         dense_disk_bytes=None if against is None else _disk_bytes(against),
         evaluation=evaluation,

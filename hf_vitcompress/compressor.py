@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ from .costs import count_costs
 from .data import ImageSource, open_images
 from .distribution import local_work, new_accelerator
 from .errors import BudgetError, DataError
-from .families import find_layers
 from .fingerprints import model_digest
 from .gate_learning import gate_checkpoint, learn_gates
 from .gate_report import GateReport
 from .gates import gated_layers
 from .heads import selection_method
+from .layers import find_layers
 from .loading import load_dense_model, load_image_processor
 from .measuring import Reference, measure_scaling, search_accuracy
 from .planning import CompressionPlan
@@ -34,6 +35,7 @@ from .provenance import Environment, Origin
 from .report import CompressionReport
 from .scaling import CurveScaling
 from .statistics import Statistics
+from .targets import check_takes_images, part_of, put_back
 
 TRIAL_SHARE = 1 / 8
 """How much of the compensation each candidate of a search gets."""
@@ -87,6 +89,7 @@ class ViTCompressor:
         self.statistics: Statistics | None = None
         self.seconds: dict[str, float] = {}
         self._prepared: tuple[PreTrainedModel, Statistics, CompressionConfig, Prepared] | None = None
+        self._whole: tuple[PreTrainedModel, str, PreTrainedModel] | None = None
 
     def compress(
         self,
@@ -97,6 +100,7 @@ class ViTCompressor:
         statistics: Statistics | None = None,
         plan: CompressionPlan | None = None,
         checkpoint: str | Path | None = None,
+        target: str | None = None,
     ) -> PreTrainedModel:
         """Compress a model; the dense one is left as it was.
 
@@ -109,12 +113,16 @@ class ViTCompressor:
             plan: shapes to use instead of planning, for instance edited by hand.
             checkpoint: file that lets an interrupted calibration go on; those of an interrupted compensation are
                 named after it, see `checkpoints`.
+            target: the config's `target`, for this and all later calls: the model inside `model` to compress, such as
+                `"vision_model"` of a CLIP model. Budget and report are of that part.
 
         Returns:
-            the `Factored…` model, on the dense model's device and in its dtype. `save_pretrained` writes the image
-            processor, the recipe, the plan and the report beside it.
+            the `Factored…` model, with a `target` the whole one, on the dense model's device and in its dtype.
+            `save_pretrained` writes the image processor, the recipe, the plan and the report beside it.
         """
         self.seconds, self.checkpoints = {}, []
+        if target is not None:
+            self.config = replace(self.config, target=target)
         with local_work(self.accelerator, "Opening model and images"):
             dense = self.load(model)
             source = None if images is None else self.open_images(images, dense, limit=self._images_wanted())
@@ -138,7 +146,7 @@ class ViTCompressor:
         small = self.build(dense, statistics, plan)
         if self.config.compensation != "none":
             self.compensate(small, dense, statistics, plan, source, checkpoint)
-        return small
+        return self._back_in_place(small)
 
     def calibrate(
         self, model: str | Path | PreTrainedModel, images: Any, checkpoint: str | Path | None = None
@@ -310,11 +318,32 @@ class ViTCompressor:
         return None if wanted is None else wanted + config.validation_images
 
     def load(self, model: str | Path | PreTrainedModel) -> PreTrainedModel:
-        """The dense model, with `image_processor` set to the one beside it unless one was given."""
+        """The dense model to compress: `model`, or the `target` of the config in it.
+
+        `image_processor` is then the one beside it, unless one was given.
+        """
+        if self._whole is not None and model is self._whole[2]:
+            return self._whole[2]
         loaded = load_dense_model(model, self.accelerator)
         if not self._own_processor and self._processor_of is not loaded:
             self.image_processor, self._processor_of = load_image_processor(loaded), loaded
-        return loaded
+        if self.config.target is None:
+            check_takes_images(loaded)
+            self._whole = None
+            return loaded
+        name, part = part_of(loaded, self.config.target)
+        self._whole = loaded, name, part
+        return part
+
+    def _back_in_place(self, small: PreTrainedModel) -> PreTrainedModel:
+        """The whole model with `small` as its target; itself where there is none."""
+        if self._whole is None:
+            return small
+        whole = put_back(self._whole[0], self._whole[1], small)
+        whole.companions = small.companions
+        if self.report is not None:
+            self.report.model, self.report.weights = type(whole).__name__, model_digest(whole)
+        return whole
 
     def open_images(self, images: Any, model: PreTrainedModel, limit: int | None = None) -> ImageSource:
         """An `ImageSource` with labels in the model's terms; see `data.open_images`."""
@@ -348,7 +377,7 @@ class ViTCompressor:
             settings=self.config.to_dict(),
             budget_curve=prepared.budget_curve(self.config),
             gates=self._gate_report if self._importance_of is prepared.model else None,
-            origin=Origin.of(prepared.model),
+            origin=Origin.of(prepared.model if self._whole is None else self._whole[0]),
             calibration_dataset=self._calibration_dataset,
             environment=Environment.here(self.accelerator),
             weights=model_digest(small),

@@ -21,6 +21,7 @@ Optimizer = Literal["adamw", "preconditioned"]
 AttentionMethod = Literal["joint", "low_rank", "prune", "none"]
 MlpMethod = Literal["auto", "low_rank", "prune", "none"]
 Selector = Literal["fisher", "magnitude", "gates"]
+CalibrationLoss = Literal["output", "task"]
 
 BUDGETS = ("keep_ratio", "max_params", "max_macs", "max_accuracy_drop")
 DEFAULT_KEEP_RATIO = 0.5
@@ -65,11 +66,17 @@ class CompressionConfig:
             the layer's input; 0 weights all tokens alike. Only for `metric="fisher"`.
         damping: added to the eigenvalues of a metric before its inverse square root, relative to the largest one.
         rank_multiple: ranks and widths are multiples of this; 8 suits most hardware.
+        target: module name, or a tail of it, of the model inside a larger one to compress, such as `vision_model` of a
+            CLIP model; `None`: the model itself.
         target_modules: patterns of layers to compress (`*`, `?`; any dotted tail of the name matches); `None`: all.
         skip_modules: patterns of layers to leave dense.
         num_images: calibration images to use at most; `None`: all.
         batch_size: images in a calibration batch.
         measuring_images: of the calibration images, how many also serve to correct the predicted losses.
+        calibration_loss: whose curvature `metric="fisher"` and `"row_fisher"` measure. `"output"`: the divergence from
+            the dense model's own output, without labels; `"task"`: the loss that the model computes itself for the
+            images' targets, one backward pass per batch. That is the empirical Fisher, which is no curvature where the
+            model fits its targets well (arXiv 1905.12558).
         fisher_probes: backward passes per batch, each with another random sign vector; more, less noise.
         validation_images: images held out of calibration and used for `max_accuracy_drop`.
         compensation: how accuracy is won back after the closed form. `"residual"`: a share of every layer's rank is
@@ -119,12 +126,14 @@ class CompressionConfig:
     damping: float = 1e-6
 
     rank_multiple: int = 8
+    target: str | None = None
     target_modules: list[str] | None = None
     skip_modules: list[str] = field(default_factory=list)
 
     num_images: int | None = 1024
     batch_size: int = 16
     measuring_images: int = 128
+    calibration_loss: CalibrationLoss = "output"
     fisher_probes: int = 2
     validation_images: int = 512
 

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from .families import constructor_options
+from .inputs import example_inputs
+from .layers import constructor_options
 
 WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
 
@@ -55,13 +56,6 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
         yield from plain_tensors(getattr(tensor, name))
 
 
-def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
-    """(channels, height, width) of the images the model's config is made for."""
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return model.config.num_channels, height, width
-
-
 def count_macs(model: PreTrainedModel) -> int:
     """Multiply-accumulates per image: matrix products and convolutions, attention's two products included.
 
@@ -73,9 +67,11 @@ def count_macs(model: PreTrainedModel) -> int:
         options = constructor_options(model)
         twin = type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32, **options)
     twin.eval()
-    image = torch.empty(1, *image_shape(model), device="meta")
+    inputs: dict[str, Tensor | None] = {**example_inputs(twin)}
+    if "pixel_attention_mask" in inputs:
+        inputs["pixel_attention_mask"] = None  # whether it is full can be asked only of numbers; and it is
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(image)
+        twin(**inputs)
     return counter.get_total_flops() // 2
 
 

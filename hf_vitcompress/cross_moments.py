@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from .distribution import from_owner, local_work, sum_in_place
 from .errors import CompensationError
-from .families import LayerInfo, linear_layer
+from .layers import LayerInfo, linear_layer
 from .observation import add_product
-from .taps import BlockStream, Tap
+from .streams import BlockStream
+from .taps import Tap
 
 
 @dataclass
@@ -80,9 +81,10 @@ def collect_cross_moments(
             stream.run(block, index)
         computed_in = dense_tap.outputs[layer.name].dtype
         seen = (dense_tap.outputs if targets_output(layer) else dense_tap.inputs)[layer.name]
+        mask = streams[0].calls[index].mask
         return (
-            _tokens(student_tap.inputs[reader], computed_in),
-            _tokens(seen, computed_in) - bias,
+            _tokens(student_tap.inputs[reader], computed_in, mask),
+            _tokens(seen, computed_in, mask) - bias,
             computed_in,
         )
 
@@ -92,14 +94,14 @@ def collect_cross_moments(
     # have no images.
     shifts = [torch.zeros(size, device=device) for size in (n, t)]
     with local_work(accelerator, "Compensation"), dense_tap, student_tap:
-        if streams[0].hidden:
+        if streams[0].calls:
             shifts = [part.mean(0) for part in batch(0)[:2]]
     shifts = [from_owner(accelerator, shift, 0) for shift in shifts]
     sums = [torch.zeros(size, device=device) for size in (n, t)]
     second, cross = torch.zeros(n, n, device=device), torch.zeros(t, n, device=device)
     count = torch.zeros(1, dtype=torch.float64, device=device)
     with local_work(accelerator, "Compensation"), dense_tap, student_tap:
-        for index in range(len(streams[0].hidden)):
+        for index in range(len(streams[0].calls)):
             x_hat, target, computed_in = batch(index)
             x_hat, target = x_hat - shifts[0], target - shifts[1]
             count += len(x_hat)
@@ -124,6 +126,7 @@ def collect_cross_moments(
     )
 
 
-def _tokens(activations: Tensor, computed_in: torch.dtype) -> Tensor:
-    """(…, d) → (tokens, d) float32, rounded as the layer rounds them."""
-    return activations.flatten(0, -2).to(computed_in).float()
+def _tokens(activations: Tensor, computed_in: torch.dtype, mask: Tensor | None) -> Tensor:
+    """(…, d) → (tokens, d) float32, rounded as the layer rounds them; without padding, which says nothing."""
+    tokens = activations.flatten(0, -2).to(computed_in).float()
+    return tokens if mask is None or mask.numel() != len(tokens) else tokens[mask.flatten().bool()]

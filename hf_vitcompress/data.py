@@ -1,170 +1,21 @@
 """Images from wherever the user keeps them: a Dataset, a folder, a parquet file, a Hub id, a list or a DataLoader."""
 
-import io
 import os
-import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from .config import OnBadImage
 from .errors import DataError
+from .images import Batch, ImageSource, decode_image
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-
-Raw = Any
-"""An image not yet decoded: a path, bytes, `{"bytes": …, "path": …}`, a PIL image or a (channels, h, w) tensor."""
-
-
-@dataclass
-class Batch:
-    """`pixel_values` (n, channels, height, width) float32 and, where known, `labels` (n,) int64.
-
-    `index` counts batches, those included of which no image could be read and which do not appear; `positions` are
-    those of the images in their batch, without the unreadable ones.
-    """
-
-    index: int
-    pixel_values: Tensor
-    labels: Tensor | None
-    positions: list[int] = field(default_factory=list)
-
-
-@dataclass
-class ImageSource:
-    """Images in a fixed order, decoded on demand.
-
-    Attributes:
-        images: undecoded images.
-        labels: class indices, or `None`.
-        name: where they come from, for messages and reports.
-        on_bad_image: what to do with an image that cannot be read.
-        bad_images: descriptions of those that were left out so far.
-        hub_id: of the data set they come from; `None` for others.
-    """
-
-    images: Sequence[Raw]
-    labels: Sequence[int] | None
-    name: str
-    on_bad_image: OnBadImage = "skip"
-    bad_images: list[str] = field(default_factory=list)
-    hub_id: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def select(self, indices: Sequence[int]) -> "ImageSource":
-        """The images at `indices`, sharing nothing that changes."""
-        labels = None if self.labels is None else [self.labels[i] for i in indices]
-        chosen = [self.images[i] for i in indices]
-        return ImageSource(chosen, labels, self.name, self.on_bad_image, hub_id=self.hub_id)
-
-    def sample(self, count: int | None, seed: int) -> "ImageSource":
-        """At most `count` images in an order drawn from `seed`."""
-        order = random.Random(seed).sample(range(len(self)), len(self))
-        return self.select(order[:count])
-
-    def batches(self, processor: Any, batch_size: int, wanted: Iterable[int] | None = None) -> Iterator[Batch]:
-        """Decode and preprocess batch by batch.
-
-        Args:
-            wanted: indices of the batches to read; by default all.
-
-        Raises:
-            DataError: an image cannot be read and `on_bad_image` is `"error"`, or all are wanted and none can be read.
-        """
-        readable = wanted is not None
-        for index in range(self.batch_count(batch_size)) if wanted is None else wanted:
-            start = index * batch_size
-            indices = range(start, min(start + batch_size, len(self)))
-            decoded = [(i, image) for i in indices if (image := self._decode(i)) is not None]
-            if not decoded:
-                continue
-            readable = True
-            labels = None if self.labels is None else torch.tensor([self.labels[i] for i, _ in decoded])
-            pixel_values = _pixel_values([image for _, image in decoded], processor)
-            yield Batch(index, pixel_values, labels, [i - start for i, _ in decoded])
-        if not readable:
-            raise self.unreadable()
-
-    def batch_count(self, batch_size: int) -> int:
-        return -(-len(self) // batch_size)
-
-    def unreadable(self) -> DataError:
-        """What to raise where not one image can be read."""
-        last = f"; the last was {self.bad_images[-1]}" if self.bad_images else ""
-        return DataError(f"None of the {len(self)} images of {self.name} can be read{last}.")
-
-    def decoded(self, index: int) -> Image.Image | Tensor:
-        """The image at `index`, in RGB."""
-        return decode_image(self.images[index])
-
-    def _decode(self, index: int) -> Image.Image | Tensor | None:
-        raw = self.images[index]
-        try:
-            return decode_image(raw)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            # PIL reports a broken PNG as SyntaxError and a broken header as ValueError.
-            description = f"image {index} of {self.name}{_path_of(raw)}: {error}"
-        if self.on_bad_image == "error":
-            raise DataError(
-                f'Cannot read {description}. Remove it, or pass on_bad_image="skip" to leave such images out.'
-            )
-        self.bad_images.append(description)
-        return None
-
-
-def _path_of(raw: Raw) -> str:
-    path = raw.get("path") if isinstance(raw, Mapping) else raw if isinstance(raw, str | os.PathLike) else None
-    return f" ({path})" if path else ""
-
-
-def decode_image(raw: Raw) -> Image.Image | Tensor:
-    """An RGB image from any supported form; grey, palette, transparent, CMYK and 16-bit images are converted."""
-    if isinstance(raw, Tensor):
-        return raw
-    if isinstance(raw, Mapping):
-        raw = io.BytesIO(raw["bytes"]) if raw.get("bytes") else raw["path"]
-    elif isinstance(raw, bytes):
-        raw = io.BytesIO(raw)
-    if isinstance(raw, Image.Image):
-        return _as_rgb(raw)
-    if raw is None:
-        raise ValueError("there is no image")
-    with Image.open(raw) as image:
-        return _as_rgb(image)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # PIL clips 16-bit grey to 8 bits instead of scaling it.
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.mode in ("P", "PA", "LA"):
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        # Onto white: what hides under full transparency is arbitrary.
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _pixel_values(images: list[Any], processor: Any) -> Tensor:
-    if all(isinstance(image, Tensor) for image in images):
-        return torch.stack(images).float()
-    if processor is None:
-        raise DataError(
-            "Raw images need an image processor and the model has none beside it. Pass image_processor=…, or a "
-            "DataLoader of ready `pixel_values`."
-        )
-    return processor(images=images, return_tensors="pt")["pixel_values"].float()
 
 
 def open_images(
@@ -298,12 +149,17 @@ def _class_ids(names: Sequence[str], label2id: Mapping[str, Any] | None) -> dict
 
 
 def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage, limit: int | None) -> ImageSource:
-    """Ready batches: tensors, or mappings with `pixel_values` and perhaps `labels`."""
+    """Ready batches: tensors, or mappings with `pixel_values` and perhaps `labels` and more about each image."""
     images: list[Tensor] = []
-    labels: list[int] = []
+    labels: list[Any] = []
+    inputs: list[dict[str, Tensor]] = []
     for batch in batches:
+        about: dict[str, Tensor] = {}
         if isinstance(batch, Mapping) and "pixel_values" in batch:
             pixel_values, batch_labels = batch["pixel_values"], batch.get("labels")
+            others = {name: value for name, value in batch.items() if name not in ("pixel_values", "labels")}
+            tensors = {name: value for name, value in others.items() if isinstance(value, Tensor) and value.dim() > 0}
+            about = {name: value for name, value in tensors.items() if len(value) == len(pixel_values)}
         elif isinstance(batch, Tensor):
             pixel_values, batch_labels = batch, None
         elif isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor):
@@ -313,13 +169,25 @@ def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage, limit: int |
                 f"A batch is a {type(batch).__name__}; give tensors or mappings with `pixel_values` (and `labels`)."
             )
         images.extend(pixel_values)
+        inputs.extend({name: value[i] for name, value in about.items()} for i in range(len(pixel_values)))
         if batch_labels is not None:
-            labels.extend(int(label) for label in batch_labels)
+            labels.extend(batch_labels)
         if limit is not None and len(images) >= limit:
             break
-    return ImageSource(
-        images, labels if len(labels) == len(images) and labels else None, "the DataLoader", on_bad_image
-    )
+    source = ImageSource(images, None, "the DataLoader", on_bad_image, inputs=inputs if any(inputs) else None)
+    if labels and len(labels) == len(images):
+        if all(_is_class(label) for label in labels):
+            source.labels = [int(label) for label in labels]
+        else:
+            source.targets = labels
+    return source
+
+
+def _is_class(label: Any) -> bool:
+    """Whether it is the index of a class, and not a map of pixels, some boxes or a number that is to be predicted."""
+    if isinstance(label, Tensor):
+        return label.dim() == 0 and not label.is_floating_point()
+    return isinstance(label, Integral)
 
 
 __all__ = ["Batch", "ImageSource", "decode_image", "open_images"]

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from .errors import UnsupportedModelError
-from .layouts import empty_model, shapes_of, value_head_dim
+from .layers import head_dim
+from .layouts import attentions_of, empty_model, linear_names, shapes_of, value_head_dim
 from .loading import check_model
 
 
@@ -46,20 +47,20 @@ def dense_state_dict(state: Mapping[str, Tensor], dense: PreTrainedModel) -> dic
     """
     result: dict[str, Tensor] = {}
     shapes = shapes_of(state)
-    linears = {name: module for name, module in dense.named_modules() if isinstance(module, nn.Linear)}
-    for name in linears:
+    attentions = attentions_of(dense)
+    roles = {layer.name: (role, own) for own in attentions.values() for role, layer in own.items()}
+    for name in linear_names(dense):
         weight, bias = _product(state, name)
-        attention, _, child = name.rpartition(".")
-        if child in ("q_proj", "k_proj") and (down := state.get(f"{attention}.qk_down.weight")) is not None:
+        role, own = roles.get(name, (None, {}))
+        if role in ("q", "k") and (down := state.get(f"{own['q'].parent}.qk_down.weight")) is not None:
             weight = _times(weight, down)
-        if child in ("v_proj", "o_proj") and f"{attention}.q_proj" in linears:
-            head_dim = int(dense.get_submodule(attention).head_dim)  # type: ignore[arg-type]
-            size = value_head_dim(shapes, attention, head_dim)
-            if child == "o_proj":
-                weight = _fill_heads(weight.T, size, head_dim).T
+        if role in ("v", "o"):
+            size, dense_size = value_head_dim(shapes, dense, own), head_dim(dense, own["q"].parent)
+            if role == "o":
+                weight = _fill_heads(weight.T, size, dense_size).T
             else:
-                weight = _fill_heads(weight, size, head_dim)
-                bias = None if bias is None else _fill_heads(bias, size, head_dim)
+                weight = _fill_heads(weight, size, dense_size)
+                bias = None if bias is None else _fill_heads(bias, size, dense_size)
         result[f"{name}.weight"] = weight
         if bias is not None:
             result[f"{name}.bias"] = bias

@@ -6,8 +6,8 @@ The loss of an image is
 
 with logits z and layer-normalised hidden states h after four evenly spaced blocks (Hinton et al., arXiv 1503.02531;
 hidden states as in FitNets, Romero et al., arXiv 1412.6550). The KL divergence has one number a class to say, and
-little of a gradient where the two models agree; hidden states say more, about every token. A model without classes
-has its output in the place of logits, with half its relative squared error.
+little of a gradient where the two models agree; hidden states say more, about every token. Where a model says more, or
+less, than an image's classes, `outputs.divergence` stands in the place of the KL divergence.
 """
 
 import math
@@ -29,11 +29,11 @@ from .config import CompressionConfig
 from .data import Batch, ImageSource
 from .distribution import from_main, sum_in_place
 from .errors import CompensationError
-from .evaluation import divergence, output_of
-from .families import block_names
+from .layers import block_names
 from .measuring import Reference
 from .modeling_factored import compressed_modules
 from .modes import autocast, evaluation_mode, resolve_precision
+from .outputs import class_logits, divergence, outputs_of
 from .report import CompensationPoint
 from .steps import Steps, sum_gradients
 from .taps import Tap
@@ -71,7 +71,7 @@ class State:
 
 def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """What compensation may change: the compressed layers, norms and biases, by name."""
-    compressed = set(compressed_modules(model.config.compression["layers"]))
+    compressed = set(compressed_modules(model))
     chosen = {}
     for module_name, module in model.named_modules():
         changed = module_name in compressed
@@ -208,20 +208,13 @@ class Distillation:
         pixel_values = augment(batch.pixel_values, draws, config.augmentation, config.crop).to(device)
         # Taps, because hooks of `output_hidden_states` would stay on both models.
         with torch.no_grad(), autocast(device, self.precision), Tap(self.dense, self.compared) as dense_tap:
-            taught = self.dense(pixel_values=pixel_values.to(self.dense.dtype))
+            target = outputs_of(self.dense, pixel_values, batch.inputs)
         with autocast(device, self.precision), Tap(self.student, self.compared) as tap:
-            learnt = self.student(pixel_values=pixel_values)
-        target, output = output_of(taught).float(), output_of(learnt).float()
-        if self.reference.classes:
-            t = config.temperature
-            loss = t**2 * functional.kl_div(
-                (output / t).log_softmax(-1), (target / t).log_softmax(-1), log_target=True, reduction="sum"
-            )
-            if config.label_weight and batch.labels is not None:
-                labels = batch.labels.to(device)
-                loss = loss + config.label_weight * functional.cross_entropy(output, labels, reduction="sum")
-        else:
-            loss = divergence(target, output, classes=False).sum()
+            output = outputs_of(self.student, pixel_values, batch.inputs)
+        loss = divergence(target, output, config.temperature, torch.float32).sum()
+        if self.reference.classes and config.label_weight and batch.labels is not None:
+            labels = batch.labels.to(device)
+            loss = loss + config.label_weight * functional.cross_entropy(class_logits(output), labels, reduction="sum")
         if self.compared:
             pairs = zip(dense_tap.outputs.values(), tap.outputs.values(), strict=True)
             loss = loss + config.feature_weight * feature_error(pairs)

@@ -1,4 +1,4 @@
-"""Judging a compressed model: accuracy with its interval, agreement with the dense model, KL divergence."""
+"""Judging a compressed model: accuracy with its interval, agreement with the dense model, divergence from it."""
 
 import math
 from collections.abc import Iterable
@@ -14,13 +14,21 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .data import Batch, ImageSource
-from .distribution import gather_objects, gather_rows, local_work, new_accelerator, own_share, sum_numbers
+from .distribution import gather_objects, local_work, new_accelerator, own_share, sum_numbers
 from .errors import DataError
 from .fingerprints import model_digest
 from .modes import autocast, resolve_precision
+from .outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
+from .targets import compressed_part
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
+
+VALUES_PER_IMAGE = 2**16
+"""At most about so many values of each term are kept, evenly over them: the logits of all pixels would fill memory."""
+
+Outputs = list[list[Term]]
+"""Batch by batch, on the CPU."""
 
 
 class Accuracy(hf_evaluate.Metric):
@@ -55,9 +63,11 @@ class Evaluation:
     Attributes:
         images: images judged.
         top1: accuracy with its Wilson interval; `None` without labels.
-        agreement: share of images on which model and reference predict the same class; `None` without reference.
-        kl: KL divergence from the reference's class probabilities to the model's, nats per image, mean with its
-            interval; for a model without classes, the relative squared error of its output.
+        agreement: share of images on which model and reference predict the same class; where an image has more
+            items than one, such as pixels, the mean share of them. `None` without reference or classes.
+        kl: divergence from the reference (see `outputs.divergence`), mean with its interval: of a classifier the KL
+            divergence of class probabilities, nats per image; of a model without classes half the relative squared
+            error of its output.
         top1_drop: accuracy of the reference − of the model, with its paired interval.
         reference_top1: accuracy of the reference.
         bad_images: images that could not be read and were left out.
@@ -99,10 +109,10 @@ def mean_interval(values: Tensor) -> Interval:
 
 def model_outputs(
     model: PreTrainedModel, batches: Iterable[Batch], precision: str = "float32", bar: Any = None, processes: int = 1
-) -> tuple[Tensor, Tensor | None]:
-    """Outputs (n, classes), or (n, features) for a model without classes, and labels (n,) where all are known.
+) -> tuple[Outputs, Tensor | None]:
+    """What the model says about the images, and labels (n,) where all are known.
 
-    Without batches, (0, 1). `bar` advances for all `processes` that do the same.
+    `bar` advances for all `processes` that do the same.
     """
     outputs, labels = [], []
     training = model.training
@@ -110,36 +120,27 @@ def model_outputs(
     try:
         for batch in batches:
             with torch.inference_mode(), autocast(model.device, precision):
-                result = model(pixel_values=batch.pixel_values.to(model.device, model.dtype))
-            outputs.append(output_of(result).float().cpu())
+                terms = thinned(outputs_of(model, batch.pixel_values, batch.inputs), VALUES_PER_IMAGE)
+            outputs.append([term.cpu() for term in terms])
             if batch.labels is not None:
                 labels.append(batch.labels)
             if bar is not None:
                 bar.update(min(processes * len(batch.pixel_values), bar.total - bar.n))
     finally:
         model.train(training)
-    if not outputs:
-        return torch.empty(0, 1), None
-    return torch.cat(outputs), torch.cat(labels) if len(labels) == len(outputs) else None
+    return outputs, torch.cat(labels) if labels and len(labels) == len(outputs) else None
 
 
-def output_of(result: Any) -> Tensor:
-    """The logits (n, classes) of a classifier, else the flattened output (n, features)."""
-    if "logits" in result:
-        return result["logits"]
-    return (result["reconstruction"] if "reconstruction" in result else result["last_hidden_state"]).flatten(1)
+def divergences(reference: Outputs, outputs: Outputs) -> Tensor:
+    """Divergence of each image (n,) float64; see `outputs.divergence`."""
+    found = [divergence(ours, theirs).double() for ours, theirs in zip(reference, outputs, strict=True)]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
 
 
-def divergence(reference: Tensor, outputs: Tensor, classes: bool) -> Tensor:
-    """Per image (n,): KL divergence of class probabilities, or ½ · relative squared error of features."""
-    if not classes:
-        return (outputs - reference).square().sum(1) / reference.square().sum(1).clamp_min(1e-12) / 2
-    log_p, log_q = reference.double().log_softmax(-1), outputs.double().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def is_classifier(model: PreTrainedModel) -> bool:
-    return "ImageClassification" in type(model).__name__
+def predictions(outputs: Outputs) -> Tensor:
+    """A classifier's likeliest class of each image (n,)."""
+    found = [class_logits(terms).argmax(-1) for terms in outputs]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def evaluate_model(
@@ -154,7 +155,8 @@ def evaluate_model(
 ) -> Evaluation:
     """Judge `model` on `images`, and against the dense model where one is given.
 
-    Several processes share the images, and all get the same figures.
+    Of a model in which only a `target` is compressed, that is judged. Several processes share the images, and all get
+    the same figures.
 
     Args:
         precision: `"float32"` judges what a user runs; `"bfloat16"` and `"auto"` are faster where the device gains.
@@ -162,6 +164,8 @@ def evaluate_model(
     Raises:
         DataError: there are neither labels nor a model to compare with.
     """
+    whole, model = model, compressed_part(model, model)
+    against = None if against is None else compressed_part(against, whole)
     classes = is_classifier(model)
     if against is None and (images.labels is None or not classes):
         raise DataError(
@@ -180,41 +184,69 @@ def evaluate_model(
             with local_work(accelerator, "Evaluation"):
                 batches = own.batches(image_processor, batch_size, share)
                 found = model_outputs(judged, batches, precision, bar, accelerator.num_processes)
-            results.append(_gathered(accelerator, *found))
+            results.append(found)
     outputs, labels = results[0]
     bad_images = round(sum_numbers(accelerator, [len(own.bad_images)])[0])
-    if not len(outputs):
+    figures = _image_figures(outputs, results[1][0] if against is not None else None, labels, classes)
+    figures = _gathered(accelerator, figures if outputs else None)
+    if not figures:
         raise own.unreadable()
-    reference = results[1][0] if against is not None else None
-    evaluation = judge(outputs, reference, labels if classes else None, classes, bad_images)
-    return replace(evaluation, precision=precision, dataset=images.hub_id, weights=model_digest(model))
-
-
-def _gathered(accelerator: Accelerator, outputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Process by process; two models judged in the same shares stay paired."""
-    known = gather_objects(accelerator, len(outputs) == 0 or labels is not None)
-    if not all(known):
-        return gather_rows(accelerator, outputs), None
-    labels = torch.empty(0, dtype=torch.int64) if labels is None else labels
-    return gather_rows(accelerator, outputs), gather_rows(accelerator, labels)
+    evaluation = _evaluation(figures, bad_images)
+    return replace(evaluation, precision=precision, dataset=images.hub_id, weights=model_digest(whole))
 
 
 def judge(
-    outputs: Tensor, reference: Tensor | None, labels: Tensor | None, classes: bool, bad_images: int = 0
+    outputs: Outputs, reference: Outputs | None, labels: Tensor | None, classes: bool, bad_images: int = 0
 ) -> Evaluation:
-    """The figures of `Evaluation` from outputs (n, classes or features) and labels (n,)."""
-    n = len(outputs)
-    top1 = reference_top1 = drop = agreement = None
-    predicted = outputs.argmax(-1)
-    if labels is not None:
+    """The figures of `Evaluation` from what two models say about the same batches, and labels (n,).
+
+    Args:
+        classes: whether every image has one class, see `outputs.is_classifier`.
+    """
+    return _evaluation(_image_figures(outputs, reference, labels, classes), bad_images)
+
+
+def _image_figures(
+    outputs: Outputs, reference: Outputs | None, labels: Tensor | None, classes: bool
+) -> dict[str, Tensor]:
+    """Of each image (n,), as far as they can be known: `predicted` class, `reference`'s, `label`, `kl`, `agreement`."""
+    figures = {}
+    if classes:
+        figures["predicted"] = predictions(outputs)
+        if labels is not None:
+            figures["label"] = labels
+    if reference is not None:
+        figures["kl"] = divergences(reference, outputs)
+        if classes:
+            figures["reference"] = predictions(reference)
+        shares = [agreement(ours, theirs) for ours, theirs in zip(reference, outputs, strict=True)]
+        known = [share for share in shares if share is not None]
+        if known:
+            figures["agreement"] = torch.cat(known)
+    return figures
+
+
+def _gathered(accelerator: Accelerator, figures: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Of all processes; those that are known on each that has images."""
+    parts = [part for part in gather_objects(accelerator, figures) if part is not None]
+    known = set.intersection(*(set(part) for part in parts)) if parts else set()
+    return {name: torch.cat([part[name] for part in parts]) for name in sorted(known)}
+
+
+def _evaluation(figures: dict[str, Tensor], bad_images: int) -> Evaluation:
+    top1 = reference_top1 = drop = agreed = None
+    predicted, reference, labels = (figures.get(name) for name in ("predicted", "reference", "label"))
+    if predicted is not None and labels is not None:
         top1 = _accuracy(predicted, labels)
         if reference is not None:
-            reference_top1 = _accuracy(reference.argmax(-1), labels)
-            drop = mean_interval((reference.argmax(-1) == labels).double() - (predicted == labels).double())
-    kl = None if reference is None else mean_interval(divergence(reference, outputs, classes))
-    if reference is not None and classes:
-        agreement = _accuracy(predicted, reference.argmax(-1))
-    return Evaluation(n, top1, agreement, kl, drop, reference_top1, bad_images)
+            reference_top1 = _accuracy(reference, labels)
+            drop = mean_interval((reference == labels).double() - (predicted == labels).double())
+    if predicted is not None and reference is not None:
+        agreed = _accuracy(predicted, reference)
+    elif "agreement" in figures:
+        agreed = mean_interval(figures["agreement"])
+    kl = mean_interval(figures["kl"]) if "kl" in figures else None
+    return Evaluation(len(next(iter(figures.values()))), top1, agreed, kl, drop, reference_top1, bad_images)
 
 
 def _accuracy(predictions: Tensor, references: Tensor) -> Interval:

@@ -16,16 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 
-from .costs import image_shape
-from .errors import ConfigError, ExportError, UnsupportedModelError
+from .errors import ConfigError, ExportError
 from .export_formats import IMAGES, UNMASKED, Format, load_program, program_files, require_format, trace
 from .export_report import ExportReport, ExportResult, Port
-from .families import supported_model_types
 from .files import atomic_path, check_new_folder
+from .inputs import image_shape, model_inputs
 from .latency import LATENCY_BATCHES, Latency, alternate_latency
 from .layouts import dense_class, dense_config, empty_model, layout_of
-from .loading import load_dense_model, load_image_processor
-from .modeling_factored import MODEL_TYPE_PREFIX
+from .loading import check_model_type, load_dense_model, load_image_processor
 
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 3)
@@ -114,12 +112,7 @@ def _output_folder(model: str | Path | PreTrainedModel, to: str, output: str | P
 
 def _load(model: str | Path | PreTrainedModel) -> PreTrainedModel:
     loaded = load_dense_model(model)
-    model_type = loaded.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    if model_type not in supported_model_types():
-        raise UnsupportedModelError(
-            f"{type(loaded).__name__} (model type {model_type!r}) is not supported. Supported model types: "
-            f"{', '.join(supported_model_types())}."
-        )
+    check_model_type(loaded.config)
     return loaded
 
 
@@ -175,7 +168,8 @@ def _float32_twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _named_outputs(model: PreTrainedModel, images: Tensor) -> dict[str, Tensor]:
-    return {name: value for name, value in model(pixel_values=images).items() if isinstance(value, Tensor)}
+    outputs = model(**model_inputs(model, images))
+    return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
 
 
 def _port(name: str, example: Tensor, chosen: Format) -> Port:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .config import CompressionConfig, Metric
 from .errors import CalibrationError
-from .families import LayerInfo
+from .layers import LayerInfo
 from .statistics import GradientMoment, Statistics
 
 

@@ -1,23 +1,19 @@
-"""What differs by architecture: which modules of a model are compressed, and which role each of them plays.
+"""What differs by architecture: where the blocks of a model are, and which role each linear layer in them plays.
 
-Nothing else in the package names an architecture, except the table of classes in `modeling_factored`.
+Nothing else in the package names an architecture, except the tables of classes in `modeling_factored`.
 """
 
-import inspect
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from .config import CompressionConfig
-from .errors import ConfigError, UnsupportedModelError
-from .modeling_factored import FACTORED_ARCHITECTURES, MODEL_TYPE_PREFIX
+from .errors import ConfigError
+from .modeling_factored import ATTENTIONS, MODEL_TYPE_PREFIX, Attention, dense_config_class, register
 
-Role = Literal["q", "k", "v", "o", "fc1", "fc2"]
+Role = Literal["q", "k", "v", "qkv", "o", "gate", "fc1", "fc2"]
+"""`gate` is that of a gated feed-forward, `fc2(act(gate(x)) · fc1(x))`; `qkv` one layer for q, k and v."""
 
 
 @dataclass(frozen=True)
@@ -25,220 +21,125 @@ class Family:
     """Where a transformer keeps its linear layers.
 
     Attributes:
-        block: regular expression of a block's module name; its one group is the block's index.
-        layers: module name inside the block, for each role.
+        title: what people call it.
+        block: regular expression of a block's module name.
+        layers: role of each linear layer, by its module name inside the block; a model need not have them all.
+        pooled: whether the pooled output of the headless model is one of its products, beside the hidden states.
+        inputs: what the model wants beside the images: `"noise"` that decides which patches it masks, or `"patches"`,
+            the mask and the grid of images that are cut into patches already.
     """
 
+    title: str
     block: str
-    layers: dict[Role, str]
+    layers: dict[str, Role]
+    pooled: bool = False
+    inputs: Literal["noise", "patches"] | None = None
 
 
-_VIT = Family(
-    block=r"(?:\w+\.)?layers\.(\d+)",
-    layers={
-        "q": "attention.q_proj",
-        "k": "attention.k_proj",
-        "v": "attention.v_proj",
-        "o": "attention.o_proj",
-        "fc1": "mlp.fc1",
-        "fc2": "mlp.fc2",
-    },
+_PROJECTIONS: dict[str, Role] = {
+    "attention.q_proj": "q",
+    "attention.k_proj": "k",
+    "attention.v_proj": "v",
+    "attention.o_proj": "o",
+}
+_MLP: dict[str, Role] = {"mlp.fc1": "fc1", "mlp.fc2": "fc2"}
+_GATED: dict[str, Role] = {"mlp.gate_proj": "gate", "mlp.up_proj": "fc1", "mlp.down_proj": "fc2"}
+_SELF_ATTENTION: dict[str, Role] = {
+    "attention.attention.query": "q",
+    "attention.attention.key": "k",
+    "attention.attention.value": "v",
+    "attention.output.dense": "o",
+    "intermediate.dense": "fc1",
+    "output.dense": "fc2",
+}
+_TOWER: dict[str, Role] = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.out_proj": "o",
+    **_MLP,
+}
+_LAYERS = r"(?:\w+\.)?layers\.\d+"
+_ENCODER_LAYER = r"(?:\w+\.)?encoder\.layer\.\d+"
+_STAGES = r"(?:\w+\.)?encoder\.layers\.\d+\.blocks\.\d+"
+_VISION = r"(?:vision_model\.)?encoder\.layers\.\d+"
+
+
+FAMILIES: dict[str, Family] = {
+    "vit": Family("ViT", _LAYERS, _PROJECTIONS | _MLP),
+    "deit": Family("DeiT", _LAYERS, _PROJECTIONS | _MLP),
+    "dinov2": Family("DINOv2", _ENCODER_LAYER, _PROJECTIONS | _MLP | _GATED),
+    "dinov2_with_registers": Family("DINOv2 with registers", _ENCODER_LAYER, _PROJECTIONS | _MLP | _GATED),
+    "dinov3_vit": Family("DINOv3", r"model\.layer\.\d+", _PROJECTIONS | _GATED),
+    "beit": Family("BEiT", _LAYERS, _PROJECTIONS | _MLP),
+    "data2vec-vision": Family("data2vec-vision", _ENCODER_LAYER, _SELF_ATTENTION),
+    "swin": Family("Swin", _STAGES, _PROJECTIONS | _MLP),
+    "swinv2": Family(
+        "Swin V2",
+        _STAGES,
+        {path.replace("attention.attention", "attention.self"): r for path, r in _SELF_ATTENTION.items()},
+    ),
+    "vit_mae": Family("ViT-MAE", _LAYERS, _PROJECTIONS | _MLP, inputs="noise"),
+    "vit_msn": Family("ViT-MSN", _LAYERS, _PROJECTIONS | _MLP),
+    "ijepa": Family("I-JEPA", _LAYERS, _PROJECTIONS | _MLP),
+    "yolos": Family("YOLOS", _ENCODER_LAYER, _SELF_ATTENTION),
+    "clip": Family("CLIP", _VISION, _TOWER, pooled=True),
+    "clip_vision_model": Family("CLIP vision", _VISION, _TOWER, pooled=True),
+    "siglip": Family("SigLIP", _VISION, _TOWER, pooled=True),
+    "siglip_vision_model": Family("SigLIP vision", _VISION, _TOWER, pooled=True),
+    "siglip2": Family("SigLIP 2 NaFlex", _VISION, _TOWER, pooled=True, inputs="patches"),
+    "siglip2_vision_model": Family("SigLIP 2 NaFlex vision", _VISION, _TOWER, pooled=True, inputs="patches"),
+    "dpt": Family("DPT", _ENCODER_LAYER, _SELF_ATTENTION),
+}
+"""By model type. A model of another type is compressed where it contains one of these, such as a backbone."""
+
+
+TIMM = (
+    "A TimmWrapper only passes images on to a model of timm, whose modules transformers does not know. Load the same "
+    "weights as a model of transformers instead: most are there, such as google/vit-base-patch16-224, "
+    "facebook/deit-base-patch16-224, facebook/dinov2-base or microsoft/swin-base-patch4-window7-224."
 )
-
-FAMILIES: dict[str, Family] = {"vit": _VIT, "deit": _VIT}
-
-# Roles that read the same tensor, and so share one input moment.
-SHARED_INPUT: dict[Role, str] = {"q": "qkv", "k": "qkv", "v": "qkv"}
+"""What to say of timm's models."""
 
 
-@dataclass(frozen=True)
-class LayerInfo:
-    """One linear layer that can be compressed.
+def register_family(
+    model_type: str, family: Family, attentions: dict[type[nn.Module], Attention] | None = None
+) -> None:
+    """Let an architecture from outside be compressed, and its compressed form be loaded by the Auto classes.
 
-    Attributes:
-        name: in-memory module name.
-        role: what the layer does in its block.
-        block: index of its block.
-        input_name: the same for layers of a block that read the same tensor.
-        in_features, out_features: its shape; `weight` is (out_features, in_features).
+    Args:
+        model_type: of its config, registered with `AutoConfig`, and its model classes with theirs.
+        attentions: attention classes whose forward pass is that of `modeling_factored.FactoredAttentionMixin`, and what
+            their parts are called. Without, the layers of attention are factored each by itself.
+
+    Raises:
+        ConfigError: transformers does not know the model type.
     """
-
-    name: str
-    role: Role
-    block: int
-    input_name: str
-    in_features: int
-    out_features: int
-
-    @property
-    def parameters(self) -> int:
-        """Weight entries when dense."""
-        return self.in_features * self.out_features
-
-    @property
-    def parameters_per_rank(self) -> int:
-        """Weight entries that each further rank costs."""
-        return self.in_features + self.out_features
-
-    @property
-    def break_even_rank(self) -> int:
-        """The smallest rank at which the factors are no smaller than the dense weight."""
-        return -(-self.parameters // self.parameters_per_rank)
-
-    @property
-    def full_rank(self) -> int:
-        return min(self.in_features, self.out_features)
-
-    @property
-    def block_name(self) -> str:
-        """Module name of its block."""
-        return self.input_name.rpartition(".")[0]
-
-    @property
-    def parent(self) -> str:
-        """Name of the module it is a child of, for instance the attention."""
-        return self.name.rpartition(".")[0]
-
-
-def feature_pairs(layers: Iterable[LayerInfo], config: CompressionConfig) -> list[tuple[LayerInfo, LayerInfo]]:
-    """The (fc1, fc2) pairs whose hidden features `config` may prune."""
-    if config.mlp not in ("auto", "prune"):
-        return []
-    return [(roles["fc1"], roles["fc2"]) for roles in by_block(layers).values() if {"fc1", "fc2"} <= set(roles)]
-
-
-def by_block(layers: Iterable[LayerInfo]) -> dict[int, dict[Role, LayerInfo]]:
-    """Block → role → layer."""
-    blocks: dict[int, dict[Role, LayerInfo]] = {}
-    for layer in layers:
-        blocks.setdefault(layer.block, {})[layer.role] = layer
-    return blocks
-
-
-def linear_layer(model: PreTrainedModel, name: str) -> nn.Linear:
-    """The linear layer of that module name."""
-    module = model.get_submodule(name)
-    if not isinstance(module, nn.Linear):
-        raise ConfigError(f"{name!r} is a {type(module).__name__}, not a linear layer.")
-    return module
-
-
-def head_dim(model: PreTrainedModel, attention: str) -> int:
-    """Query, key and value features of one head of the attention module of that name."""
-    return int(model.get_submodule(attention).head_dim)  # type: ignore[arg-type]
-
-
-def has_standard_attention(model: PreTrainedModel, attention: str) -> bool:
-    """Whether in that module queries and keys may share a `down`, and values have a head dimension of their own."""
-    known = FACTORED_ARCHITECTURES[model.config.model_type].attention
-    return type(model.get_submodule(attention)).__name__ == known
-
-
-def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of the constructor that the config does not know."""
-    # A factored class passes on whatever its dense one accepts.
-    constructors = [vars(base)["__init__"] for base in type(model).__mro__ if "__init__" in vars(base)]
-    accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
-    options: dict[str, Any] = {}
-    if "add_pooling_layer" in accepted:
-        options["add_pooling_layer"] = getattr(model, "pooler", None) is not None
-    if "use_mask_token" in accepted:
-        options["use_mask_token"] = model.get_submodule("embeddings").mask_token is not None
-    return options
+    try:
+        dense_config_class(model_type)
+    except KeyError:
+        raise ConfigError(
+            f"transformers knows no model type {model_type!r}. Call AutoConfig.register({model_type!r}, …), and "
+            "AutoModelFor….register for the model classes, first."
+        ) from None
+    FAMILIES[model_type] = family
+    for attention, names in (attentions or {}).items():
+        ATTENTIONS[f"{attention.__module__}.{attention.__qualname__}"] = names
+    register(model_type)
 
 
 def supported_model_types() -> list[str]:
-    return sorted(set(FAMILIES) & set(FACTORED_ARCHITECTURES))
+    return sorted(FAMILIES)
 
 
-def family_of(model: PreTrainedModel) -> Family:
-    """The table row of a model's architecture.
-
-    Raises:
-        UnsupportedModelError: there is none, or the model is compressed already.
-    """
-    model_type = model.config.model_type
-    class_name = type(model).__name__
-    if model_type.startswith(MODEL_TYPE_PREFIX):
-        raise UnsupportedModelError(
-            f"{class_name} is compressed already (model type {model_type!r}). Compress the dense model it came from, "
-            "at the budget you want now."
-        )
-    heads = FACTORED_ARCHITECTURES[model_type].heads if model_type in FACTORED_ARCHITECTURES else {}
-    classes = sorted({name for names in heads.values() for name in names})
-    if model_type not in FAMILIES or class_name not in classes:
-        known = ", ".join(supported_model_types())
-        of_type = f" For {model_type!r} these classes are: {', '.join(classes)}." if classes else ""
-        raise UnsupportedModelError(
-            f"{class_name} (model type {model_type!r}) is not supported. Supported model types: {known}.{of_type}"
-        )
-    return FAMILIES[model_type]
+def row_of(model: PreTrainedModel) -> Family | None:
+    """The table row of a dense or compressed model; `None` of a model that at most contains one that has a row."""
+    return FAMILIES.get(model.config.model_type.removeprefix(MODEL_TYPE_PREFIX))
 
 
-def find_layers(
-    model: PreTrainedModel,
-    target_modules: Iterable[str] | None = None,
-    skip_modules: Iterable[str] = (),
-) -> list[LayerInfo]:
-    """The layers that may be compressed, in the model's order.
-
-    Args:
-        target_modules: patterns of module names to consider (`*` and `?` as in file names, matched against the whole
-            name or any dotted tail of it, so `fc1` and `layers.0.*` both work). `None`: every layer of the family.
-        skip_modules: patterns of module names to leave dense.
-
-    Raises:
-        ConfigError: a pattern matches no layer, or nothing is left.
-        UnsupportedModelError: see `family_of`.
-    """
-    family = family_of(model)
-    roles = {path: role for role, path in family.layers.items()}
-    expression = re.compile(rf"({family.block})\.({'|'.join(re.escape(path) for path in roles)})$")
-    layers = []
-    for name, module in model.named_modules():
-        match = expression.fullmatch(name)
-        if match is None or not isinstance(module, nn.Linear):
-            continue
-        block_name, block, path = match.groups()
-        role = roles[path]
-        layers.append(
-            LayerInfo(
-                name=name,
-                role=role,
-                block=int(block),
-                input_name=f"{block_name}.{SHARED_INPUT.get(role, role)}",
-                in_features=module.in_features,
-                out_features=module.out_features,
-            )
-        )
-    chosen = layers if target_modules is None else _matching(layers, target_modules, "target_modules")
-    skipped = _matching(layers, skip_modules, "skip_modules")
-    chosen = [layer for layer in chosen if layer not in skipped]
-    if not chosen:
-        raise ConfigError(
-            f"target_modules and skip_modules together leave none of the {len(layers)} layers of "
-            f"{type(model).__name__} to compress. Names look like {layers[0].name!r}."
-        )
-    return chosen
-
-
-def block_names(model: PreTrainedModel) -> list[str]:
-    """Module names of a dense model's blocks, in the model's order; its compressed form has the same."""
-    expression = re.compile(family_of(model).block)
-    return [name for name, _ in model.named_modules() if expression.fullmatch(name)]
-
-
-def _matching(layers: list[LayerInfo], patterns: Iterable[str], setting: str) -> list[LayerInfo]:
-    found = set()
-    for pattern in patterns:
-        matches = {
-            layer.name
-            for layer in layers
-            if fnmatchcase(layer.name, pattern) or fnmatchcase(layer.name, f"*.{pattern}")
-        }
-        if not matches:
-            raise ConfigError(
-                f"{setting}: {pattern!r} matches no layer. Names look like {layers[0].name!r}, {layers[-1].name!r}."
-            )
-        found |= matches
-    return [layer for layer in layers if layer.name in found]
+def supported() -> str:
+    """What to say where something is not."""
+    return (
+        f"Supported model types: {', '.join(supported_model_types())}, and models that contain one. "
+        "Another architecture is one call of hf_vitcompress.register_family."
+    )

@@ -4,7 +4,7 @@ The loss is
 
     mean over images of KL(dense ‖ gated) + w' CE(gated, label) + λ Σ cost · |score| / Σ cost
 
-on the images that calibrate; half the relative squared error of the output where a model has no classes. Dense and
+on the images that calibrate; `outputs.divergence` where the output is more, or less, than an image's classes. Dense and
 gated model are the same object, its gates off and on. At scores of 1 the KL has no gradient: at first the penalty pulls
 everything down alike, and what the model needs holds out. Adam follows the sum and a cosine lets it settle.
 """
@@ -30,7 +30,6 @@ from .config import CompressionConfig
 from .data import Batch, ImageSource
 from .distribution import from_main, new_accelerator, sum_in_place
 from .errors import CompensationError
-from .evaluation import divergence, is_classifier, output_of
 from .gate_report import NEAR_ZERO, GatePoint, GateReport, figures_of, layer_figures
 from .gates import (
     add_penalty_gradient,
@@ -42,6 +41,7 @@ from .gates import (
     scores,
 )
 from .modes import autocast, evaluation_mode, resolve_precision
+from .outputs import class_logits, divergence, is_classifier, outputs_of
 from .steps import Steps, sum_gradients
 
 BATCH_SIZE = 16
@@ -213,15 +213,16 @@ class _Learning:
         """Sum of the images' losses."""
         model, device = self.model, self.model.device
         pixel_values = augment(batch.pixel_values, draws, self.config.augmentation, self.config.crop)
-        pixel_values = pixel_values.to(device, model.dtype)
         with autocast(device, self.precision):
             with torch.no_grad(), gates_off(model):
-                target = output_of(model(pixel_values=pixel_values)).float()
-            output = output_of(model(pixel_values=pixel_values)).float()
-        loss = divergence(target, output, self.classes).sum()
+                target = outputs_of(model, pixel_values, batch.inputs)
+            output = outputs_of(model, pixel_values, batch.inputs)
+        loss = divergence(target, output).sum()
         if self.classes and self.config.label_weight and batch.labels is not None:
             labels = batch.labels.to(device)
-            loss = loss + self.config.label_weight * functional.cross_entropy(output, labels, reduction="sum")
+            loss = loss + self.config.label_weight * functional.cross_entropy(
+                class_logits(output), labels, reduction="sum"
+            )
         return loss
 
     def _note(self, state: _State) -> None:

@@ -22,21 +22,29 @@ from transformers.core_model_loading import WeightRenaming
 
 from .config import CompressionConfig
 from .errors import ConfigError
-from .families import LayerInfo, by_block, feature_pairs, find_layers, head_dim
+from .families import Role
+from .heads import prunable_heads
+from .layers import by_block, feature_pairs, find_layers, head_dim
 from .layouts import empty_model, is_factored
 
 GATE = "importance"
 """Name of the parameter."""
 
+_MAKERS: dict[Role, tuple[Role, ...]] = {"fc2": ("gate", "fc1"), "o": ("q", "k", "v")}
+"""Layers whose rows go with the columns of the one that reads them."""
+
 
 def gated_layers(model: PreTrainedModel, config: CompressionConfig) -> dict[str, int]:
-    """Layers that read features which `config` may prune by score, and the number of features (neurons or heads)."""
+    """Layers that read features which `config` may prune by score, and the number of features (neurons or heads).
+
+    Raises:
+        ConfigError: see `heads.prunable_heads`.
+    """
     layers = find_layers(model, config.target_modules, config.skip_modules)
-    counts = {second.name: second.in_features for _, second in feature_pairs(layers, config)}
+    counts = {pair[-1].name: pair[-1].in_features for pair in feature_pairs(layers, config)}
     for members in by_block(layers).values():
-        if config.attention == "prune" and {"q", "k", "v", "o"} <= set(members):
-            o: LayerInfo = members["o"]
-            counts[o.name] = o.in_features // head_dim(model, o.parent)
+        if config.attention == "prune" and (heads := prunable_heads(model, members)):
+            counts[heads[-1].name] = heads[-1].in_features // head_dim(model, heads[0].parent)
     return {layer.name: counts[layer.name] for layer in layers if layer.name in counts}
 
 
@@ -48,7 +56,7 @@ def attach_gates(model: PreTrainedModel, config: CompressionConfig) -> dict[str,
         as the layer's weight.
 
     Raises:
-        ConfigError: `config` prunes neither neurons nor heads.
+        ConfigError: `config` prunes neither neurons nor heads, or heads that cannot go.
     """
     counts = gated_layers(model, config)
     if not counts:
@@ -108,7 +116,7 @@ def gates_off(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def add_penalty_gradient(model: nn.Module, l1: float) -> None:
+def add_penalty_gradient(model: PreTrainedModel, l1: float) -> None:
     """Add the subgradient of `l1 ·` `penalty(model)` to the gradients of the scores; it is 0 at 0."""
     costs = _costs(model)
     for name, gate in gates_of(model).items():
@@ -116,24 +124,28 @@ def add_penalty_gradient(model: nn.Module, l1: float) -> None:
         gate.grad = pull if gate.grad is None else gate.grad + pull
 
 
-def penalty(model: nn.Module) -> float:
+def penalty(model: PreTrainedModel) -> float:
     """`Σ cost · |score| / Σ cost`, 1 for new gates: an L1 norm whose weight suits models of every size.
 
-    The cost of a neuron is 1; that of a head is how many neurons have as many weights, twice its dimension.
+    The cost of a neuron or a head is how many rows and columns of weights go with it: of fc1 and fc2, and of the gate
+    where there is one; of q, k, v and o.
     """
     costs = _costs(model)
     return sum(costs[name] * float(gate.detach().abs().double().sum()) for name, gate in gates_of(model).items())
 
 
-def _costs(model: nn.Module) -> dict[str, float]:
+def _costs(model: PreTrainedModel) -> dict[str, float]:
     """By layer, the cost of each of its scores as a share of that of all."""
-    costs, total = {}, 0
-    for name, gate in gates_of(model).items():
-        layer: Any = model.get_submodule(name)
-        features = layer.in_features // len(gate)
-        # Rows and columns that go with a feature: of four matrices, or of two.
-        costs[name] = 1 if features == 1 else 2 * features
-        total += costs[name] * len(gate)
+    gates = gates_of(model)
+    if not gates:
+        return {}
+    costs = {}
+    for roles in by_block(find_layers(model)).values():
+        for reader, makers in _MAKERS.items():
+            if reader in roles and (name := roles[reader].name) in gates:
+                features = roles[reader].in_features // len(gates[name])
+                costs[name] = features * (1 + sum(role in roles for role in makers))
+    total = sum(costs[name] * len(gate) for name, gate in gates.items())
     return {name: cost / total for name, cost in costs.items()}
 
 

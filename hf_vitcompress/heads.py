@@ -5,11 +5,14 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .config import CompressionConfig
 from .errors import ConfigError
-from .factorization import as_matrix, gradient_of, input_metric, is_centered, output_metric
-from .families import head_dim
+from .factorization import is_centered
+from .families import Role
+from .features import read_by
+from .layers import LayerInfo, head_dim, may_prune_heads
 from .parts import Choice, Part, Shapes, Target, refuse, shifted
 from .pruning import cut_errors, group_order, repaired, repaired_errors
 
@@ -39,11 +42,7 @@ class HeadsPart(Part):
 
     def _output_problem(self) -> tuple[Tensor, Tensor, Tensor]:
         """o's weight, the metric of its output, the moment of its input."""
-        layer, linear = self.layers[-1], self.linears[-1]
-        weight = linear.weight.detach().double()
-        output_side = output_metric(self.config.metric, gradient_of(layer, self.statistics, self.config), layer, weight)
-        input_side = input_metric(self.statistics, layer, linear, self.config)
-        return weight, as_matrix(output_side), as_matrix(input_side)
+        return read_by(self.layers[-1], self.linears[-1], self.statistics, self.config)
 
     def _features(self, head: int) -> Tensor:
         return torch.arange(head * self.size, (head + 1) * self.size, device=self.model.device)
@@ -73,7 +72,7 @@ class HeadsPart(Part):
         kept = width // self.size
         parameters = self.dense_parameters * kept // self.heads
         weights = sum(layer.parameters for layer in self.layers) * kept // self.heads
-        macs = weights * self.positions + 2 * self.positions**2 * width  # with scores and their use
+        macs = weights * self.positions + 2 * self.products * width  # with scores and their use
         return Choice(parameters, macs, float(self.solution[1][kept]), shapes)
 
     def choices(self, multiple: int) -> list[Choice]:
@@ -138,6 +137,37 @@ class HeadsPart(Part):
         if not shapes:
             return "dense"
         return f"{shapes[self.layers[-1].name]['in_features'] // self.size} of {self.heads} heads"
+
+
+def prunable_heads(model: PreTrainedModel, members: Mapping[Role, LayerInfo]) -> list[LayerInfo]:
+    """q, k, v and o of a block, which lose heads together; nothing where none of them is to be compressed.
+
+    Args:
+        members: layers of the block, by role.
+
+    Raises:
+        ConfigError: some of them are skipped, or this attention cannot lose heads.
+    """
+    projections: tuple[Role, ...] = ("qkv", "q", "k", "v")
+    first = next((members[role] for role in projections if role in members), None)
+    if first is None and "o" not in members:
+        return []
+    why = None
+    if "qkv" in members:
+        why = "has one layer for queries, keys and values together"
+    elif first is not None and not may_prune_heads(model, first.parent):
+        why = "has a position bias for every head, or a forward pass that this package does not know"
+    if first is not None and why is not None:
+        raise ConfigError(
+            f'attention="prune" removes whole heads, and those of {first.parent!r} cannot go: '
+            f"{type(model.get_submodule(first.parent)).__name__} {why}. "
+            'Use attention="low_rank", attention="joint" or attention="none".'
+        )
+    roles: tuple[Role, ...] = ("q", "k", "v", "o")
+    if not set(roles) <= set(members):
+        block = (first or members["o"]).block
+        raise ConfigError(f'attention="prune" needs all of q, k, v and o, and block {block} has some of them skipped.')
+    return [members[role] for role in roles]
 
 
 def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> Tensor:

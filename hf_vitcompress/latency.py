@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from .costs import image_shape
+from .inputs import example_inputs
+from .targets import compressed_part
 
 LATENCY_BATCHES = (1, 32)
 """Images in a batch: what a device that waits for each image sees, and one that does not."""
@@ -39,11 +40,15 @@ class Latency:
 def measure_latency(
     dense: PreTrainedModel, compressed: PreTrainedModel, batch_size: int = 32, rounds: int = 15
 ) -> Latency:
-    """Time both models on the same random images, turn by turn, in their own dtype, after a warm-up."""
-    images = torch.randn(batch_size, *image_shape(dense), generator=torch.Generator().manual_seed(0))
+    """Time both models on the same random images, turn by turn, in their own dtype, after a warm-up.
+
+    Where only a `target` is compressed, that alone is timed.
+    """
+    dense, compressed = compressed_part(dense, compressed), compressed_part(compressed, compressed)
+    large, small = example_inputs(dense, batch_size), example_inputs(compressed, batch_size)
     return alternate_latency(
-        lambda: _time_forward(dense, images.to(dense.device, dense.dtype)),
-        lambda: _time_forward(compressed, images.to(compressed.device, compressed.dtype)),
+        lambda: _time_forward(dense, large),
+        lambda: _time_forward(compressed, small),
         batch_size,
         rounds,
         dense.device,
@@ -97,12 +102,12 @@ def peak_memory_bytes() -> int:
 
 
 @torch.inference_mode()
-def _time_forward(model: PreTrainedModel, images: torch.Tensor) -> float:
+def _time_forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
     training = model.training
     model.eval()
     _synchronize(model.device)
     start = time.perf_counter()
-    model(pixel_values=images)
+    model(**inputs)
     _synchronize(model.device)
     seconds = time.perf_counter() - start
     model.train(training)

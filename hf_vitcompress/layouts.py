@@ -2,11 +2,11 @@
 
 A layout is what `config.compression["layers"]` holds, module name → shapes. An `nn.Linear` has `rank`, and
 `in_features` and `out_features` where these are smaller than the dense layer's; an attention module, the parent of
-`q_proj`, `k_proj`, `v_proj` and `o_proj`, has `qk_rank`.
+its query, key and value projections, has `qk_rank`.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,14 +15,17 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .errors import UnsupportedModelError
-from .families import constructor_options
+from .families import Role
+from .layers import LayerInfo, by_block, constructor_options, find_layers, has_standard_attention, head_dim
 from .modeling_factored import (
+    ATTENTIONS,
     MODEL_TYPE_PREFIX,
     FactoredConfigMixin,
     FactoredModelMixin,
     factored_config_class,
     factored_model_class,
 )
+from .modes import attention_implementations
 
 Layers = dict[str, dict[str, int]]
 """Module name → its shape, as in `parts.Shapes`."""
@@ -69,7 +72,7 @@ def empty_model(model: PreTrainedModel, layers: Layers) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         return model_class._from_config(
             config,
-            attn_implementation=model.config._attn_implementation,
+            attn_implementation=attention_implementations(model),
             dtype=model.dtype,
             **constructor_options(model),
         )
@@ -80,12 +83,8 @@ def linear_names(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def attention_names(linears: Iterable[str]) -> list[str]:
-    return [name.removesuffix(".q_proj") for name in linears if name.endswith(".q_proj")]
-
-
-def owner_of(tensor: str, linears: Iterable[str]) -> str:
-    """The dense layer that a tensor of any layout stands for: `fc1` for `fc1.up.weight`, `q_proj` for `qk_down.weight`.
+def owner_of(tensor: str, linears: Container[str]) -> str:
+    """The dense layer a tensor of any layout stands for: `fc1` for `fc1.up.weight`, the query's for `qk_down.weight`.
 
     Args:
         linears: names of the layers that may be factored.
@@ -93,7 +92,8 @@ def owner_of(tensor: str, linears: Iterable[str]) -> str:
     module = tensor.rpartition(".")[0]
     parent, _, last = module.rpartition(".")
     if last == "qk_down":
-        return f"{parent}.q_proj"
+        queries = {f"{parent}.{names.query}" for names in ATTENTIONS.values()}
+        return next(name for name in queries if name in linears)
     return parent if last in ("up", "down") and parent in linears else module
 
 
@@ -122,12 +122,12 @@ def infer_layers(shapes: Shapes, dense: PreTrainedModel) -> Layers:
     """
     linears: dict[str, nn.Linear] = {n: m for n, m in dense.named_modules() if isinstance(m, nn.Linear)}
     layers = {name: _linear_entry(shapes, name, linear) for name, linear in linears.items()}
-    for name in attention_names(linears):
-        value_head_dim(shapes, name, dense.get_submodule(name).head_dim)  # type: ignore[arg-type]  # a whole number
+    for name, roles in attentions_of(dense).items():
+        value_head_dim(shapes, dense, roles)  # a whole number
         if (down := shapes.get(f"{name}.qk_down.weight")) is not None:
             layers[name] = {"qk_rank": down[0]}
-            for child in ("q_proj", "k_proj"):
-                layers[f"{name}.{child}"].pop("in_features", None)
+            for role in ("q", "k"):
+                layers[roles[role].name].pop("in_features", None)
     return {name: entry for name, entry in layers.items() if entry}
 
 
@@ -162,15 +162,24 @@ def linear_shape(shapes: Shapes, name: str) -> tuple[int, int] | None:
     return up[0], down[1]
 
 
-def value_head_dim(shapes: Shapes, attention: str, head_dim: int) -> int:
-    """Rows of `v_proj` for each head; as many heads are left as `q_proj` has rows for."""
-    query, value = (linear_shape(shapes, f"{attention}.{child}") for child in ("q_proj", "v_proj"))
+def attentions_of(dense: PreTrainedModel) -> dict[str, dict[Role, LayerInfo]]:
+    """Of each attention module whose heads may change, its layers by role."""
+    blocks = by_block(find_layers(dense)).values()
+    known = [roles for roles in blocks if {"q", "k", "v", "o"} <= set(roles)]
+    return {roles["q"].parent: roles for roles in known if has_standard_attention(dense, roles["q"].parent)}
+
+
+def value_head_dim(shapes: Shapes, dense: PreTrainedModel, roles: Mapping[Role, LayerInfo]) -> int:
+    """Value features of each head of an attention module; as many heads are left as it has query rows for."""
+    attention = roles["q"].parent
+    size = head_dim(dense, attention)
+    query, value = (linear_shape(shapes, roles[role].name) for role in ("q", "v"))
     if query is None or value is None or query[0] == value[0]:
-        return head_dim
-    heads, rest = divmod(query[0], head_dim)
+        return size
+    heads, rest = divmod(query[0], size)
     if rest or heads == 0 or value[0] % heads:
         raise UnsupportedModelError(
             f"{attention!r} has {query[0]} query rows and {value[0]} value rows, which is no whole number of heads "
-            f"of size {head_dim}."
+            f"of size {size}."
         )
     return value[0] // heads

@@ -1,19 +1,27 @@
 """Models and image processors by Hub id, folder or as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
-from transformers.models.auto import modeling_auto
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import CONFIG_MAPPING
+from transformers.utils.generic import is_timm_config_dict
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .distribution import new_accelerator
 from .errors import QuantizationError, UnsupportedModelError
-from .families import supported_model_types
-from .modeling_factored import FACTORED_ARCHITECTURES, MODEL_TYPE_PREFIX
+from .families import FAMILIES, TIMM, supported
+from .modeling_factored import (
+    MODEL_TYPE_PREFIX,
+    dense_config_class,
+    factored_model_class,
+    heads_of,
+    register,
+)
 
 
 def load_model(
@@ -31,16 +39,13 @@ def load_model(
         QuantizationError: it is to be quantized and is so already, or the library that quantized it is missing.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = _load_config(name)
         if quantization_config is not None and hasattr(config, "quantization_config"):
             raise QuantizationError(
                 f"The model {str(name)!r} is quantized already. Quantize the folder it was made from, in the way you "
                 "want now."
             )
-        if config.model_type.removeprefix(MODEL_TYPE_PREFIX) not in FACTORED_ARCHITECTURES:
-            raise UnsupportedModelError(f"The model type {config.model_type!r} is not supported. {_supported()}")
-        auto_class = getattr(modeling_auto, auto_class_name(config.model_type, config.architectures))
-        model = auto_class.from_pretrained(name, config=config, quantization_config=quantization_config)
+        model = model_class(config).from_pretrained(name, config=config, quantization_config=quantization_config)
     except ImportError as error:
         raise QuantizationError(
             f"The model {str(name)!r} is quantized by a library that is missing here: {_first_line(error)} Install it; "
@@ -50,7 +55,7 @@ def load_model(
         if isinstance(error, UnsupportedModelError):
             raise
         if "does not recognize this architecture" in str(error):
-            raise UnsupportedModelError(f"{str(name)!r} has an unknown architecture. {_supported()}") from error
+            raise UnsupportedModelError(f"{str(name)!r} has an unknown architecture. {supported()}") from error
         raise UnsupportedModelError(
             f"The model {str(name)!r} cannot be loaded: {_first_line(error)} Give a folder made by save_pretrained, or "
             "a Hub id (a private one needs `hf auth login`)."
@@ -82,7 +87,7 @@ def check_model(model: Any) -> None:
             f"This {name} has adapters. Give what `merge_and_unload` of PEFT makes of a model from `get_peft_model`."
         )
     if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(f"Give a transformers model, a folder or a Hub id, not a {name}. {_supported()}")
+        raise UnsupportedModelError(f"Give a transformers model, a folder or a Hub id, not a {name}. {supported()}")
     if getattr(model, "hf_quantizer", None) is not None:
         raise UnsupportedModelError(f"This {name} is quantized already. Give the model as it was before quantization.")
 
@@ -99,15 +104,63 @@ def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
 
 
 def auto_class_name(model_type: str, architectures: Sequence[str] | None) -> str:
-    """Name of the Auto class that builds `architectures[0]`; `AutoModel` where a config does not say."""
-    architecture = FACTORED_ARCHITECTURES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))
-    heads = {} if architecture is None else architecture.heads
+    """Name of the Auto class that builds `architectures[0]`; `AutoModel` where none does or a config does not say."""
     wanted = {name.removeprefix("Factored") for name in architectures or []}
-    return next((name for name, classes in heads.items() if wanted & set(classes)), "AutoModel")
+    heads = heads_of(model_type) if model_type.removeprefix(MODEL_TYPE_PREFIX) in CONFIG_MAPPING else {}
+    return next((name for name, classes in heads.items() if wanted & {c.__name__ for c in classes}), "AutoModel")
 
 
-def _supported() -> str:
-    return f"Supported model types: {', '.join(supported_model_types())}."
+def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class a checkpoint was saved from, dense or factored; the default one where its config does not say."""
+    heads = heads_of(config.model_type)
+    known = {dense.__name__: dense for classes in heads.values() for dense in classes}
+    names = [name.removeprefix("Factored") for name in config.architectures or []]
+    chosen = next((found for name in names if (found := known.get(name) or _class_of(name, config))), None)
+    dense = chosen or next(iter([*heads.get("AutoModel", ()), *known.values()]))
+    return factored_model_class(dense) if config.model_type.startswith(MODEL_TYPE_PREFIX) else dense
+
+
+def _class_of(name: str, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The model class of transformers of that name, of those that no Auto class knows, such as `…WithProjection`."""
+    found = getattr(transformers, name, None)
+    ours = dense_config_class(config.model_type)
+    return found if isinstance(found, type) and getattr(found, "config_class", None) is ours else None
+
+
+def _load_config(name: str | Path) -> PreTrainedConfig:
+    """Of a supported model, dense or compressed.
+
+    Raises:
+        UnsupportedModelError: the architecture is not supported.
+    """
+    content = PreTrainedConfig.get_config_dict(name)[0]
+    model_type = content.get("model_type", "")
+    if is_timm_config_dict(content) or model_type == "timm_wrapper":
+        raise UnsupportedModelError(TIMM)
+    if model_type.startswith(MODEL_TYPE_PREFIX) and model_type.removeprefix(MODEL_TYPE_PREFIX) in CONFIG_MAPPING:
+        register(model_type.removeprefix(MODEL_TYPE_PREFIX))
+    config = AutoConfig.from_pretrained(name)
+    check_model_type(config)
+    return config
+
+
+def check_model_type(config: PreTrainedConfig) -> None:
+    """That the architecture, or a part of it, is a supported one.
+
+    Raises:
+        UnsupportedModelError: it is not.
+    """
+    dense_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+    if not (set(_model_types(config)) & set(FAMILIES)):
+        raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported()}")
+
+
+def _model_types(config: PreTrainedConfig) -> Iterator[str]:
+    """Of a config and of those in it."""
+    yield config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from _model_types(value)
 
 
 def _first_line(error: Exception) -> str:

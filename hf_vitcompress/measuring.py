@@ -14,8 +14,9 @@ from .config import CompressionConfig
 from .data import Batch, ImageSource
 from .distribution import gather_rows, local_work, mean_over_processes, new_accelerator, own_share, sum_numbers
 from .errors import BudgetError
-from .evaluation import divergence, is_classifier, model_outputs
+from .evaluation import Outputs, divergences, model_outputs, predictions
 from .modes import resolve_precision
+from .outputs import is_classifier
 from .planning import CompressionPlan
 from .preparation import Prepared
 from .scaling import CurveScaling, fit_scaling
@@ -30,16 +31,16 @@ class Reference:
 
     Attributes:
         batches: this process's share of the images.
-        outputs: (n, classes or features) of the dense model on them.
+        outputs: of the dense model on them.
         labels: (n,), or `None`.
-        classes: whether the outputs are of classes.
+        classes: whether every image has one class.
         images: how many images all processes together have.
         accelerator: over whose processes the images are dealt out.
     """
 
     batches: list[Batch]
     precision: str
-    outputs: Tensor
+    outputs: Outputs
     labels: Tensor | None
     classes: bool
     images: int
@@ -60,15 +61,15 @@ class Reference:
             share = own_share(accelerator, images.batch_count(2 * config.batch_size))
             batches = list(images.batches(processor, 2 * config.batch_size, share))
             outputs, labels = model_outputs(model, batches, precision)
-        count = round(sum_numbers(accelerator, [len(outputs)])[0])
+        count = round(sum_numbers(accelerator, [sum(len(terms[0]) for terms in outputs)])[0])
         if count == 0:
             raise images.unreadable()
         return cls(batches, precision, outputs, labels, is_classifier(model), count, accelerator)
 
     def losses_of(self, model: PreTrainedModel) -> Tensor:
-        """Divergence from the dense model (images,), nats (see `evaluation.divergence`), on every process."""
+        """Divergence from the dense model (images,), nats (see `outputs.divergence`), on every process."""
         outputs = model_outputs(model, self.batches, self.precision)[0]
-        return gather_rows(self.accelerator, divergence(self.outputs, outputs, self.classes))
+        return gather_rows(self.accelerator, divergences(self.outputs, outputs))
 
     def loss_of(self, model: PreTrainedModel) -> float:
         """Their mean."""
@@ -76,9 +77,9 @@ class Reference:
 
     def drop_of(self, model: PreTrainedModel) -> float:
         """Accuracy lost, as a fraction; without labels, share of images on which the two models differ."""
-        dense = self.outputs.argmax(-1)
+        dense = predictions(self.outputs)
         truth = dense if self.labels is None else self.labels
-        correct = model_outputs(model, self.batches, self.precision)[0].argmax(-1) == truth
+        correct = predictions(model_outputs(model, self.batches, self.precision)[0]) == truth
         return mean_over_processes(self.accelerator, (dense == truth).double() - correct.double())
 
 

@@ -3,11 +3,13 @@
 This file needs torch and transformers only. It is copied beside every saved checkpoint, so that
 `from_pretrained(folder, trust_remote_code=True)` works where the package is not installed.
 
-For every dense class `X` in `FACTORED_ARCHITECTURES` there is a class `FactoredX(X)` and for its config a
-`Factored<Config>`, made on first use by `factored_model_class` and `factored_config_class` and reachable as
-attributes of this module. `register` hangs them on the Auto classes.
+For any model class `X` of transformers, or one that is registered with its Auto classes, there is a class
+`FactoredX(X)` and for its config a `Factored<Config>`, made on first use by `factored_model_class` and
+`factored_config_class` and reachable as attributes of this module. `register` hangs those of one model type on the
+Auto classes; `MODEL_TYPES` are registered when the package is imported.
 """
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -16,14 +18,15 @@ import os
 import re
 import shutil
 import tempfile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, conversion_mapping
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto import modeling_auto
+from transformers.models.auto import CONFIG_MAPPING, modeling_auto
 
 MODEL_TYPE_PREFIX = "vitcompress_"
 
@@ -35,55 +38,83 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 HUB_SETTINGS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 # A dense class that is pointed at a factored checkpoint would find none of the factored weights and start from
-# random ones with nothing but a warning. On disk the config therefore carries this text in a field that every vision
-# config declares as a float: the dense config class refuses it, and its error shows the text. The real value stays
-# in `compression`; `FactoredConfigMixin.from_dict` puts it back.
-GUARD_FIELD = "initializer_range"
+# random ones with nothing but a warning. On disk the config and the configs in it therefore carry this text in a field
+# that is declared as a number: the dense config class refuses it, and its error shows the text. The real values stay in
+# `compression`; `FactoredConfigMixin.from_dict` puts them back.
+GUARD_FIELDS = ("initializer_range", "initializer_factor", "layer_norm_eps")
+"""Preferred for it; a config that has none of them carries it in the first number that it has."""
 GUARD_TEXT = (
     "This checkpoint has factored layers, which a dense model class cannot hold. Run `pip install hf-vitcompress`, "
     "then `import hf_vitcompress` and load it with an Auto class, or pass trust_remote_code=True to an Auto class."
 )
 
+MODEL_TYPES = (
+    "vit",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+    "dinov3_vit",
+    "beit",
+    "data2vec-vision",
+    "swin",
+    "swinv2",
+    "vit_mae",
+    "vit_msn",
+    "ijepa",
+    "yolos",
+    "clip",
+    "clip_vision_model",
+    "siglip",
+    "siglip_vision_model",
+    "siglip2",
+    "siglip2_vision_model",
+    "dpt",
+    "depth_anything",
+    "llava",
+    "upernet",
+)
+"""What `register` makes known to the Auto classes when the package is imported; others when they are first used."""
 
-class Architecture(NamedTuple):
-    """The dense classes of one model type: where they live, and which Auto classes build them.
 
-    `heads` maps an Auto class to its model classes; where there are several, `config.architectures` chooses and the
-    first is the default. `attention` is the attention class, if its forward pass is the one that
-    `FactoredAttentionMixin` has.
+class Attention(NamedTuple):
+    """What the parts of an attention class are called, if its forward pass is that of `FactoredAttentionMixin`.
+
+    `output` is `None` where another module applies the output projection.
     """
 
-    module: str
-    config: str
-    heads: dict[str, tuple[str, ...]]
-    attention: str | None = None
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    output: str | None = "o_proj"
+    head_dim: str = "head_dim"
+    scaling: str = "scaling"
+    dropout: str = "attention_dropout"
 
 
-FACTORED_ARCHITECTURES: dict[str, Architecture] = {
-    "vit": Architecture(
-        "transformers.models.vit",
-        "ViTConfig",
-        {
-            "AutoModel": ("ViTModel",),
-            "AutoModelForImageClassification": ("ViTForImageClassification",),
-            "AutoModelForMaskedImageModeling": ("ViTForMaskedImageModeling",),
-        },
-        attention="ViTAttention",
-    ),
-    "deit": Architecture(
-        "transformers.models.deit",
-        "DeiTConfig",
-        {
-            "AutoModel": ("DeiTModel",),
-            "AutoModelForImageClassification": (
-                "DeiTForImageClassification",
-                "DeiTForImageClassificationWithTeacher",
-            ),
-            "AutoModelForMaskedImageModeling": ("DeiTForMaskedImageModeling",),
-        },
-        attention="DeiTAttention",
-    ),
+_OUT_PROJ = Attention(output="out_proj", scaling="scale", dropout="dropout")
+_SELF_ATTENTION = Attention("query", "key", "value", None, "attention_head_size", "scaling", "dropout_prob")
+
+ATTENTIONS: dict[str, Attention] = {
+    f"transformers.models.{path}": names
+    for path, names in {
+        "vit.modeling_vit.ViTAttention": Attention(),
+        "deit.modeling_deit.DeiTAttention": Attention(),
+        "dinov2.modeling_dinov2.Dinov2Attention": Attention(),
+        "dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersAttention": Attention(),
+        "dinov3_vit.modeling_dinov3_vit.DINOv3ViTAttention": Attention(dropout="dropout"),
+        "beit.modeling_beit.BeitAttention": Attention(),
+        "swin.modeling_swin.SwinAttention": Attention(),
+        "vit_mae.modeling_vit_mae.ViTMAEAttention": Attention(),
+        "vit_msn.modeling_vit_msn.ViTMSNAttention": Attention(),
+        "ijepa.modeling_ijepa.IJepaAttention": Attention(),
+        "yolos.modeling_yolos.YolosSelfAttention": _SELF_ATTENTION,
+        "dpt.modeling_dpt.DPTSelfAttention": _SELF_ATTENTION,
+        "clip.modeling_clip.CLIPAttention": _OUT_PROJ,
+        "siglip.modeling_siglip.SiglipAttention": _OUT_PROJ,
+        "siglip2.modeling_siglip2.Siglip2Attention": _OUT_PROJ,
+    }.items()
 }
+"""By the path of the class: the attention whose queries and keys may share a `down`, and whose heads may be cut."""
 
 
 class FactoredLinear(nn.Module):
@@ -133,35 +164,57 @@ class FactoredLinear(nn.Module):
 class FactoredAttentionMixin:
     """Attention whose queries and keys may share a `down`, and whose values may have a head dimension of their own.
 
-    `qk_down (rank, d)`, where there is one, reads the hidden states for `q_proj (·, rank)` and `k_proj (·, rank)`. The
-    number of heads is that of `q_proj`; each takes an equal part of what `v_proj` gives.
+    `qk_down (rank, d)`, where there is one, reads the hidden states for queries and keys, each (·, rank) then. The
+    number of heads is that of the queries; each takes an equal part of what the value projection gives.
     """
 
+    names: Attention
     eager_attention: Any
+    rotate: Any
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        shape = hidden_states.shape[:-1]
-        matched = self.qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
-        query = self.q_proj(matched).view(*shape, -1, self.head_dim).transpose(1, 2)  # type: ignore[attr-defined]
-        key = self.k_proj(matched).view(*shape, -1, self.head_dim).transpose(1, 2)  # type: ignore[attr-defined]
-        value = self.v_proj(hidden_states).view(*shape, query.shape[1], -1).transpose(1, 2)  # type: ignore[attr-defined]
-        value_dim, implementation = value.shape[-1], self.config._attn_implementation  # type: ignore[attr-defined]
-        if implementation != "eager" and value_dim < self.head_dim:  # type: ignore[attr-defined]
+        names, own = self.names, cast(Any, self)
+        head_dim, shape = getattr(own, names.head_dim), hidden_states.shape[:-1]
+        matched = own.qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
+        query = getattr(own, names.query)(matched).view(*shape, -1, head_dim).transpose(1, 2)
+        key = getattr(own, names.key)(matched).view(*shape, -1, head_dim).transpose(1, 2)
+        value = getattr(own, names.value)(hidden_states).view(*shape, query.shape[1], -1).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = type(self).rotate(query, key, *position_embeddings)
+        value_dim, implementation = value.shape[-1], own.config._attn_implementation
+        if implementation != "eager" and value_dim < head_dim:
             # Fused kernels want one head dimension for all; zeros in the values are zeros in the output.
-            value = functional.pad(value, (0, self.head_dim - value_dim))  # type: ignore[attr-defined]
+            value = functional.pad(value, (0, head_dim - value_dim))
         output, weights = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, type(self).eager_attention)(
             self,
             query,
             key,
             value,
-            attention_mask,
-            dropout=self.attention_dropout if self.training else 0.0,  # type: ignore[attr-defined]
-            scaling=self.scaling,  # type: ignore[attr-defined]
+            self._with_position_bias(attention_mask, hidden_states.shape[0]),
+            dropout=getattr(own, names.dropout) if own.training else 0.0,
+            scaling=getattr(own, names.scaling),
             **kwargs,
         )
-        return self.o_proj(output[..., :value_dim].reshape(*shape, -1)), weights  # type: ignore[attr-defined]
+        output = output[..., :value_dim].reshape(*shape, -1)
+        return output if names.output is None else getattr(own, names.output)(output), weights
+
+    def _with_position_bias(self, attention_mask: torch.Tensor | None, windows: int) -> torch.Tensor | None:
+        """The mask (windows of one image, tokens, tokens) of windowed attention, with a bias for each head; as in Swin.
+
+        Elsewhere the mask as it is.
+        """
+        if not hasattr(self, "relative_position_bias"):
+            return attention_mask
+        bias = self.relative_position_bias()
+        if attention_mask is None:
+            return bias
+        return bias + attention_mask.unsqueeze(1).repeat(windows // attention_mask.shape[0], 1, 1, 1)
 
 
 class FactoredConfigMixin:
@@ -181,16 +234,29 @@ class FactoredConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        if config_dict.get(GUARD_FIELD) == GUARD_TEXT:
-            compression = dict(config_dict["compression"])
-            config_dict = {**config_dict, GUARD_FIELD: compression.pop(GUARD_FIELD), "compression": compression}
-        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        compression = dict(config_dict.get("compression") or {})
+        restored = {**config_dict, "compression": compression}
+        for path in list(compression):
+            *inner, field = path.split(".")
+            place = restored
+            for key in inner if GUARD_TEXT in _values_at(restored, path) else ():
+                place[key] = dict(place[key])
+                place = place[key]
+            if place.get(field) == GUARD_TEXT:
+                place[field] = compression.pop(path)
+        return super().from_dict(restored if config_dict.get("compression") else config_dict, **kwargs)  # type: ignore[misc]
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
         """Write `config.json`, with the guard against dense classes and the way to the code beside it."""
         content = json.loads(self.to_json_string(use_diff=use_diff))  # type: ignore[attr-defined]
-        content["compression"] = {**(content.get("compression") or {}), GUARD_FIELD: content[GUARD_FIELD]}
-        content[GUARD_FIELD] = GUARD_TEXT
+        content["compression"] = dict(content.get("compression") or {})
+        inner = {name: value for name, value in vars(self).items() if isinstance(value, PreTrainedConfig)}
+        for name, config in {"": self, **inner}.items():
+            field, place = _guard_field(cast(PreTrainedConfig, config)), content.get(name) if name else content
+            # The text model of a larger one is as it was.
+            if name != "text_config" and isinstance(place, dict):
+                content["compression"][f"{name}.{field}".removeprefix(".")] = getattr(config, field)
+                place[field] = GUARD_TEXT
         content["auto_map"] = self._auto_map()
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -198,12 +264,28 @@ class FactoredConfigMixin:
     def _auto_map(self) -> dict[str, str]:
         module = REMOTE_FILE.removesuffix(".py")
         auto_map = {"AutoConfig": f"{module}.{type(self).__name__}"}
-        heads = FACTORED_ARCHITECTURES[self.model_type.removeprefix(MODEL_TYPE_PREFIX)].heads  # type: ignore[attr-defined]
-        for auto_class, dense_names in heads.items():
-            names = [f"Factored{name}" for name in dense_names]
+        for auto_class, dense_classes in heads_of(self.model_type).items():  # type: ignore[attr-defined]
+            names = [f"Factored{dense.__name__}" for dense in dense_classes]
             chosen = [name for name in names if name in (self.architectures or [])]  # type: ignore[attr-defined]
             auto_map[auto_class] = f"{module}.{(chosen or names)[0]}"
         return auto_map
+
+
+def _values_at(content: dict[str, Any], path: str) -> list[Any]:
+    """The value at that dotted path of nested dictionaries, in a list; empty where there is none."""
+    value: Any = content
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return []
+        value = value[key]
+    return [value]
+
+
+def _guard_field(config: PreTrainedConfig) -> str:
+    """Name of the number in whose place `GUARD_TEXT` stands on disk."""
+    fields = {field.name: field.type for field in dataclasses.fields(config)}
+    numbers = [name for name, declared in fields.items() if declared in (int, float)]
+    return next(name for name in (*GUARD_FIELDS, *numbers) if name in fields)
 
 
 class FactoredModelMixin:
@@ -223,24 +305,25 @@ class FactoredModelMixin:
 
     def _resize_layers(self) -> None:
         layers = (getattr(self.config, "compression", None) or {}).get("layers", {})  # type: ignore[attr-defined]
-        parents = {}
+        narrowed = {}
         for name, shape in layers.items():
             module_name, module = self._find_layer(name)
             known = isinstance(shape, dict) and bool(shape)
             if known and isinstance(module, nn.Linear) and set(shape) <= {"rank", "in_features", "out_features"}:
                 self.set_submodule(module_name, _resized(name, module, **shape))  # type: ignore[attr-defined]
-                parents[module_name.rpartition(".")[0]] = name
+                if "out_features" in shape:
+                    narrowed[module_name.rpartition(".")[0]] = name
             elif known and set(shape) == {"qk_rank"} and shape["qk_rank"] > 0 and _has_plain_queries(module):
-                _share_down(module, shape["qk_rank"])
-                parents[module_name] = name
+                _share_down(module, shape["qk_rank"], name)
+                narrowed[module_name] = name
             else:
                 raise ValueError(
                     f"config.compression gives {name!r}, a {type(module).__name__} in {type(self).__name__}, the shape "
                     f"{shape!r}. An nn.Linear has a rank, in_features or out_features, attention has a qk_rank."
                 )
-        for parent, name in parents.items():
+        for parent, name in narrowed.items():
             attention = self.get_submodule(parent)  # type: ignore[attr-defined]
-            if hasattr(attention, "v_proj") and _is_unusual(attention):
+            if _looks_like_attention(attention):
                 attention.__class__ = _attention_class(type(attention), name)
 
     def _find_layer(self, name: str) -> tuple[str, nn.Module]:
@@ -341,45 +424,86 @@ def holds_weights(name: str) -> bool:
     return name == INDEX_FILE or WEIGHTS.fullmatch(name) is not None
 
 
-def compressed_modules(layers: dict[str, dict[str, int]]) -> list[str]:
-    """Names of the linear layers, or pairs of them, that `config.compression["layers"]` makes."""
-    names = []
-    for name, shape in layers.items():
-        names += [f"{name}.{child}" for child in ("qk_down", "q_proj", "k_proj")] if "qk_rank" in shape else [name]
-    return names
+def compressed_modules(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers, or pairs of them, that `config.compression["layers"]` of a factored model made."""
+    found = []
+    for name, shape in model.config.compression["layers"].items():
+        path, module = cast(FactoredModelMixin, model)._find_layer(name)
+        names = attention_names(type(module)) if "qk_rank" in shape else None
+        children = [] if names is None else ["qk_down", names.query, names.key]
+        found += [f"{path}.{child}" for child in children] or [path]
+    return found
+
+
+def attention_names(module_class: type[nn.Module]) -> Attention | None:
+    """The entry of an attention class, dense or factored, in `ATTENTIONS`; `None` for every other class."""
+    for base in module_class.__mro__:
+        if (names := ATTENTIONS.get(f"{base.__module__}.{base.__qualname__}")) is not None:
+            return names
+    return None
+
+
+def _looks_like_attention(module: nn.Module) -> bool:
+    return attention_names(type(module)) is not None or any(hasattr(module, name) for name in ("v_proj", "value"))
 
 
 def _has_plain_queries(module: nn.Module) -> bool:
     """Whether it is an attention module whose queries and keys are not factored, each by itself."""
-    return all(isinstance(getattr(module, name, None), nn.Linear) for name in ("q_proj", "k_proj"))
+    names = attention_names(type(module)) or Attention()
+    return all(isinstance(getattr(module, name, None), nn.Linear) for name in (names.query, names.key))
 
 
-def _share_down(attention: nn.Module, rank: int) -> None:
+def _share_down(attention: nn.Module, rank: int, layer: str) -> None:
     """Let queries and keys read the same `rank` projections of the hidden states."""
-    q: Any = attention.q_proj
-    k: Any = attention.k_proj
+    names = attention_names(type(attention))
+    if names is None:
+        raise _unknown_attention(type(attention), layer)
+    q: Any = getattr(attention, names.query)
+    k: Any = getattr(attention, names.key)
     attention.qk_down = nn.Linear(q.in_features, rank, bias=False, device=q.weight.device, dtype=q.weight.dtype)
-    for name, dense in (("q_proj", q), ("k_proj", k)):
+    for name, dense in ((names.query, q), (names.key, k)):
         narrow = nn.Linear(
             rank, dense.out_features, dense.bias is not None, device=dense.weight.device, dtype=dense.weight.dtype
         )
         setattr(attention, name, narrow)
 
 
-def _is_unusual(attention: Any) -> bool:
-    """Whether the dense class's forward pass does not know what to do with it."""
-    return hasattr(attention, "qk_down") or attention.v_proj.out_features != attention.q_proj.out_features
+def _unknown_attention(attention_class: type[nn.Module], layer: str) -> ValueError:
+    return ValueError(
+        f"config.compression gives {layer!r} a shape that {attention_class.__name__} cannot have: a qk_rank, other "
+        "heads than all, or values of another head dimension than the queries. Its class is not in `ATTENTIONS`."
+    )
 
 
 _classes: dict[str, type] = {}
 
 
+def dense_config_class(model_type: str) -> type[PreTrainedConfig]:
+    """The config class of a model type, with `MODEL_TYPE_PREFIX` or without.
+
+    Raises:
+        KeyError: transformers does not know the type.
+    """
+    return CONFIG_MAPPING[model_type.removeprefix(MODEL_TYPE_PREFIX)]
+
+
+def heads_of(model_type: str) -> dict[str, tuple[type[PreTrainedModel], ...]]:
+    """Dense classes that each Auto class knows for a model type; where there are several, the first is the default."""
+    config_class = dense_config_class(model_type)
+    found = {}
+    for name, auto_class in vars(modeling_auto).items():
+        if name.startswith("Auto") and (mapping := getattr(auto_class, "_model_mapping", None)) is not None:
+            classes = mapping.get(config_class, ())
+            if classes and not name.endswith("Vision2Seq"):  # an old name of another one
+                found[name] = tuple(classes) if isinstance(classes, list | tuple) else (classes,)
+    return found
+
+
 def factored_config_class(model_type: str) -> type[PreTrainedConfig]:
     """The config class of the factored form of `model_type`, e.g. `FactoredViTConfig` for `"vit"`."""
-    architecture = FACTORED_ARCHITECTURES[model_type]
-    name = f"Factored{architecture.config}"
+    dense = dense_config_class(model_type)
+    name = f"Factored{dense.__name__}"
     if name not in _classes:
-        dense = getattr(importlib.import_module(architecture.module), architecture.config)
         body = {
             "__module__": __name__,
             "__doc__": f"`{dense.__name__}` with `compression`, the shapes of the factored layers.",
@@ -392,26 +516,23 @@ def factored_config_class(model_type: str) -> type[PreTrainedConfig]:
 
 
 def factored_model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The factored form of a dense model class, e.g. `FactoredViTModel` for `ViTModel`.
-
-    Raises:
-        KeyError: the class is not in `FACTORED_ARCHITECTURES`.
-    """
+    """The factored form of a dense model class, e.g. `FactoredViTModel` for `ViTModel`."""
     name = f"Factored{dense_class.__name__}"
     if name not in _classes:
-        model_type = _model_type_of(dense_class.__name__)
-        config_class = factored_config_class(model_type)
+        model_type = cast(Any, dense_class.config_class).model_type
         body = {
             "__module__": __name__,
             "__doc__": f"`{dense_class.__name__}` in which the layers named by `config.compression` are factored.",
-            "config_class": config_class,
+            "config_class": factored_config_class(model_type),
             "config": None,
         }
         _classes[name] = type(name, (FactoredModelMixin, dense_class), body)
-        mapping = conversion_mapping.get_checkpoint_conversion_mapping(dense_class.__name__)
-        if mapping is not None:
-            # transformers finds the renaming of old checkpoints by class name; ours has another one.
-            conversion_mapping.register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
+        # transformers finds the renaming of old checkpoints by names that ours have not.
+        for known in (dense_class.__name__, model_type):
+            mapping = conversion_mapping.get_checkpoint_conversion_mapping(known)
+            if mapping is not None:
+                conversion_mapping.register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
+                break
     return _classes[name]
 
 
@@ -421,37 +542,36 @@ def _attention_class(dense_class: type[nn.Module], layer: str) -> type[nn.Module
     Raises:
         ValueError: its forward pass is another one than that of `FactoredAttentionMixin`.
     """
-    name = dense_class.__name__
-    if name not in {architecture.attention for architecture in FACTORED_ARCHITECTURES.values()}:
-        raise ValueError(
-            f"config.compression gives {layer!r} a shape that {name} cannot have: a qk_rank, or values of another "
-            "head dimension than the queries."
-        )
-    if f"Factored{name}" not in _classes:
+    if issubclass(dense_class, FactoredAttentionMixin):
+        return dense_class
+    names = attention_names(dense_class)
+    if names is None:
+        raise _unknown_attention(dense_class, layer)
+    name = f"Factored{dense_class.__name__}"
+    if name not in _classes:
+        module: Any = importlib.import_module(dense_class.__module__)
         body = {
             "__module__": __name__,
-            "__doc__": f"`{name}` with what `FactoredAttentionMixin` adds.",
-            "eager_attention": staticmethod(importlib.import_module(dense_class.__module__).eager_attention_forward),
+            "__doc__": f"`{dense_class.__name__}` with what `FactoredAttentionMixin` adds.",
+            "names": names,
+            "eager_attention": staticmethod(module.eager_attention_forward),
+            "rotate": staticmethod(vars(module).get("apply_rotary_pos_emb", _no_rotation)),
         }
-        _classes[f"Factored{name}"] = type(f"Factored{name}", (FactoredAttentionMixin, dense_class), body)
-    return _classes[f"Factored{name}"]
+        _classes[name] = type(name, (FactoredAttentionMixin, dense_class), body)
+    return _classes[name]
 
 
-def _model_type_of(class_name: str) -> str:
-    for model_type, architecture in FACTORED_ARCHITECTURES.items():
-        if any(class_name in classes for classes in architecture.heads.values()):
-            return model_type
-    raise KeyError(class_name)
+def _no_rotation(*_: Any) -> Any:
+    raise NotImplementedError("This attention has no rotary position embeddings.")
 
 
-def register() -> None:
-    """Register every factored config and model class with the Auto classes; calling it again changes nothing."""
-    for model_type, architecture in FACTORED_ARCHITECTURES.items():
+def register(*model_types: str) -> None:
+    """Register the factored classes of model types with the Auto classes; calling it again changes nothing."""
+    for model_type in model_types:
         config_class = factored_config_class(model_type)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        module = importlib.import_module(architecture.module)
-        for auto_name, class_names in architecture.heads.items():
-            models = tuple(factored_model_class(getattr(module, name)) for name in class_names)
+        for auto_name, dense_classes in heads_of(model_type).items():
+            models = tuple(factored_model_class(dense) for dense in dense_classes)
             auto_class = getattr(modeling_auto, auto_name)
             # A tuple lets `config.architectures` choose, as transformers does for its own classes.
             auto_class._model_mapping.register(config_class, models if len(models) > 1 else models[0], exist_ok=True)
@@ -459,14 +579,17 @@ def register() -> None:
 
 def __getattr__(name: str) -> type:
     """The factored classes by name, for `trust_remote_code`, for `from … import FactoredViTModel` and for pickle."""
+    if name in _classes:
+        return _classes[name]
     dense = name.removeprefix("Factored")
-    for model_type, architecture in FACTORED_ARCHITECTURES.items() if dense != name else ():
-        if dense == architecture.config:
-            return factored_config_class(model_type)
-        module = importlib.import_module(architecture.module)
-        if any(dense in names for names in architecture.heads.values()):
-            return factored_model_class(getattr(module, dense))
-        if dense == architecture.attention:
-            modeling = importlib.import_module(getattr(module, architecture.heads["AutoModel"][0]).__module__)
-            return _attention_class(getattr(modeling, dense), name)
+    if dense != name:
+        dense_class = getattr(transformers, dense, None)
+        if isinstance(dense_class, type) and issubclass(dense_class, PreTrainedConfig):
+            return factored_config_class(dense_class.model_type)
+        if isinstance(dense_class, type) and issubclass(dense_class, PreTrainedModel):
+            return factored_model_class(dense_class)
+        for path in ATTENTIONS:
+            module, _, attention = path.rpartition(".")
+            if attention == dense:
+                return _attention_class(getattr(importlib.import_module(module), attention), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .config import Precision
 from .errors import ConfigError
@@ -45,6 +45,19 @@ def fast_products(device: torch.device, wanted: bool) -> Iterator[None]:
         matmul.fp32_precision = previous
 
 
+def attention_implementations(model: PreTrainedModel) -> dict[str, str]:
+    """Which attention function a model uses, and those of the models in it by the name of their config.
+
+    As `attn_implementation` takes it; a model and its backbone may differ.
+    """
+    configs = {name: value for name, value in vars(model.config).items() if isinstance(value, PreTrainedConfig)}
+    return {
+        name: config._attn_implementation
+        for name, config in {"": model.config, **configs}.items()
+        if config._attn_implementation is not None
+    }
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: PreTrainedModel, trained: Collection[nn.Parameter] = ()) -> Iterator[None]:
     """No dropout, gradients of `trained` parameters only, eager attention where its backward pass is faster.
@@ -53,19 +66,21 @@ def evaluation_mode(model: PreTrainedModel, trained: Collection[nn.Parameter] = 
     """
     training = {module: module.training for module in model.modules()}
     wanted = [parameter.requires_grad for parameter in model.parameters()]
-    attention = model.config._attn_implementation
+    attention = attention_implementations(model)
+    eager = {name: "eager" if used == "sdpa" else used for name, used in attention.items()}
+    settable = model.device.type == "cpu" and model._can_set_attn_implementation()
     model.eval()
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    if model.device.type == "cpu" and attention == "sdpa":
-        model.set_attn_implementation("eager")
+    if settable and eager != attention:
+        model.set_attn_implementation(eager)
     try:
         yield
     finally:
         for parameter, requires_grad in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(requires_grad)
-        if model.config._attn_implementation != attention:
+        if attention_implementations(model) != attention:
             model.set_attn_implementation(attention)
         for module, mode in training.items():
             module.training = mode

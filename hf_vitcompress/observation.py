@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .config import CompressionConfig
-from .families import LayerInfo, linear_layer
+from .layers import LayerInfo, linear_layer
 from .modes import fast_products
 from .statistics import Statistics
 
@@ -29,6 +29,7 @@ class Observer:
     Attributes:
         images: that all of the calibration will see.
         batch: index of the batch that is being observed.
+        mask: (n, tokens) of that batch, 0 where a token is padding; `None` without padding.
         finite: by layer name, whether all outputs were; of the last block, because no moment sees what those become.
     """
 
@@ -37,6 +38,7 @@ class Observer:
     config: CompressionConfig
     images: int
     batch: int = 0
+    mask: Tensor | None = None
     finite: dict[str, Tensor] = field(default_factory=dict)
     _seen: dict[str, Tensor] = field(default_factory=dict)
     _importance: dict[str, Tensor] = field(default_factory=dict)
@@ -111,12 +113,14 @@ class Observer:
 
         return hook
 
-    def finish_batch(self, images: int = 0) -> None:
-        """Add the batch's inputs and outputs."""
+    def finish_batch(self, images: int = 0, probes: int = 0) -> None:
+        """Add the batch's inputs and outputs; its gradients are those of `probes` backward passes over `images`."""
         for name, activations in self._seen.items():
-            weights = self._token_weights(self._input_of.get(name, name))
             moment = self.statistics.inputs.get(name) or self.statistics.outputs[name]
             tokens = self._tokens(activations)
+            # Padding has no gradient, but it has activations.
+            real = slice(None) if self.mask is None or self.mask.numel() != len(tokens) else self.mask.flatten().bool()
+            tokens, weights = tokens[real], self._token_weights(self._input_of.get(name, name), real)
             wide = name in self._wide and moment.second is not None and moment.second.dim() == 2
             count = len(tokens)
             if wide:
@@ -128,7 +132,7 @@ class Observer:
             if name in self.statistics.inputs:
                 self.statistics.tokens[name] = self.statistics.tokens.get(name, 0) + count
         for gradient in self.statistics.gradients.values():
-            gradient.count += images * self.config.fisher_probes
+            gradient.count += images * probes
         self._seen.clear()
         self._importance.clear()
 
@@ -152,11 +156,12 @@ class Observer:
             self._buffers[flat.shape] = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
         return self._buffers[flat.shape].copy_(flat)
 
-    def _token_weights(self, input_name: str) -> Tensor | None:
-        """`(1 − a) + a · ‖g‖² / mean ‖g‖²`, so that the weights average 1 in every batch."""
+    def _token_weights(self, input_name: str, real: Tensor | slice) -> Tensor | None:
+        """`(1 − a) + a · ‖g‖² / mean ‖g‖²`, so that the weights of the real tokens average 1 in every batch."""
         importance = self._importance.get(input_name)
         if importance is None:
             return None
+        importance = importance[real]
         if not torch.isfinite(importance).all():
             return None
         share = self.config.token_weighting

@@ -7,7 +7,7 @@ A part is one or more linear layers that are compressed together. Its *shapes* a
 |---|---|---|
 | `LayerPart` | any one | `rank` |
 | `QueryKeyPart` | q, k | `qk_rank`: one `down` for both |
-| `PairPart` (`pairs`) | fc1, fc2 or v, o | `out_features` and `in_features` alike, and a `rank` each |
+| `PairPart` (`pairs`) | fc1 (with gate), fc2 or v, o | `out_features` and `in_features` alike, and a `rank` each |
 | `HeadsPart` (`heads`) | q, k, v, o | whole heads: `out_features` and `in_features` alike |
 """
 
@@ -36,7 +36,7 @@ from .factorization import (
     sides,
     solve,
 )
-from .families import LayerInfo, linear_layer
+from .layers import LayerInfo, attention_keys, linear_layer
 from .statistics import Statistics
 
 Shapes = dict[str, dict[str, int]]
@@ -123,6 +123,11 @@ class Part(ABC):
     def positions(self) -> int:
         """Vectors per image that pass through the layers, for counting MACs."""
         return round(self.statistics.tokens[self.layers[0].input_name] / max(self.statistics.images, 1))
+
+    @property
+    def products(self) -> int:
+        """Multiply-accumulates per image of one of the products of attention, for each feature: queries × keys."""
+        return self.positions * attention_keys(self.model, self.layers[0], self.positions)
 
     @property
     def dense_parameters(self) -> int:
@@ -267,6 +272,9 @@ class QueryKeyPart(Part):
 
     `[W_q; W_k]` is factored as one weight whose metric on the output side is block-diagonal. Both then see the same
     projection of the hidden states, and the errors of their product cancel where those of two projections add up.
+
+    In some models k alone has no bias. The mean is then part of what `down` has to pass on, for both: softmax would
+    not see the keys' mean error, but with rotary positions it differs from key to key.
     """
 
     role = "qk"
@@ -287,7 +295,14 @@ class QueryKeyPart(Part):
             for layer, linear in zip(self.layers, self.linears, strict=True)
         )
         assert isinstance(wide, Tensor)
-        return input_metric(self.statistics, self.layers[0], self.linears[0], self.config), wide
+        without = [linear for linear in self.linears if linear.bias is None]
+        reader = (without or self.linears)[0]
+        return input_metric(self.statistics, self.layers[0], reader, self.config), wide
+
+    @property
+    def _centered(self) -> bool:
+        """Whether both biases take up the mean of the error."""
+        return all(is_centered(linear, self.config) for linear in self.linears)
 
     def solve(self) -> Tensor:
         """Errors (n + 1,)."""
@@ -329,7 +344,7 @@ class QueryKeyPart(Part):
         for layer, linear, weight, own in zip(self.layers, self.linears, weights, ups, strict=True):
             tensors[f"{layer.name}.weight"] = own
             if linear.bias is not None:
-                lost = weight @ mean - own @ (down @ mean) if is_centered(linear, self.config) else weight.new_zeros(())
+                lost = weight @ mean - own @ (down @ mean) if self._centered else weight.new_zeros(())
                 tensors[f"{layer.name}.bias"] = shifted(linear.bias, lost)
         return tensors
 
@@ -338,8 +353,6 @@ class QueryKeyPart(Part):
             return []
         weight = torch.cat([linear.weight.detach().double() for linear in self.linears])
         biases = [linear.bias.detach().double() for linear in self.linears if linear.bias is not None]
-        # k alone has no bias in some models; then neither moves.
-        bias = torch.cat(biases) if len(biases) == len(self.linears) else None
-        centered = bias is not None and self.config.correct_bias
+        bias = torch.cat(biases) if len(biases) == len(self.linears) else None  # else neither moves
         rank = shapes[self.name]["qk_rank"]
-        return [Target(self.layers, weight, weight, self._sides()[1], False, bias, centered, rank)]
+        return [Target(self.layers, weight, weight, self._sides()[1], False, bias, self._centered, rank)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .families import LayerInfo
+from .layers import LayerInfo
 from .modeling_factored import FactoredLinear, compressed_modules
 from .modes import fast_products
 from .statistics import Statistics
@@ -83,7 +83,7 @@ def eigenbases(student: PreTrainedModel, layers: Iterable[LayerInfo], statistics
 
     Only on the narrow side of a layer, and only where the weight still has the features of the dense one.
     """
-    compressed = set(compressed_modules(student.config.compression["layers"]))
+    compressed = set(compressed_modules(student))
     bases: dict[str, Tensor | None] = {}
     rotations: dict[Tensor, Rotation] = {}
 

@@ -13,8 +13,9 @@ from .config import CompressionConfig
 from .costs import Costs, count_costs
 from .distribution import deal, gather_objects, local_work, new_accelerator
 from .errors import BudgetError, CalibrationError, ConfigError
-from .families import LayerInfo, Role, by_block, feature_pairs, find_layers, has_standard_attention
-from .heads import HeadsPart, selection_method
+from .families import Role
+from .heads import HeadsPart, prunable_heads, selection_method
+from .layers import LayerInfo, by_block, feature_pairs, find_layers, has_standard_attention
 from .pairs import PairPart
 from .parts import Choice, LayerPart, Part, QueryKeyPart
 from .planning import Budget, CompressionPlan, Table, make_plan
@@ -23,6 +24,9 @@ from .scaling import CurveScaling
 from .statistics import Statistics
 
 BUDGET_CURVE_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
+
+Group = tuple[type[Part], Sequence[LayerInfo]]
+"""Layers that are compressed together, and as what."""
 
 
 @dataclass
@@ -186,47 +190,45 @@ def make_parts(
     Layers whose partners are skipped are factored alone.
 
     Raises:
-        ConfigError: nothing is left to compress.
+        ConfigError: nothing is left to compress, or attention that is to lose heads cannot.
     """
-    pairs = {first.name for first, _ in feature_pairs(layers, config)}
-    parts: list[Part] = []
-    for members in by_block(layers).values():
-
-        def take(*roles: Role, members: dict[Role, LayerInfo] = members) -> list[LayerInfo] | None:
-            return [members.pop(role) for role in roles] if set(roles) <= set(members) else None
-
-        joint = config.attention == "joint" and _has_standard_attention(model, members)
-        if config.attention == "prune":
-            heads = take("q", "k", "v", "o")
-            if heads is None:
-                missing = next(iter(members.values())).block
-                raise ConfigError(
-                    f'attention="prune" needs all of q, k, v and o, and block {missing} has some of them skipped.'
-                )
-            parts.append(HeadsPart(heads, model, statistics, config, importance))
-        if joint and (shared := take("q", "k")) is not None:
-            parts.append(QueryKeyPart(shared, model, statistics, config))
-        if joint and (values := take("v", "o")) is not None:
-            parts.append(PairPart(values, model, statistics, config))
-        if config.attention != "none":
-            alone = [layer for layers in (take("q"), take("k"), take("v"), take("o")) for layer in layers or []]
-            parts += [LayerPart([layer], model, statistics, config) for layer in alone]
-        if "fc1" in members and members["fc1"].name in pairs and (pair := take("fc1", "fc2")) is not None:
-            parts.append(PairPart(pair, model, statistics, config, importance))
-        if config.mlp in ("auto", "low_rank"):
-            alone = [layer for layers in (take("fc1"), take("fc2")) for layer in layers or []]
-            parts += [LayerPart([layer], model, statistics, config) for layer in alone]
-    if not parts:
+    pairs = {pair[0].block: pair for pair in feature_pairs(layers, config)}
+    groups: list[Group] = []
+    for block, members in by_block(layers).items():
+        groups += _attention_groups(model, members, config)
+        if block in pairs:
+            groups.append((PairPart, pairs[block]))
+        elif config.mlp in ("auto", "low_rank"):
+            groups += _alone(members, ("gate", "fc1", "fc2"))
+    if not groups:
         raise ConfigError(
             f"attention={config.attention!r} and mlp={config.mlp!r} leave nothing of the {len(layers)} layers to "
             "compress."
         )
-    return parts
+    return [kind(together, model, statistics, config, importance) for kind, together in groups]
 
 
-def _has_standard_attention(model: PreTrainedModel, members: Mapping[Role, LayerInfo]) -> bool:
-    layer = members.get("q") or members.get("v")
-    return layer is not None and has_standard_attention(model, layer.parent)
+def _attention_groups(
+    model: PreTrainedModel, members: Mapping[Role, LayerInfo], config: CompressionConfig
+) -> list[Group]:
+    """Of a block's layers by role."""
+    if config.attention == "none":
+        return []
+    if config.attention == "prune":
+        heads = prunable_heads(model, members)
+        return [(HeadsPart, heads)] if heads else []
+    left, groups = dict(members), []
+    first = members.get("q") or members.get("v")
+    if config.attention == "joint" and first is not None and has_standard_attention(model, first.parent):
+        pairs: tuple[tuple[type[Part], tuple[Role, Role]], ...] = ((QueryKeyPart, ("q", "k")), (PairPart, ("v", "o")))
+        for kind, roles in pairs:
+            if set(roles) <= set(left):
+                groups.append((kind, [left.pop(role) for role in roles]))
+    return groups + _alone(left, ("qkv", "q", "k", "v", "o"))
+
+
+def _alone(members: Mapping[Role, LayerInfo], roles: Sequence[Role]) -> list[Group]:
+    return [(LayerPart, [members[role]]) for role in roles if role in members]
 
 
 def _solve_all(parts: Sequence[Part], progress: bool, accelerator: Accelerator) -> None:
@@ -260,10 +262,15 @@ def _check_statistics(
             f"The statistics were collected for metric={statistics.settings.get('metric')!r} and the config asks for "
             f"{config.metric!r}. Calibrate again, or use that metric."
         )
+    if config.needs_gradients and statistics.settings.get("calibration_loss", "output") != config.calibration_loss:
+        raise CalibrationError(
+            f"The statistics were collected with another calibration_loss than {config.calibration_loss!r}. Calibrate "
+            "again, or use that one."
+        )
     known = set(statistics.settings.get("prunable_inputs", []))
-    for _, second in feature_pairs(layers, config):
-        if second.name not in known:
+    for *_, reader in feature_pairs(layers, config):
+        if reader.name not in known:
             raise CalibrationError(
-                f"The statistics do not cover the neurons before {second.name!r}, which mlp={config.mlp!r} may prune. "
+                f"The statistics do not cover the neurons before {reader.name!r}, which mlp={config.mlp!r} may prune. "
                 'Calibrate again with that setting, or use mlp="low_rank".'
             )

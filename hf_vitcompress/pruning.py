@@ -1,9 +1,9 @@
-"""Which hidden features of a pair of layers remain: importance scores, error curves, least-squares repair.
+"""Which of the features between layers remain: importance scores, error curves, least-squares repair.
 
-Two layers with `m` features between them (`fc1 → activation → fc2`, or `v → attention → o`) are pruned by removing
-features: rows of the first weight, columns of the second, `W₂ (out, m)`. The columns that stay, `S`, are solved again
-for the inputs `a` they still have. With `C = E[a aᵀ]` (centred where the bias takes up the mean) and `G` the metric on
-the output side, the least-squares solution and its error are
+Layers with `m` features between them (`fc1 → activation → fc2`, with a gate or without, or `v → attention → o`) are
+pruned by removing features: rows of the weights that make them, columns of the one that reads them, `W₂ (out, m)`. The
+columns that stay, `S`, are solved again for the inputs `a` they still have. With `C = E[a aᵀ]` (centred where the bias
+takes up the mean) and `G` the metric on the output side, the least-squares solution and its error are
 
     W₂' = W₂ C_{·S} C_SS⁻¹        E(S) = ½ tr(G W₂_R C_{R|S} W₂_Rᵀ),  R the removed ones,
 
@@ -135,9 +135,10 @@ def _eliminate(gram: Tensor, inverse: Tensor, count: int) -> list[int]:
     return order
 
 
-def magnitude_order(first: Tensor, second: Tensor) -> Tensor:
-    """Features by the product of the norms of their row of `first` (m, ·) and column of `second` (·, m)."""
-    return (first.norm(dim=1) * second.norm(dim=0)).argsort(descending=True, stable=True)
+def magnitude_order(makers: Sequence[Tensor], reader: Tensor) -> Tensor:
+    """Features by the product of the norms of their row in each of `makers` (m, ·) and column of `reader` (·, m)."""
+    norms = torch.stack([*(weight.norm(dim=1) for weight in makers), reader.norm(dim=0)])
+    return norms.prod(0).argsort(descending=True, stable=True)
 
 
 def group_order(weight: Tensor, output_side: Tensor, covariance: Tensor, groups: Sequence[Tensor]) -> list[int]:

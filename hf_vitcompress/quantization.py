@@ -17,6 +17,7 @@ from .errors import QuantizationError
 from .fingerprints import model_digest
 from .layouts import is_factored
 from .loading import check_model, load_model
+from .modes import attention_implementations
 from .report import REPORT_FILE, CompressionReport
 
 SCHEMES = {
@@ -77,7 +78,7 @@ def quantize(
             for companion in restored_companions(model):
                 companion.save_pretrained(folder)
         quantized = _load_quantized(folder, scheme, quantization_config, accelerator)
-    quantized.set_attn_implementation(model.config._attn_implementation)
+    quantized.set_attn_implementation(attention_implementations(model))
     quantized.name_or_path = quantized.config.name_or_path = model.config.name_or_path
     return cast(Any, quantized).to(model.device)
 

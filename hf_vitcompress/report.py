@@ -135,6 +135,12 @@ class CompressionReport:
     def keep_ratio(self) -> float:
         return self.compressed.parameters / self.dense.parameters
 
+    @property
+    def title(self) -> str:
+        """The compressed model, and what of it the figures are of where that is only a part."""
+        target = self.settings.get("target")
+        return self.model if target is None else f"{self.model}, its {target}"
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The before/after table: quantity, dense, compressed, change."""
         rows = comparison_rows(self.dense, self.compressed, None, None, self.evaluation, self.latency)
@@ -195,14 +201,14 @@ class CompressionReport:
         for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
             with atomic_path(path.with_suffix(suffix)) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        title = f"{self.model}: {self.keep_ratio:.1%} of the parameters kept"
+        title = f"{self.title}: {self.keep_ratio:.1%} of the parameters kept"
         point = None if self.predicted_loss is None else (self.keep_ratio, self.predicted_loss)
         course = () if self.compensation is None else self.compensation.points
         save_figure(compression_figure(title, self.parts, self.budget_curve, point, course), path.with_suffix(".png"))
 
     def render(self) -> "RenderableType":
         """A rich table for the terminal."""
-        return table(("", "dense", "compressed", "change"), self.rows(), title=self.model)
+        return table(("", "dense", "compressed", "change"), self.rows(), title=self.title)
 
     def __str__(self) -> str:
         from rich.console import Console

@@ -27,26 +27,26 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .checkpoints import Checkpoint
 from .config import CompressionConfig
 from .cross_moments import CrossMoments, collect_cross_moments, targets_output
-from .data import ImageSource
-from .distribution import from_owner, local_work, own_share, sum_numbers
+from .distribution import from_owner
 from .factorization import balanced, roots
-from .families import block_names
+from .images import ImageSource
+from .layers import block_names
 from .measuring import Reference
 from .modeling_factored import FactoredLinear, compressed_modules
-from .modes import evaluation_mode, resolve_precision
+from .modes import evaluation_mode
 from .parts import Part, Target
 from .planning import CompressionPlan
 from .preparation import Prepared
 from .report import CompensationPoint
 from .statistics import Statistics
-from .taps import BlockStream
+from .streams import BlockStream, BlockStreams
 
 RIDGE = 1e-2
 """λ relative to the mean variance of x̂: how much it takes to leave the dense weight where the images say little."""
@@ -112,7 +112,7 @@ class ResidualCompensation:
     """Solves the residuals of `student` in place, one block after the other; the dense model stays as it was.
 
     Args:
-        images: at most as many are used as the inputs of one block, of both models, fit into `cache_megabytes`
+        images: at most as many are used as the largest inputs of a block, of both models, fit into `cache_megabytes`
             (per process).
         reference: the dense model on held-out images; if it was better on them before some of the last blocks were
             solved, these are as before.
@@ -133,7 +133,6 @@ class ResidualCompensation:
         self.images, self.reference, self.config, self.processor = images, reference, config, image_processor
         self.dense = prepared.model
         self.accelerator: Accelerator = reference.accelerator
-        self.precision = resolve_precision(config.precision, student.device)
         self.blocks: dict[str, list[Part]] = {name: [] for name in block_names(self.dense)}
         for part in prepared.parts:
             self.blocks[part.layers[0].block_name].append(part)
@@ -146,7 +145,7 @@ class ResidualCompensation:
         start = time.perf_counter()
         state = checkpoint.load() or {"blocks": 0, "layers": {}, "points": [], "seconds": 0.0}
         start -= state["seconds"]
-        original = {name: self._read(name) for name in compressed_modules(self.plan.layers)}
+        original = {name: self._read(name) for name in compressed_modules(self.student)}
         for name, tensors in state["layers"].items():
             self._write(name, tensors)
         with evaluation_mode(self.dense), evaluation_mode(self.student), torch.no_grad():
@@ -164,57 +163,41 @@ class ResidualCompensation:
         return points
 
     def _solve_blocks(self, state: dict[str, Any], start: float, checkpoint: Checkpoint, progress: bool) -> None:
-        """Those that are not in `state` yet; the inputs pass through the others as well."""
-        streams = self._first_inputs()
-        images = round(sum_numbers(self.accelerator, [streams[0].images])[0])
+        """Those that are not in `state` yet."""
+        blocks = list(self.blocks)
+        streams = BlockStreams(
+            (self.dense, self.student), blocks, self.images, self.config, self.processor, self.accelerator
+        )
+        images = streams.start(state["blocks"])
         if images == 0:
             raise self.images.unreadable()
         bar = tqdm(
-            self.blocks.items(),
+            range(state["blocks"], len(blocks)),
             desc="solving residuals",
             unit=" blocks",
+            initial=state["blocks"],
+            total=len(blocks),
             disable=not (progress and self.accelerator.is_main_process),
         )
-        for done, (name, members) in enumerate(bar, start=1):
-            blocks = self.dense.get_submodule(name), self.student.get_submodule(name)
-            new = done > state["blocks"]
-            if new:
-                state["layers"] |= self._solve_block(blocks, members, streams)
-            with local_work(self.accelerator, "Compensation"):
-                for block, stream in zip(blocks, streams, strict=True):
-                    stream.advance(block)
-            if new:
-                state["blocks"], state["seconds"] = done, time.perf_counter() - start
-                if done in self.marks:
-                    self._judge(state, images)
-                checkpoint.save(state)
+        for index in bar:
+            if index > streams.at:
+                streams.advance()
+            state["layers"] |= self._solve_block(blocks[index], streams.streams)
+            state["blocks"], state["seconds"] = index + 1, time.perf_counter() - start
+            if index + 1 in self.marks:
+                self._judge(state, images)
+            checkpoint.save(state)
 
     def _judge(self, state: dict[str, Any], images: int) -> None:
         point = CompensationPoint("residual", state["seconds"], images, self.reference.loss_of(self.student))
         state["points"].append(asdict(point))
 
-    def _first_inputs(self) -> tuple[BlockStream, BlockStream]:
-        """Both models' inputs of the first block, for this process's images, as far as they fit."""
-        streams = BlockStream(self.precision), BlockStream(self.precision)
-        room = self.config.cache_megabytes * 1_000_000
-        first = next(iter(self.blocks))
-        count = self.images.batch_count(self.config.batch_size)
-        with local_work(self.accelerator, "Compensation"):
-            for batch in self.images.batches(
-                self.processor, self.config.batch_size, own_share(self.accelerator, count)
-            ):
-                for model, stream in zip((self.dense, self.student), streams, strict=True):
-                    stream.read(model, first, batch.pixel_values)
-                if sum(stream.bytes for stream in streams) * (1 + 1 / len(streams[0].hidden)) > room:
-                    break
-        return streams
-
-    def _solve_block(
-        self, blocks: tuple[nn.Module, nn.Module], parts: list[Part], streams: tuple[BlockStream, BlockStream]
-    ) -> dict[str, dict[str, Tensor]]:
+    def _solve_block(self, block: str, streams: tuple[BlockStream, BlockStream]) -> dict[str, dict[str, Tensor]]:
         """Layers that read the same input at once, in the order in which a block computes them."""
+        models = (self.dense, self.student)
+        blocks = self.dense.get_submodule(block), self.student.get_submodule(block)
         groups: dict[str, list[Target]] = {}
-        for part in parts:
+        for part in self.blocks[block]:
             for target in part.targets(self.plan.shapes_of(part)):
                 groups.setdefault(target.layers[0].input_name, []).append(target)
         order = {layer.input_name: position for position, layer in enumerate(self.prepared.layers)}
@@ -222,7 +205,6 @@ class ResidualCompensation:
         for input_name in sorted(groups, key=lambda name: order[name]):
             targets = groups[input_name]
             layer = targets[0].layers[0]
-            models = (self.dense, self.student)
             reader = self._modules_of(targets[0])[0]
             moments = collect_cross_moments(layer, reader, models, blocks, streams, self.accelerator)
             for target in targets:

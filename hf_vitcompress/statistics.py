@@ -8,8 +8,8 @@ A layer `y = W x + b` of shape (out, in) enters the closed forms (see `factoriza
 
 Without pruning the wide moments (1536² instead of 384² in a ViT-S) are never formed: they would be four fifths of the
 arithmetic. Where hidden features may be pruned, their own moments take the place of the narrow ones: the covariance of
-fc2's input and the gradient moment at fc1's output. A square layer keeps `C` and `G` themselves, and layers that read
-the same tensor share one `C`.
+fc2's input and the gradient moments at the outputs of fc1 and, where there is one, of the gate. A square layer keeps
+`C` and `G` themselves, and layers that read the same tensor share one `C`.
 """
 
 import json
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from .distribution import from_owner, gather_objects, sum_in_place, sum_numbers
 from .errors import CalibrationError
-from .families import LayerInfo
 from .files import atomic_path
+from .layers import LayerInfo
 from .scaling import CurveScaling
 
 FORMAT_VERSION = 2

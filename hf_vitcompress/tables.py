@@ -48,6 +48,11 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str |
     return grid
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
+
+
 def format_bytes(count: int) -> str:
     """Decimal units, as file managers and the Hub use them."""
     size, unit = float(count), "B"

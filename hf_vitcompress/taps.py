@@ -1,14 +1,11 @@
 """Looking at what flows through some modules of a model, and leaving no trace of it in the model."""
 
-import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-
-from .modes import autocast
 
 
 class Tap:
@@ -26,12 +23,12 @@ class Tap:
 
     def __enter__(self) -> "Tap":
         for name, module in self.modules.items():
-            self.handles.append(module.register_forward_hook(self._hook(name)))
+            self.handles.append(module.register_forward_hook(self._hook(name), with_kwargs=True))
         return self
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            self.inputs[name], self.outputs[name] = inputs[0], first_of(output)
+        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            self.inputs[name], self.outputs[name] = first_input(arguments, named)[1], first_of(output)
 
         return hook
 
@@ -40,55 +37,14 @@ class Tap:
             handle.remove()
 
 
+def first_input(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[int | str, Tensor]:
+    """Position or name of a module's hidden states among its arguments, and these."""
+    if "hidden_states" in named:
+        return "hidden_states", named["hidden_states"]
+    given: list[tuple[int | str, Any]] = [*enumerate(arguments), *named.items()]
+    return next((place, value) for place, value in given if isinstance(value, Tensor))
+
+
 def first_of(output: Any) -> Tensor:
     """A block's hidden states; some blocks return more beside them."""
     return output[0] if isinstance(output, tuple) else output
-
-
-class _Reached(Exception):  # noqa: N818 (no error)
-    """The block whose inputs are wanted has been called."""
-
-
-class BlockStream:
-    """One model's inputs of one block, for all images of this process."""
-
-    def __init__(self, precision: str) -> None:
-        self.precision = precision
-        self.hidden: list[Tensor] = []
-        self.rest: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    @property
-    def bytes(self) -> int:
-        return sum(hidden.nbytes for hidden in self.hidden)
-
-    @property
-    def images(self) -> int:
-        return sum(len(hidden) for hidden in self.hidden)
-
-    def read(self, model: PreTrainedModel, block: str, pixel_values: Tensor) -> None:
-        """Add what `model` passes to `block` for these images; nothing after it is computed."""
-
-        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            hidden, *others = arguments
-            self.hidden.append(hidden)
-            self.rest.append((tuple(others), named))
-            raise _Reached
-
-        handle = model.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            with contextlib.suppress(_Reached), autocast(model.device, self.precision):
-                model(pixel_values=pixel_values.to(model.device, model.dtype))
-        finally:
-            handle.remove()
-
-    def run(self, block: nn.Module, index: int) -> Tensor:
-        """The block's output (n, tokens, d) for one batch."""
-        arguments, named = self.rest[index]
-        with autocast(self.hidden[index].device, self.precision):
-            output = block(self.hidden[index], *arguments, **named)
-        return first_of(output)
-
-    def advance(self, block: nn.Module) -> None:
-        """From the inputs of `block` to those of the next one."""
-        for index in range(len(self.hidden)):
-            self.hidden[index] = self.run(block, index)

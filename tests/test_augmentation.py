@@ -97,3 +97,8 @@ def test_shape_dtype_and_the_given_images_stay(dtype: torch.dtype, size: tuple[i
     assert result.dtype == dtype
     assert torch.equal(images, before)
     assert set(result.flatten().tolist()) <= set(images.flatten().tolist())
+
+
+def test_what_is_no_image_stays_as_it_is() -> None:
+    patches = torch.arange(2 * 6 * 4.0).reshape(2, 6, 4)
+    assert torch.equal(augment(patches, torch.zeros(2, 3), mirror=True, crop=0.5), patches)

@@ -21,7 +21,7 @@ from hf_vitcompress.building import build_model
 from hf_vitcompress.calibration import calibrate
 from hf_vitcompress.costs import count_costs
 from hf_vitcompress.data import open_images
-from hf_vitcompress.families import block_names, find_layers, linear_layer
+from hf_vitcompress.layers import block_names, find_layers, linear_layer
 from hf_vitcompress.modeling_factored import compressed_modules
 from hf_vitcompress.planning import CompressionPlan
 from hf_vitcompress.preparation import prepare_model
@@ -334,7 +334,7 @@ def test_a_model_only_to_be_looked_at_computes_the_same_and_copies_only_what_is_
     assert torch.equal(found, output(small, pixels))
     assert not torch.allclose(found, logits, rtol=1e-2)
     assert_unchanged(model, before)
-    own, new = dict(model.named_parameters()), compressed_modules(planned(model, form))
+    own, new = dict(model.named_parameters()), compressed_modules(small)
     for name, parameter in trial.named_parameters():
         shared = name in own and parameter.data_ptr() == own[name].data_ptr()
         assert shared is not name.startswith(tuple(f"{module}." for module in new)), name

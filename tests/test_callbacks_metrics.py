@@ -1,6 +1,7 @@
 """Figures of the compression in a Trainer's logs."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from training import (
     Recorder,
     new_trainer,
 )
+from zoo import HEADS
 
 from hf_vitcompress.callbacks import (
     CompressionCallback,
     CompressionMetricsCallback,
 )
+from hf_vitcompress.callbacks.metrics import layer_ranks, rank_figures
+from hf_vitcompress.layers import find_layers
 
 
 def limits_of(model: nn.Module) -> list[tuple[str, int]]:
@@ -84,3 +88,12 @@ def test_a_callback_may_be_added_later(tmp_path: Path) -> None:
     trainer.train()
     assert callback.report is not None
     assert "compression_keep_ratio" in recorder.logs[0][1]
+
+
+@pytest.mark.parametrize("name", ["Swinv2Backbone", "DepthAnythingForDepthEstimation", "DINOv3ViTModel"])
+def test_every_architecture_has_ranks_by_role(name: str) -> None:
+    model = next(head for head in HEADS if head.name == name).dense()
+    ranks = layer_ranks(model)
+    layers = find_layers(model)
+    assert {role: len(own) for role, own in ranks.items()} == Counter(layer.role for layer in layers)
+    assert rank_figures(model)["rank_min"] == min(layer.full_rank for layer in layers)

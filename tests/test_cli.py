@@ -231,8 +231,8 @@ def damaged(folder: Path) -> str:
 
 MODELS: dict[str, tuple[Callable[[Path], str], str]] = {
     "missing": (lambda folder: str(folder / "absent"), "absent"),
-    "other architecture": (bert, "bert.*deit, vit"),
-    "unknown architecture": (unheard_of, "unknown architecture.*deit, vit"),
+    "other architecture": (bert, "bert.*beit, clip"),
+    "unknown architecture": (unheard_of, "unknown architecture.*beit, clip"),
     "damaged weights": (damaged, "model.*cannot be loaded"),
 }
 

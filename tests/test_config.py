@@ -34,6 +34,7 @@ EVERY_FIELD = {
     "num_images": 77,
     "batch_size": 5,
     "measuring_images": 6,
+    "calibration_loss": "task",
     "fisher_probes": 3,
     "validation_images": 9,
     "compensation": "both",

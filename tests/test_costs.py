@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import TINY, seeded, tiny_config
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
@@ -12,8 +13,10 @@ from transformers import (
     ViTForMaskedImageModeling,
     ViTModel,
 )
+from zoo import HEADS
 
-from hf_vitcompress.costs import count_costs, count_macs, disk_bytes, image_shape, tensor_bytes
+from hf_vitcompress.costs import count_costs, count_macs, disk_bytes, tensor_bytes
+from hf_vitcompress.inputs import example_inputs
 from hf_vitcompress.modeling_factored import factored_config_class, factored_model_class
 
 TOKENS = 16 + 1
@@ -95,14 +98,20 @@ def test_the_bytes_of_a_tensor_made_of_others_are_theirs():
     assert tensor_bytes(torch.nn.Parameter(TwoTensor(torch.empty(3, 5), torch.empty(3, 5)))) == 2 * 60
 
 
-@pytest.mark.parametrize(("size", "shape"), [(16, (3, 16, 16)), ([16, 32], (3, 16, 32)), ((8, 16), (3, 8, 16))])
-def test_the_image_shape_is_that_of_the_config(size, shape):
-    assert image_shape(ViTModel(tiny_config(image_size=size))) == shape
-
-
 def test_macs_of_images_that_are_not_square():
     model = ViTModel(tiny_config(image_size=[16, 32], num_channels=1))
     assert count_macs(model) == 32 * 32 * 4 * 4 + blocks(4 * 8 + 1) + 32 * 32
+
+
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_macs_without_storage_are_those_of_the_real_model(head):
+    # Eager and with gradients: fused kernels are not counted.
+    config = head.model_class.config_class(**head.settings)
+    model = head.model_class._from_config(config, attn_implementation="eager").eval()
+    inputs = example_inputs(model)
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    assert count_macs(model) == counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize(("shard", "files"), [("1GB", 1), ("20KB", None)])

@@ -134,6 +134,67 @@ def test_a_data_loader_without_labels_gives_none(pixels: Tensor) -> None:
     assert (len(source), source.labels) == (96, None)
 
 
+def _batches(pixels: Tensor, size: int, **more: Any) -> list[dict[str, Any]]:
+    starts = range(0, len(pixels), size)
+    whole = {"pixel_values": pixels, **more}
+    return [{name: value[start : start + size] for name, value in whole.items()} for start in starts]
+
+
+def test_targets_that_are_more_than_classes_are_kept_for_each_image(pixels: Tensor) -> None:
+    maps = torch.arange(12)[:, None, None].expand(12, 4, 4)
+    source = open_images(_batches(pixels[:12], 5, labels=maps))
+    assert source.labels is None
+    first, second = source.select([7, 2, 9]).batches(None, 2)
+    assert torch.equal(first.targets, maps[[7, 2]])
+    assert torch.equal(second.targets, maps[[9]])
+    assert torch.equal(first.targets_on(torch.device("cpu")), maps[[7, 2]])
+
+
+def test_boxes_are_kept_for_each_image(pixels: Tensor) -> None:
+    boxes = [{"class_labels": torch.tensor([i]), "boxes": torch.rand(i % 3, 4), "id": i} for i in range(12)]
+    source = open_images(_batches(pixels[:12], 5, labels=boxes)).sample(6, seed=3)
+    (batch,) = source.batches(None, 6)
+    assert batch.labels is None
+    for image, target, moved in zip(batch.pixel_values, batch.targets, batch.targets_on("cpu"), strict=True):
+        assert torch.equal(image, pixels[target["id"]])
+        assert torch.equal(moved["boxes"], boxes[target["id"]]["boxes"])
+
+
+def test_numbers_are_targets_and_no_classes(pixels: Tensor) -> None:
+    numbers = torch.rand(12)
+    source = open_images(_batches(pixels[:12], 5, labels=numbers))
+    (batch,) = source.batches(None, 12)
+    assert source.labels is None
+    assert torch.equal(batch.targets, numbers)
+
+
+def test_classes_are_the_targets_where_there_are_no_others(pixels: Tensor) -> None:
+    (batch,) = open_images(_dicts(pixels[:6], torch.arange(6))).batches(None, 6)
+    assert batch.targets is None
+    assert torch.equal(batch.targets_on(torch.device("cpu")), torch.arange(6))
+
+
+def test_targets_of_several_sizes_are_named(pixels: Tensor) -> None:
+    maps = [torch.zeros(4, 4), torch.zeros(4, 5)]
+    with pytest.raises(DataError, match="Targets"):
+        next(open_images(_batches(pixels[:2], 1, labels=maps)).batches(None, 2))
+
+
+def test_what_else_is_known_of_an_image_stays_with_it(pixels: Tensor) -> None:
+    masks = torch.arange(12)[:, None].expand(12, 3)
+    source = open_images(_batches(pixels[:12], 5, mask=masks, names=[f"{i}.png" for i in range(12)]))
+    (batch,) = source.select([7, 2, 9]).batches(None, 8)
+    assert batch.inputs.keys() == {"mask"}
+    assert torch.equal(batch.inputs["mask"], masks[[7, 2, 9]])
+
+
+def test_what_is_known_of_some_batches_only_is_left_out(pixels: Tensor) -> None:
+    batches = _batches(pixels[:4], 2, mask=torch.zeros(4, 3))
+    del batches[1]["mask"]
+    source = open_images(batches)
+    assert [set(batch.inputs) for batch in source.batches(None, 4)] == [set()]
+
+
 def test_an_endless_loader_is_read_no_further_than_needed(pixels: Tensor) -> None:
     def endless() -> Any:
         while True:

@@ -15,6 +15,7 @@ from students import Case, changed, checkpoint, compressed, lively, state_of
 from torch import Tensor
 from torch.nn import functional
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, ViTForMaskedImageModeling, ViTModel
+from zoo import HEADS
 
 import hf_vitcompress.distillation
 from hf_vitcompress.augmentation import augment
@@ -22,6 +23,7 @@ from hf_vitcompress.data import Batch, ImageSource
 from hf_vitcompress.distillation import EVALUATIONS, PATIENCE, Distillation, State, trained_parameters
 from hf_vitcompress.errors import CompensationError, DataError
 from hf_vitcompress.measuring import Reference
+from hf_vitcompress.outputs import divergence, outputs_of
 from hf_vitcompress.report import CompensationPoint
 from hf_vitcompress.steps import Steps
 
@@ -156,6 +158,20 @@ def test_a_model_without_classes_has_its_output_instead_of_logits() -> None:
     ((batch, draws),) = teaching.steps.own_part(0)
     expected = expected_loss(case, student, [0, 1], batch, draws)
     assert float(teaching._loss(batch, draws).detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["YolosForObjectDetection", "BeitForSemanticSegmentation", "Siglip2VisionModel"])
+def test_a_model_that_says_more_learns_all_of_it(name: str) -> None:
+    head = next(head for head in HEADS if head.name == name)
+    case = lesson(dense=head.dense(), images=head.pixels(48), feature_weight=0.0, keep_ratio=0.8)
+    student = case.student()
+    teaching = case.distillation(student)
+    ((batch, draws),) = teaching.steps.own_part(0)
+    images = augment(batch.pixel_values, draws, mirror=True, crop=0.0)
+    with torch.no_grad():
+        expected = float(divergence(outputs_of(case.dense, images), outputs_of(student, images)).sum())
+        assert expected > 1e-5
+        assert float(teaching._loss(batch, draws)) == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_step_has_the_gradients_of_the_mean_loss() -> None:

@@ -44,8 +44,8 @@ from hf_vitcompress.distribution import (
     own_share,
     sum_numbers,
 )
-from hf_vitcompress.families import find_layers
 from hf_vitcompress.heads import HeadsPart
+from hf_vitcompress.layers import find_layers
 from hf_vitcompress.pairs import PairPart
 from hf_vitcompress.parts import LayerPart, Part, QueryKeyPart
 from hf_vitcompress.statistics import Statistics

@@ -16,7 +16,9 @@ from transformers import (
     ViTForImageClassification,
     ViTModel,
 )
+from zoo import HEADS, Head
 
+from hf_vitcompress import evaluation
 from hf_vitcompress.data import open_images
 from hf_vitcompress.errors import ConfigError, DataError
 from hf_vitcompress.evaluation import Accuracy, evaluate_model, mean_interval, wilson_interval
@@ -149,6 +151,61 @@ def test_a_headless_model_is_judged_by_its_relative_error(pixels: Tensor) -> Non
     assert result.kl is not None
     assert result.kl.value == pytest.approx(float(error.mean()), rel=1e-5)
     assert result.agreement is None
+
+
+def head_named(name: str) -> Head:
+    return next(head for head in HEADS if head.name == name)
+
+
+def test_a_segmenter_is_judged_pixel_by_pixel() -> None:
+    head = head_named("BeitForSemanticSegmentation")
+    dense, model, images = head.dense(), head.dense(seed=7), head.pixels(6)
+    p, q = (outputs(m, images).double().softmax(1) for m in (dense, model))
+    kl = (p * (p / q).log()).sum(1).flatten(1).mean(1)
+    same = (p.argmax(1) == q.argmax(1)).double().flatten(1).mean(1)
+    result = evaluate_model(model, open_images(images), against=dense, batch_size=4, progress=False)
+    assert result.kl is not None
+    assert result.kl.value == pytest.approx(float(kl.mean()), rel=1e-5)
+    assert result.agreement == mean_interval(same)
+    assert (result.top1, result.top1_drop) == (None, None)
+
+
+def test_a_detector_is_judged_by_its_classes_and_its_boxes() -> None:
+    head = head_named("YolosForObjectDetection")
+    dense, model, images = head.dense(), head.dense(seed=7), head.pixels(6)
+    with torch.no_grad():
+        ours, theirs = (m(pixel_values=images) for m in (dense, model))
+    p, q = ours.logits.double().softmax(-1), theirs.logits.double().softmax(-1)
+    expected = (p * (p / q).log()).sum(-1).mean(-1)
+    error = ((theirs.pred_boxes - ours.pred_boxes) ** 2).sum(-1) * p[..., :5].sum(-1)
+    expected += error.sum(-1) / (ours.pred_boxes**2).sum((1, 2)) / 2
+    result = evaluate_model(model, open_images(images), against=dense, progress=False)
+    assert result.kl is not None
+    assert result.kl.value == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert result.agreement is not None
+
+
+def test_labels_of_pixels_judge_no_classifier() -> None:
+    head = head_named("BeitForSemanticSegmentation")
+    batch = {"pixel_values": head.pixels(4), "labels": head.targets(4)}  # type: ignore[misc]
+    with pytest.raises(DataError, match="nothing to judge by"):
+        evaluate_model(head.dense(), open_images([batch]), progress=False)
+
+
+@pytest.mark.parametrize("name", ["BeitForSemanticSegmentation", "DPTForDepthEstimation", "SwinBackbone"])
+def test_a_part_of_many_values_judges_as_well(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = head_named(name)
+    dense, model = head.dense(), head.dense(seed=7)
+    results = []
+    for limit in (2**16, 300):
+        monkeypatch.setattr(evaluation, "VALUES_PER_IMAGE", limit)
+        found, _ = evaluation.model_outputs(dense, open_images(head.pixels(6)).batches(None, 4))
+        assert all(term.values[0].numel() <= limit for terms in found for term in terms)
+        results.append(evaluate_model(model, open_images(head.pixels(6)), against=dense, progress=False))
+    whole, part = (result.kl for result in results)
+    assert whole is not None
+    assert part is not None
+    assert part.value == pytest.approx(whole.value, rel=0.25)
 
 
 def test_without_labels_and_without_a_reference_there_is_nothing_to_judge_by(

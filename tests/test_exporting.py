@@ -514,8 +514,8 @@ def quantized() -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (bert, UnsupportedModelError, r"BertModel.*deit, vit"),
-        (lambda: 3, UnsupportedModelError, r"not a int.*deit, vit"),
+        (bert, UnsupportedModelError, r"BertModel.*beit, clip"),
+        (lambda: 3, UnsupportedModelError, r"not a int.*beit, clip"),
         (lambda: "nowhere", UnsupportedModelError, r"nowhere.*cannot be loaded"),
         (quantized, UnsupportedModelError, r"ViTModel is quantized"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.errors import CalibrationError
 from hf_vitcompress.factorization import Factorization, factorize
-from hf_vitcompress.families import LayerInfo
+from hf_vitcompress.layers import LayerInfo
 from hf_vitcompress.statistics import GradientMoment, Moment, Statistics
 
 METRICS = ("weight", "diagonal", "activation", "row_fisher", "fisher")

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
-from hf_vitcompress.families import LayerInfo, family_of, find_layers, linear_layer, supported_model_types
+from hf_vitcompress.families import FAMILIES, row_of, supported_model_types
+from hf_vitcompress.layers import LayerInfo, find_layers, linear_layer
 from hf_vitcompress.modeling_factored import factored_config_class, factored_model_class
 
 ROLES = ["q", "k", "v", "o", "fc1", "fc2"]
@@ -114,9 +115,10 @@ def test_the_module_of_a_layer_must_be_linear(vit):
         linear_layer(vit, "vit.layers.0.mlp")
 
 
-def test_vit_and_deit_are_supported():
-    assert supported_model_types() == ["deit", "vit"]
-    assert family_of(tiny(ViTModel)) == family_of(tiny(DeiTModel))
+def test_a_row_belongs_to_dense_and_compressed_models_alike():
+    model = tiny(ViTModel)
+    small = factored_model_class(ViTModel)(factored_config_class("vit")(**TINY))
+    assert row_of(model) is row_of(small) is FAMILIES["vit"]
 
 
 def resnet():
@@ -130,7 +132,7 @@ def bert():
 @pytest.mark.parametrize("make", [resnet, bert])
 def test_another_architecture_is_refused_with_the_supported_ones(make):
     model = make()
-    with pytest.raises(UnsupportedModelError, match="Supported model types: deit, vit") as caught:
+    with pytest.raises(UnsupportedModelError, match="Supported model types: beit, clip") as caught:
         find_layers(model)
     assert type(model).__name__ in str(caught.value)
     assert repr(model.config.model_type) in str(caught.value)

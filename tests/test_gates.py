@@ -13,9 +13,22 @@ from conftest import seeded, tiny_config
 from matplotlib.figure import Figure
 from students import lively, logits, random_images, state_of
 from torch import Tensor
-from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, ViTModel
+from transformers import (
+    DeiTConfig,
+    DeiTForImageClassification,
+    Dinov2Config,
+    Dinov2Model,
+    DPTConfig,
+    DPTModel,
+    PreTrainedModel,
+    ViTModel,
+    YolosConfig,
+    YolosModel,
+)
 
-from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
+from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCompressor
+from hf_vitcompress.building import build_model
+from hf_vitcompress.calibration import calibrate
 from hf_vitcompress.checkpoints import Checkpoint
 from hf_vitcompress.data import ImageSource
 from hf_vitcompress.errors import CompensationError, ConfigError, DataError
@@ -32,9 +45,18 @@ from hf_vitcompress.gates import (
     scores,
 )
 from hf_vitcompress.heads import selection_method
+from hf_vitcompress.layers import find_layers
+from hf_vitcompress.preparation import prepare_model
 
 PIXELS = random_images(48)
 SMALL = tiny_config(num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2)
+WIDE: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
 FAST = {"precision": "float32", "rank_multiple": 1, "correct_curves": False}
 # Of 3,149 parameters; a neuron has 32 and a head 512, so that ratios would be met by chance only.
 CONFIG = CompressionConfig.preset("vtp", max_params=2400, compensation="none", gate_epochs=2.0, **FAST)
@@ -162,6 +184,87 @@ def test_nothing_to_gate_is_refused() -> None:
     with pytest.raises(ConfigError, match="prune neither heads nor neurons"):
         attach_gates(small(), config)
     assert set(attach_gates(small(), CompressionConfig(skip_modules=["o_proj"]))) == {FC2}
+
+
+# ---- other architectures: gated feed-forward networks, and an output projection outside of the attention module
+
+ELSEWHERE: dict[str, tuple[type[PreTrainedModel], Any, str, str]] = {
+    "gated": (
+        Dinov2Model,
+        Dinov2Config(**WIDE, mlp_ratio=3, use_swiglu_ffn=True),
+        "encoder.layer.0.mlp.down_proj",
+        "encoder.layer.0.attention.o_proj",
+    ),
+    "yolos": (
+        YolosModel,
+        YolosConfig(**{**WIDE, "image_size": [16, 16]}, intermediate_size=24, num_detection_tokens=3),
+        "encoder.layer.0.output.dense",
+        "encoder.layer.0.attention.output.dense",
+    ),
+    "dpt": (
+        DPTModel,
+        DPTConfig(**WIDE, intermediate_size=24, backbone_out_indices=[0, 0, 0, 0]),
+        "encoder.layer.0.output.dense",
+        "encoder.layer.0.attention.output.dense",
+    ),
+}
+elsewhere = pytest.mark.parametrize("kind", ELSEWHERE)
+
+
+def hidden(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        return model(pixel_values=PIXELS.to(model.dtype))[0]
+
+
+@elsewhere
+def test_gates_of_other_architectures(kind: str) -> None:
+    model_class, config, fc2, out = ELSEWHERE[kind]
+    model = lively(model_class, config)
+    before, neurons = hidden(model), model.get_submodule(fc2).in_features
+    gates = attach_gates(model, CONFIG)
+    assert {name: len(gate) for name, gate in gates.items()} == {fc2: neurons, out: 2}
+    assert torch.equal(hidden(model), before)
+    assert penalty(model) == pytest.approx(1.0)
+    gates[fc2].data.zero_()
+    # Two heads of 4 · 8 rows and columns, and neurons with a row or column of two layers, or of three.
+    own = neurons * (3 if kind == "gated" else 2)
+    assert penalty(model) == pytest.approx(64 / (64 + own))
+    randomly_gated(model)
+    gated = hidden(model)
+    fold_gates(model)
+    torch.testing.assert_close(hidden(model), gated, rtol=1e-4, atol=1e-4)
+
+
+@elsewhere
+def test_pruning_without_repair_is_gates_at_zero_elsewhere(kind: str) -> None:
+    model_class, own, *_ = ELSEWHERE[kind]
+    model = lively(model_class, own).double()
+    importance = {name: torch.rand(len(gate)) for name, gate in attach_gates(model, CONFIG).items()}
+    detach_gates(model)
+    config = CompressionConfig(
+        attention="prune", mlp="prune", selector="gates", metric="weight", repair=False, correct_bias=False
+    )
+    statistics = calibrate(model, find_layers(model), images(), config, progress=False)
+    ready = prepare_model(model, statistics, config, progress=False, importance=importance)
+    heads, mlp = ready.parts
+    plan = CompressionPlan({**heads.choices(1)[0].shapes, **mlp.choices(1)[9].shapes})
+    small_model = build_model(model, plan, ready.parts)
+    for name, gate in attach_gates(model, CONFIG).items():
+        left = plan.layers[name]["in_features"] * len(gate) // model.get_submodule(name).in_features
+        assert 0 < left < len(gate)
+        gate.data[importance[name].argsort(descending=True)[left:]] = 0
+    torch.testing.assert_close(hidden(small_model), hidden(model), rtol=1e-9, atol=1e-9)
+
+
+@elsewhere
+def test_scores_of_other_architectures_are_learned(kind: str) -> None:
+    model_class, config, fc2, out = ELSEWHERE[kind]
+    model = lively(model_class, config)
+    model.get_submodule(fc2).weight.data[:, 5] = 0
+    values, _ = learned(model, gate_l1=0.01, gate_learning_rate=0.1, gate_epochs=4.0)
+    assert set(values) == {fc2, out}
+    assert values[fc2][5] == pytest.approx(float(values[fc2].min()), abs=0.01)
+    assert values[fc2].max() > values[fc2].min() + 0.1
 
 
 # ---- the penalty

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import seeded, tiny_config
 from transformers import ViTForImageClassification
+from zoo import HEADS
 
 from hf_vitcompress.latency import alternate_latency, latency_row, measure_latency
 
@@ -49,3 +50,9 @@ def test_models_keep_mode_and_dtype() -> None:
     assert (dense.dtype, small.dtype) == (torch.float32, torch.bfloat16)
     assert min(latency.dense, latency.compressed) > 0
     assert "thread" in latency.device
+
+
+@pytest.mark.parametrize("name", ["Siglip2VisionModel", "ViTMAEModel", "DepthAnythingForDepthEstimation"])
+def test_models_that_take_more_than_images_are_timed(name: str) -> None:
+    head = next(head for head in HEADS if head.name == name)
+    assert measure_latency(head.dense(), head.dense(), batch_size=2, rounds=2).dense > 0

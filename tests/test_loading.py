@@ -76,7 +76,7 @@ def test_a_loaded_model_is_taken_as_it_is(vit):
 
 @pytest.mark.parametrize("what", [torch.nn.Linear(2, 2), 3, None])
 def test_what_is_no_model_is_refused_with_the_supported_types(what):
-    with pytest.raises(UnsupportedModelError, match=rf"{type(what).__name__}.*deit, vit"):
+    with pytest.raises(UnsupportedModelError, match=rf"{type(what).__name__}.*beit, clip"):
         load_dense_model(what)
 
 
@@ -89,13 +89,24 @@ def test_another_architecture_is_refused_with_the_supported_ones(tmp_path):
     BertModel(BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
         tmp_path
     )
-    with pytest.raises(UnsupportedModelError, match=r"bert.*Supported model types: deit, vit"):
+    with pytest.raises(UnsupportedModelError, match=r"bert.*Supported model types: beit, clip"):
         load_model(tmp_path)
 
 
 def test_an_unknown_architecture_is_refused_with_the_supported_ones(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "never_heard_of"}')
-    with pytest.raises(UnsupportedModelError, match="Supported model types: deit, vit"):
+    with pytest.raises(UnsupportedModelError, match="Supported model types: beit, clip"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"architecture": "vit_base_patch16_224", "pretrained_cfg": {"tag": "x"}}', '{"model_type": "timm_wrapper"}'],
+    ids=["as timm publishes it", "as transformers saves it"],
+)
+def test_a_model_of_timm_is_refused_and_the_way_named(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UnsupportedModelError, match=r"timm.*same weights as a model of transformers.*google/vit"):
         load_model(tmp_path)
 
 

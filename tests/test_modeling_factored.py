@@ -36,8 +36,7 @@ from transformers import (
 
 from hf_vitcompress import FactoredLinear, modeling_factored
 from hf_vitcompress.modeling_factored import (
-    FACTORED_ARCHITECTURES,
-    GUARD_FIELD,
+    GUARD_FIELDS,
     GUARD_TEXT,
     REMOTE_FILE,
     factored_config_class,
@@ -131,20 +130,6 @@ def assert_same_outputs(first, second, pixels):
 
 def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_every_vit_and_deit_model_class_of_transformers_has_a_factored_form():
-    for model_type, architecture in FACTORED_ARCHITECTURES.items():
-        module = getattr(transformers.models, model_type)
-        names = {n for n in dir(module) if n.startswith(architecture.config.removesuffix("Config"))}
-        models = {
-            name
-            for name in names
-            if isinstance(getattr(module, name), type)
-            and issubclass(getattr(module, name), PreTrainedModel)
-            and not name.endswith("PreTrainedModel")
-        }
-        assert models == {name for classes in architecture.heads.values() for name in classes}
 
 
 @every_head
@@ -291,7 +276,7 @@ def test_a_checkpoint_loads_under_a_classifier_for_other_classes(pixels, tmp_pat
 def test_the_config_on_disk_is_guarded_and_comes_back_whole(tmp_path):
     config = factored_config(initializer_range=0.0125)
     config.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())[GUARD_FIELD] == GUARD_TEXT
+    assert json.loads((tmp_path / "config.json").read_text())[GUARD_FIELDS[0]] == GUARD_TEXT
     for loaded in (AutoConfig.from_pretrained(tmp_path), type(config).from_pretrained(tmp_path)):
         assert type(loaded) is type(config)
         assert loaded.compression == compression()
@@ -316,7 +301,7 @@ def test_the_classes_can_be_imported_by_name(dense, auto):
     assert getattr(modeling_factored, f"Factored{dense.__name__}") is factored_model_class(dense)
 
 
-@pytest.mark.parametrize("name", ["FactoredBertModel", "FactoredViT", "NoSuchThing"])
+@pytest.mark.parametrize("name", ["FactoredNothing", "FactoredViT", "NoSuchThing"])
 def test_names_that_do_not_exist_are_attribute_errors(name):
     with pytest.raises(AttributeError, match=name):
         getattr(modeling_factored, name)
@@ -663,8 +648,7 @@ def test_shapes_that_cannot_be_are_refused_by_the_name_of_the_layer(layers, mess
 
 @pytest.mark.parametrize("form", ["shared down", "narrow values"])
 def test_attention_that_is_not_the_known_one_is_refused(form, monkeypatch):
-    unknown = {kind: known._replace(attention=None) for kind, known in FACTORED_ARCHITECTURES.items()}
-    monkeypatch.setattr(modeling_factored, "FACTORED_ARCHITECTURES", unknown)
+    monkeypatch.setattr(modeling_factored, "ATTENTIONS", {})
     with pytest.raises(ValueError, match=r"'layers\.0\.attention.*ViTAttention cannot have"):
         formed(form, ViTModel)
 

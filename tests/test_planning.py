@@ -19,7 +19,7 @@ from hf_vitcompress.compressor import ViTCompressor
 from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.costs import count_costs
 from hf_vitcompress.errors import BudgetError, ConfigError
-from hf_vitcompress.families import LayerInfo
+from hf_vitcompress.layers import LayerInfo
 from hf_vitcompress.parts import Choice
 from hf_vitcompress.planning import KEEP_TOLERANCE, Budget, CompressionPlan, Table, make_plan
 from hf_vitcompress.statistics import Statistics

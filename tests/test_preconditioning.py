@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
-from hf_vitcompress.families import find_layers
+from hf_vitcompress.layers import find_layers
 from hf_vitcompress.modeling_factored import FactoredLinear, compressed_modules
 from hf_vitcompress.preconditioning import RotatedAdamW, eigenbases
 from hf_vitcompress.statistics import Statistics
@@ -128,7 +128,7 @@ def test_every_rotation_is_orthogonal_and_of_the_weights_own_dimensions(
 ) -> None:
     small, statistics = compressed(vit, pixels, metric, **METHODS[method])
     rotations = eigenbases(small, find_layers(vit), statistics)
-    names = compressed_modules(small.config.compression["layers"])
+    names = compressed_modules(small)
     compressed_weights = {
         id(parameter) for name in names for parameter in small.get_submodule(name).parameters() if parameter.dim() == 2
     }

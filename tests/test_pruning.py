@@ -1,6 +1,7 @@
 """Orders, error curves and repair of pruned features, against explicit data and brute force, in float64."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -288,12 +289,14 @@ def test_covariances_with_rounded_negative_eigenvalues_are_no_special_case() -> 
     assert torch.isfinite(repaired(problem.weight, covariance, order[:10])).all()
 
 
-def test_magnitude_is_the_product_of_the_norms() -> None:
+@pytest.mark.parametrize("makers", [1, 2])
+def test_magnitude_is_the_product_of_the_norms(makers: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    first, second = torch.randn(9, 5, generator=generator), torch.randn(4, 9, generator=generator)
-    norms = [float(first[j].norm() * second[:, j].norm()) for j in range(9)]
-    assert magnitude_order(first, second).tolist() == sorted(range(9), key=lambda j: -norms[j])
-    assert magnitude_order(torch.ones(4, 2), torch.ones(3, 4)).tolist() == [0, 1, 2, 3]
+    firsts = [torch.randn(9, 5, generator=generator) for _ in range(makers)]
+    second = torch.randn(4, 9, generator=generator)
+    norms = [math.prod(float(first[j].norm()) for first in firsts) * float(second[:, j].norm()) for j in range(9)]
+    assert magnitude_order(firsts, second).tolist() == sorted(range(9), key=lambda j: -norms[j])
+    assert magnitude_order([torch.ones(4, 2)] * makers, torch.ones(3, 4)).tolist() == [0, 1, 2, 3]
 
 
 # ---- groups

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_vitcompress import statistics as statistics_module
 from hf_vitcompress.errors import CalibrationError, OutputError
-from hf_vitcompress.families import LayerInfo
+from hf_vitcompress.layers import LayerInfo
 from hf_vitcompress.scaling import CurveScaling
 from hf_vitcompress.statistics import GradientMoment, Moment, Statistics
 

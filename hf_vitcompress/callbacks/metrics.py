@@ -12,11 +12,11 @@ from ..companions import CompressionRecord
 from ..config import CompressionConfig
 from ..costs import Costs, count_costs
 from ..data import open_images
-from ..families import FAMILIES
-from ..layouts import empty_model, linear_names, owner_of
+from ..layers import find_layers
+from ..layouts import empty_model
 from ..loading import load_dense_model
 from ..measuring import Reference
-from ..modeling_factored import MODEL_TYPE_PREFIX, FactoredLinear
+from ..modeling_factored import FactoredLinear
 from .common import TrainerLink, batches_of, image_processor_of, own_random_state, training_images
 
 PREFIX = "compression_"
@@ -29,10 +29,10 @@ class CompressionMetricsCallback(TrainerLink):
     `compression_keep_ratio` (of the dense model's parameters), `compression_rank_mean` and `compression_rank_min` over
     the layers that can be factored, `compression_rank_mean_q`, `…_k` and so on by role (a dense layer counts with its
     full rank), and `compression_kl_predicted` where the model carries a prediction. With evaluations, and with the
-    first log after a change of structure, `compression_kl_measured`: KL from the dense model, nats per image.
+    first log after a change of structure, `compression_kl_measured`: divergence from the dense model, nats per image.
 
     Args:
-        dense: the model to measure KL from: a folder, a Hub id or a loaded model; by default none is measured. It is
+        dense: the model to measure that from: a folder, a Hub id or a loaded model; by default none is measured. It is
             run once, when training begins, and not kept.
         images: to measure it on, anything `ViTCompressor.compress` takes; by default the Trainer's evaluation data,
             or its training data.
@@ -109,16 +109,13 @@ class CompressionMetricsCallback(TrainerLink):
 
 def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:
     """Ranks by role, dense layers with their full rank."""
-    family = FAMILIES[model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)]
-    linears = {n for n, m in model.named_modules() if isinstance(m, FactoredLinear)} | linear_names(model)
     ranks = defaultdict(list)
-    for name, module in model.named_modules():
-        role = next((role for role, path in family.layers.items() if name.endswith(f".{path}")), None)
-        if role is not None and owner_of(f"{name}.weight", linears) == name:
-            if isinstance(module, FactoredLinear):
-                ranks[str(role)].append(module.rank)
-            elif isinstance(module, nn.Linear):
-                ranks[str(role)].append(min(module.in_features, module.out_features))
+    for layer in find_layers(empty_model(model, {})):
+        module = model.get_submodule(layer.name)
+        if isinstance(module, FactoredLinear):
+            ranks[str(layer.role)].append(module.rank)
+        elif isinstance(module, nn.Linear):
+            ranks[str(layer.role)].append(min(module.in_features, module.out_features))
     return dict(ranks)
 
 

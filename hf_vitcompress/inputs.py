@@ -1,0 +1,138 @@
+"""What a model is given: pixels, and what else its forward pass wants to know about them."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .errors import DataError, UnsupportedModelError
+from .families import row_of
+
+
+def model_inputs(
+    model: PreTrainedModel, pixel_values: Tensor, extra: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Arguments of the model's forward pass for a batch of images, on its device and in its dtype.
+
+    The same images give the same arguments, in every process and for every model of the architecture: a model that
+    masks patches at random masks those that the position in the batch decides.
+
+    Args:
+        pixel_values: (n, channels, height, width), or (n, patches, features) of images that are cut into patches.
+        extra: what the image processor or the user said about them besides, each (n, …); what the model does not take
+            is left out. Without, all patches are images and none is padding, in the squarest grid.
+    """
+    row = row_of(model)
+    wants = None if row is None else row.inputs
+    given = dict(extra or {})
+    if wants == "noise":
+        given = {"noise": _noise(model, pixel_values), **given}
+    elif wants == "patches":
+        given = {**_full_grid(pixel_values), **given}
+    accepted = set(inspect.signature(model.forward).parameters) - {"labels", "pixel_values"}
+    inputs = {"pixel_values": pixel_values.to(model.device, model.dtype)}
+    for name in accepted & given.keys():
+        value = given[name]
+        # The grid's sizes decide shapes: the processor reads them as numbers, wherever the model is.
+        inputs[name] = value.cpu() if name == "spatial_shapes" else value.to(model.device)
+    return inputs
+
+
+def example_inputs(model: PreTrainedModel, images: int = 1) -> dict[str, Tensor]:
+    """Arguments of the model's forward pass for random images of the size that its config is made for."""
+    config, row = _image_config(model), row_of(model)
+    shape: tuple[int, ...]
+    if row is not None and row.inputs == "patches":
+        shape = (config.num_patches, config.num_channels * config.patch_size**2)
+    else:
+        shape = image_shape(model)
+    return model_inputs(model, torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)))
+
+
+def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """(channels, height, width) of the images the model's config is made for.
+
+    Raises:
+        UnsupportedModelError: the config does not say.
+    """
+    config = _image_config(model)
+    size = getattr(config, "image_size", None)
+    if isinstance(size, Mapping):
+        size = (size["height"], size["width"])
+    if size is None:
+        raise UnsupportedModelError(f"The config of {type(model).__name__} does not say for what image_size it is.")
+    height, width = (size, size) if isinstance(size, int) else size
+    return config.num_channels, height, width
+
+
+def _image_config(model: PreTrainedModel) -> Any:
+    """The config, or the part of it, that is about images."""
+    parts = (getattr(model.config, name, None) for name in ("vision_config", "backbone_config"))
+    inner = next((part for part in parts if part is not None), model.config)
+    return model.config if hasattr(model.config, "image_size") else inner
+
+
+def _noise(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """(n, patches) uniform in [0, 1), the same rows whatever n is."""
+    size = model.config.patch_size
+    patch_height, patch_width = (size, size) if isinstance(size, int) else size
+    images, _, height, width = pixel_values.shape
+    patches = (height // patch_height) * (width // patch_width)
+    rows = [torch.rand(patches, generator=torch.Generator().manual_seed(row)) for row in range(images)]
+    return torch.stack(rows)
+
+
+def _full_grid(pixel_values: Tensor) -> dict[str, Tensor]:
+    """Mask (n, patches) and shapes (n, 2) of images without padding, in the squarest grid that has as many patches."""
+    images, patches, _ = pixel_values.shape
+    height = next(rows for rows in range(math.isqrt(patches), 0, -1) if patches % rows == 0)
+    return {
+        "pixel_attention_mask": torch.ones(images, patches, dtype=torch.int32),
+        "spatial_shapes": torch.tensor([[height, patches // height]] * images),
+    }
+
+
+def preprocess(images: Sequence[Any], processor: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """`pixel_values` (n, …) float32 of images, and what else the processor says about each of them.
+
+    Raises:
+        DataError: there is no processor for images that need one, or they do not become tensors of one size.
+    """
+    if all(isinstance(image, Tensor) for image in images):
+        return stacked(images, "Images").float(), {}
+    if processor is None:
+        raise DataError(
+            "Raw images need an image processor and the model has none beside it. Pass image_processor=…, or a "
+            "DataLoader of ready `pixel_values`."
+        )
+    try:
+        found = dict(processor(images=list(images), return_tensors="pt"))
+    except ValueError as error:
+        raise DataError(
+            f"{type(processor).__name__} makes no batch of these images ({str(error).splitlines()[0]}). Where they "
+            "keep different sizes, let it resize or pad them to one (do_resize, do_pad), or take batches of one image."
+        ) from error
+    pixel_values = found.pop("pixel_values")
+    if not isinstance(pixel_values, Tensor):
+        pixel_values = stacked(pixel_values, "Images")
+    about = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.dim() > 0}
+    return pixel_values.float(), {name: value for name, value in about.items() if len(value) == len(images)}
+
+
+def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
+    """(n, …) of tensors of one shape.
+
+    Raises:
+        DataError: their shapes differ.
+    """
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1:
+        raise DataError(
+            f"{what} of one batch have different shapes, such as {shapes[0]} and {shapes[-1]}. Resize or pad them to "
+            "one, or take batches of one image."
+        )
+    return torch.stack(list(tensors))

@@ -1,0 +1,67 @@
+"""What is supported, as a table for people: made from `FAMILIES` and transformers' own Auto classes.
+
+`python -m hf_vitcompress.support README.md` renews the table between the two marks in that file.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from accelerate import init_empty_weights
+from transformers import PreTrainedModel
+
+from .families import FAMILIES
+from .layers import find_layers, has_standard_attention, may_prune_heads
+from .modeling_factored import MODEL_TYPES, dense_config_class, heads_of
+from .tables import markdown_table
+
+BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
+HEADER = ("model", "`model_type`", "heads", "queries and keys share a projection", "whole heads can go")
+CONTAINERS = {"depth_anything": "Depth Anything", "upernet": "UperNet", "llava": "LLaVA"}
+"""Model types without a row of their own that are registered because of the model they contain, and their names."""
+
+
+def support_table() -> str:
+    """Markdown; one row for each model type, in the order of the tables."""
+    rows = [_row(family.title, model_type) for model_type, family in FAMILIES.items() if model_type in MODEL_TYPES]
+    rows += [(title, f"`{model_type}`", _heads(model_type), *_AS_INSIDE) for model_type, title in CONTAINERS.items()]
+    return markdown_table(HEADER, rows)
+
+
+_AS_INSIDE = ("as the model in it", "as the model in it")
+
+
+def _row(title: str, model_type: str) -> tuple[str, ...]:
+    model = _without_storage(model_type)
+    attention = next(layer.parent for layer in find_layers(model) if layer.role == "q")
+    known = (has_standard_attention(model, attention), may_prune_heads(model, attention))
+    return (title, f"`{model_type}`", _heads(model_type), *("yes" if answer else "no" for answer in known))
+
+
+def _heads(model_type: str) -> str:
+    """What the Auto classes are for; in brackets where only a part of the model takes images."""
+    words = []
+    for name, classes in heads_of(model_type).items():
+        word = re.sub("(?<=[a-z])(?=[A-Z])", " ", re.sub("^(AutoModelFor|Auto)", "", name)).lower()
+        word = {"model": "headless", "multimodal lm": "multimodal language model"}.get(word, word)
+        words.append(word if classes[0].main_input_name == "pixel_values" else f"({word})")
+    return ", ".join(words)
+
+
+def _without_storage(model_type: str) -> PreTrainedModel:
+    """The first head that is registered, of the default size."""
+    model_class = next(iter(heads_of(model_type).values()))[0]
+    with init_empty_weights(include_buffers=True):
+        return model_class(dense_config_class(model_type)())
+
+
+def renew(text: str) -> str:
+    """`text` with the table between the marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{support_table()}{END}{after}"
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(renew(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,167 @@
+"""A vision tower inside a larger model: compressed by itself, saved and loaded as a whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from accelerate import Accelerator
+from conftest import TINY, seeded
+from torch import Tensor
+from transformers import AutoModel, AutoModelForImageTextToText, CLIPVisionModel, PreTrainedModel
+from zoo import STAGES, TEXT, VISION
+
+from hf_vitcompress import CompressionConfig, ViTCompressor, to_dense
+from hf_vitcompress.errors import ConfigError
+from hf_vitcompress.loading import load_model
+from hf_vitcompress.report import CompressionReport
+from hf_vitcompress.targets import part_of
+
+transformers.utils.logging.disable_progress_bar()
+
+TOWERS = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 16}
+LANGUAGE = {**TEXT, "model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True}
+SETTINGS = {"rank_multiple": 1, "precision": "float32", "correct_curves": False}
+WHOLE = ["clip", "siglip", "llava"]
+
+
+def whole(kind: str) -> PreTrainedModel:
+    if kind == "clip":
+        return seeded(transformers.CLIPModel, transformers.CLIPConfig(**TOWERS))
+    if kind == "siglip":
+        return seeded(
+            transformers.SiglipModel,
+            transformers.SiglipConfig(**{**TOWERS, "text_config": {**TEXT, "projection_size": 32}}),
+        )
+    config = transformers.LlavaConfig(
+        vision_config={**VISION, "model_type": "clip_vision_model"}, text_config=LANGUAGE, image_token_index=39
+    )
+    return seeded(transformers.LlavaForConditionalGeneration, config)
+
+
+TARGETS = {"clip": "vision_model", "siglip": "vision_model", "llava": "vision_tower"}
+
+
+def asked(model: PreTrainedModel, pixels: Tensor) -> list[Tensor]:
+    """What the whole model says to two images and a text for each."""
+    images = 16 if "Llava" in type(model).__name__ else 0
+    ids = torch.tensor([[0, *([39] * images), 5, 7, 1]] * 2)
+    with torch.no_grad():
+        result = model(input_ids=ids, pixel_values=pixels[:2])
+    names = ("logits", "logits_per_image", "image_embeds", "text_embeds")
+    return [result[name] for name in names if result.get(name) is not None]
+
+
+def compress(
+    model: PreTrainedModel, pixels: Tensor, kind: str, **settings: object
+) -> tuple[PreTrainedModel, ViTCompressor]:
+    compressor = ViTCompressor(CompressionConfig(**{"keep_ratio": 0.6, **SETTINGS, **settings}), progress=False)
+    return compressor.compress(model, pixels, target=TARGETS[kind]), compressor
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_only_the_tower_changes(kind: str, pixels: Tensor) -> None:
+    model = whole(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    small, compressor = compress(model, pixels, kind)
+    name, tower = part_of(model, TARGETS[kind])
+    assert type(small).__name__ == f"Factored{type(model).__name__}"
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
+    after = small.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before if not key.startswith(f"{name}."))
+    small_tower = small.get_submodule(name)
+    kept = sum(p.numel() for p in small_tower.parameters())
+    assert 0.5 < kept / tower.num_parameters() <= 0.6
+    assert compressor.report is not None
+    assert compressor.report.compressed.parameters == kept
+    assert compressor.report.dense.parameters == tower.num_parameters()
+    assert small.num_parameters() == model.num_parameters() - tower.num_parameters() + kept
+    assert TARGETS[kind] in compressor.report.title
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_whole_is_saved_and_loaded(kind: str, pixels: Tensor, tmp_path: Path) -> None:
+    small, _ = compress(whole(kind), pixels, kind)
+    small.save_pretrained(tmp_path)
+    auto = AutoModelForImageTextToText if kind == "llava" else AutoModel
+    loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(small) is type(load_model(tmp_path, Accelerator(cpu=True)))
+    assert not any(info.values())
+    for ours, theirs in zip(asked(small, pixels), asked(loaded.eval(), pixels), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert CompressionReport.load(tmp_path).settings["target"] == TARGETS[kind]
+    assert json.loads((tmp_path / "config.json").read_text())["compression"]["target"].endswith(TARGETS[kind])
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_multiplied_out_it_computes_the_same(kind: str, pixels: Tensor) -> None:
+    model = whole(kind)
+    small, _ = compress(model, pixels, kind)
+    wide = to_dense(small)
+    assert type(wide) is type(model)
+    for ours, theirs in zip(asked(small, pixels), asked(wide, pixels), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_it_says_much_the_same_as_the_dense_model(pixels: Tensor) -> None:
+    model = whole("clip")
+    mild, _ = compress(model, pixels, "clip", keep_ratio=0.8)
+    hard, _ = compress(model, pixels, "clip", keep_ratio=0.45)
+    dense, near, far = (asked(m, pixels)[1] for m in (model, mild, hard))
+    assert (near - dense).norm() < (far - dense).norm() < dense.norm()
+
+
+def test_compensation_reaches_the_whole(pixels: Tensor) -> None:
+    model = whole("clip")
+    settings = {"compensation": "distill", "compensation_epochs": 6, "learning_rate": 1e-4, "held_out_images": 24}
+    settings |= {"distill_batch_size": 12, "keep_ratio": 0.45}
+    small, compressor = compress(model, pixels, "clip", **settings)
+    plain, _ = compress(model, pixels, "clip", keep_ratio=0.45)
+    assert compressor.report is not None
+    assert compressor.report.compensation is not None
+    tensors = plain.state_dict()
+    assert any(not torch.equal(tensor, tensors[name]) for name, tensor in small.state_dict().items())
+
+
+def test_tied_weights_stay_tied(pixels: Tensor) -> None:
+    small, _ = compress(whole("llava"), pixels, "llava")
+    assert small.get_input_embeddings().weight is small.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_without_a_target_the_error_names_it(kind: str, pixels: Tensor) -> None:
+    with pytest.raises(ConfigError, match=rf"takes more than images.*target.*{TARGETS[kind]}'"):
+        ViTCompressor(CompressionConfig(**SETTINGS), progress=False).compress(whole(kind), pixels)
+
+
+@pytest.mark.parametrize("target", ["vision", "nothing", "vision_model.encoder.layers.0", ""])
+def test_a_target_that_is_no_model_is_refused_with_those_that_are(target: str) -> None:
+    with pytest.raises(ConfigError, match=r"names no model inside CLIPModel.*'vision_model'"):
+        part_of(whole("clip"), target)
+
+
+def test_the_dense_tower_alone_does_not_load_from_a_compressed_whole(pixels: Tensor, tmp_path: Path) -> None:
+    small, _ = compress(whole("clip"), pixels, "clip")
+    small.save_pretrained(tmp_path)
+    with pytest.raises(Exception, match="factored layers, which a dense model class cannot hold"):
+        CLIPVisionModel.from_pretrained(tmp_path)
+    with pytest.raises(Exception, match="factored layers, which a dense model class cannot hold"):
+        transformers.CLIPModel.from_pretrained(tmp_path)
+
+
+def test_a_backbone_can_be_a_target_too(pixels: Tensor) -> None:
+    backbone = transformers.SwinConfig(**{**STAGES, "image_size": 16, "out_features": ["stage1", "stage2"]})
+    config = transformers.UperNetConfig(
+        backbone_config=backbone,
+        hidden_size=8,
+        pool_scales=[1, 2],
+        num_labels=TINY["num_labels"],
+        auxiliary_in_channels=32,
+    )
+    config.use_auxiliary_head = False
+    model = seeded(transformers.UperNetForSemanticSegmentation, config)
+    compressor = ViTCompressor(CompressionConfig(keep_ratio=0.6, **SETTINGS), progress=False)
+    small = compressor.compress(model, pixels, target="backbone")
+    with torch.no_grad():
+        assert small(pixels[:2]).logits.shape == model(pixels[:2]).logits.shape

@@ -8,8 +8,16 @@ import torch
 import transformers
 from accelerate import Accelerator
 from conftest import TINY, seeded
+from PIL import Image
+from terminal import Run, running_commands  # noqa: F401  (the fixture "run")
 from torch import Tensor
-from transformers import AutoModel, AutoModelForImageTextToText, CLIPVisionModel, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    CLIPVisionModel,
+    PreTrainedModel,
+)
 from zoo import STAGES, TEXT, VISION
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, to_dense
@@ -165,3 +173,33 @@ def test_a_backbone_can_be_a_target_too(pixels: Tensor) -> None:
     small = compressor.compress(model, pixels, target="backbone")
     with torch.no_grad():
         assert small(pixels[:2]).logits.shape == model(pixels[:2]).logits.shape
+
+
+def test_the_terminal_compresses_judges_and_times_the_tower(
+    run: Run, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    dense, photos, small = tmp_path / "clip", tmp_path / "photos", tmp_path / "small"
+    whole("clip").save_pretrained(dense)
+    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(dense)
+    photos.mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(photos / f"{number}.png")
+    recipe = ["--target", "vision_model", "--max-params", "19000", "--rank-multiple", "1", "--precision", "float32"]
+    command = ["compress", str(dense), "--data", str(photos), "--output", str(small), "--no-correct-curves"]
+    done = run(*command, *recipe, "--test", str(photos), "--latency")
+    assert done.code == 0, done.err
+    assert "FactoredCLIPModel, its vision_model" in done.out
+    again = run("evaluate", str(small), "--data", str(photos), "--against", str(dense), "--latency", "--update-card")
+    assert again.code == 0, again.err
+    report = CompressionReport.load(small)
+    assert report.compressed.parameters <= 19000 < report.dense.parameters
+    assert report.compressed.macs < report.dense.macs
+    assert report.evaluation is not None
+    assert report.evaluation.kl is not None
+    assert 0 < report.evaluation.kl.value < 1
+    assert {latency.batch_size for latency in report.latency} == {1, 32}
+    card = (small / "README.md").read_text(encoding="utf-8")
+    assert "Its `vision_model` was compressed" in card
+    assert "relative error" in card
+    parameters = next(line for line in again.out.splitlines() if "parameters" in line)
+    assert f"{report.compressed.parameters:,}" in parameters

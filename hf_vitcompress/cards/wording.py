@@ -23,6 +23,8 @@ def title(checkpoint: Checkpoint) -> str:
     name = checkpoint.report.model.removeprefix("Factored")
     if origin.base_model and origin.published:
         name = origin.base_model.split("/")[-1]
+    if (target := checkpoint.report.settings.get("target")) is not None:
+        name = f"{name}, its {target}"
     quantized = f", {checkpoint.report.quantization}" if checkpoint.report.quantization else ""
     return f"{name} at {checkpoint.report.keep_ratio:.0%} of its parameters{quantized}"
 
@@ -38,6 +40,11 @@ def summary(checkpoint: Checkpoint) -> str:
     ways = [TRAITS[name].get(report.settings.get(name, "")) for name in TRAITS]
     how = "; ".join(way for way in ways if way)
     text = f"This is {dense}, compressed by `hf_vitcompress` to {kept}: {how}."
+    if (target := report.settings.get("target")) is not None:
+        text = (
+            f"This is {dense}. Its `{target}` was compressed by `hf_vitcompress` to {kept}: {how}. The rest is as it was. "
+            "All figures but the bytes on disk are of that part."
+        )
     return text + (f" Its weights are quantized to {report.quantization}." if report.quantization else "")
 
 
@@ -93,16 +100,17 @@ def parts(report: CompressionReport) -> str:
 def making(checkpoint: Checkpoint) -> list[str]:
     report = checkpoint.report
     source = f"of `{report.calibration_dataset}`" if report.calibration_dataset else "from a source not on record"
-    sentences = [f"Calibration: {report.calibration_images:,} images {source}; labels were not used."]
+    labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
+    sentences = [f"Calibration: {report.calibration_images:,} images {source}; {labels}."]
     if report.bad_images:
         sentences.append(f"{report.bad_images:,} images could not be read and were left out.")
     if (gates := report.gates) is not None:
         sentences.append(f"Scores of neurons and heads: learned from {gates.images:,} images in {gates.seconds:.0f} s.")
     if (done := report.compensation) is not None:
-        labels = "with labels" if report.settings.get("label_weight") else "without labels"
+        learnt = "with labels" if report.settings.get("label_weight") else "without labels"
         unit = " nats" if checkpoint.auto_class == CLASSIFIER else ""
         sentences.append(
-            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {labels}, {done.seconds:.0f} s, "
+            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, {done.seconds:.0f} s, "
             f"loss on {done.held_out_images:,} others from {done.loss_before:.4f} to {done.loss_after:.4f}{unit}."
         )
     if not checkpoint.same_weights:

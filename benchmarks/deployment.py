@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, quantize
 from hf_vitcompress.costs import disk_bytes
-from hf_vitcompress.data import ImageSource
 from hf_vitcompress.evaluation import Evaluation, judge, model_outputs
 from hf_vitcompress.exporting import export_model
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.latency import LATENCY_BATCHES, Latency, measure_latency
 from hf_vitcompress.loading import load_model
 from hf_vitcompress.quantization import SCHEMES

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
-from hf_vitcompress.data import Batch
 from hf_vitcompress.evaluation import judge, model_outputs
+from hf_vitcompress.images import Batch
 from hf_vitcompress.latency import measure_latency
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from common import RESULTS, environment, markdown_table, parser, write_json
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, ViTImageProcessorPil
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
-from hf_vitcompress.data import Batch
+from hf_vitcompress.images import Batch
 from hf_vitcompress.latency import measure_latency
 
 IMPORTS = (

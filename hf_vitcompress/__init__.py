@@ -67,6 +67,7 @@ __all__ = [
     "export_model",
     "push_folder",
     "quantize",
+    "register",
     "register_family",
     "to_dense",
 ]

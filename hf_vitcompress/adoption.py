@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel, conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers import PreTrainedModel
 
 from .errors import UnsupportedModelError
 from .layouts import (
@@ -26,6 +25,7 @@ from .layouts import (
     linear_names,
     owner_of,
     shapes_of,
+    take_current_names,
 )
 from .modeling_factored import Attention, FactoredLinear, attention_names
 
@@ -209,7 +209,7 @@ def follow_layout(model: PreTrainedModel) -> None:
 
 def _take_layout(model: PreTrainedModel, state: dict[str, Any], prefix: str, *_: Any) -> None:
     dense = empty_model(model, {})
-    _rename_old_names(state, prefix, dense)
+    take_current_names(state, prefix, dense)
     incoming = shapes_of({name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)})
     linears = linear_names(dense)
     mentioned = {owner_of(name, linears) for name in incoming}
@@ -228,15 +228,3 @@ def take_layout(model: PreTrainedModel, layers: Layers) -> None:
             if parameter.is_meta:
                 zeros = torch.zeros_like(parameter, device=device)
                 setattr(module, name, nn.Parameter(zeros, requires_grad=parameter.requires_grad))
-
-
-def _rename_old_names(state: dict[str, Any], prefix: str, dense: PreTrainedModel) -> None:
-    known = dense.state_dict().keys()
-    mapping = conversion_mapping.get_model_conversion_mapping(dense, add_legacy=False)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    for name in list(state):
-        old = new = name.removeprefix(prefix)
-        for renaming in renamings:
-            new = renaming.rename_source_key(new)[0]
-        if old not in known and new in known and prefix + new not in state:
-            state[prefix + new] = state.pop(name)

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .config import CompressionConfig
-from .data import Batch, ImageSource
-from .distribution import from_main, local_work, new_accelerator, own_share
+from .distribution import from_main, gather_objects, local_work, new_accelerator, own_share
 from .errors import CalibrationError, CalibrationWarning, DataError
+from .images import Batch, ImageSource
 from .inputs import model_inputs
 from .layers import LayerInfo, feature_pairs
 from .modes import autocast, evaluation_mode, resolve_precision
@@ -57,15 +57,15 @@ def calibrate(
 
     Args:
         model: dense model; it is left as it was, on its device, in its mode.
-        layers: what to observe, from `families.find_layers`.
+        layers: what to observe, from `layers.find_layers`.
         images: all of them are used, in their order.
         config: `metric` decides which moments are needed.
         checkpoint: a file that is written every half minute and continued from when it exists; a calibration that
             was killed ends with the same statistics as one that was not.
 
     Raises:
-        CalibrationError: an activation or a gradient is not finite, the checkpoint belongs to something else, or the
-            model has no loss of its own and `calibration_loss` asks for it.
+        CalibrationError: an activation or a gradient is not finite, all gradients are 0, the checkpoint belongs to
+            something else, or the model has no loss of its own and `calibration_loss` asks for it.
         DataError: that loss needs targets and the images have none.
         DistributedError: another process failed or has ended; what all had seen at the last checkpoint is in it.
     """
@@ -84,10 +84,12 @@ def calibrate(
         _allocate(statistics, layers, config, model.device)
     # The other processes may not see the main one's files.
     statistics.sum_over_processes(accelerator)
-    statistics.scalings, statistics.timing = from_main(accelerator, (statistics.scalings, statistics.timing))
+    plain = statistics.scalings, statistics.timing, statistics.settings
+    statistics.scalings, statistics.timing, statistics.settings = from_main(accelerator, plain)
 
     done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
     observer = Observer(statistics, layers, config, len(images))
+    shapes: dict[int, list[int]] = {}
     bar = tqdm(
         total=len(images),
         initial=statistics.images + statistics.bad_images,
@@ -101,6 +103,8 @@ def calibrate(
             bad_before = len(images.bad_images)
             for batch in images.batches(image_processor, config.batch_size, share):
                 observer.batch = batch.index
+                if not shapes:
+                    shapes[batch.index] = list(batch.pixel_values.shape[1:])
                 generator = torch.Generator().manual_seed((config.seed * 1_000_003 + batch.index) % 2**63)
                 _observe_batch(model, batch, observer, config, settings["precision"], generator)
                 statistics.images += len(batch.pixel_values)
@@ -111,12 +115,14 @@ def calibrate(
         count = images.batch_count(config.batch_size)
         for _ in _rounds(statistics, observe, range(done, count), accelerator, endless=checkpoint is None):
             bar.update(statistics.images + statistics.bad_images - bar.n)
+            _record_shape(statistics, shapes, accelerator)
             if checkpoint is not None:
                 with local_work(accelerator, "Writing the checkpoint"):
                     if accelerator.is_main_process:
                         statistics.save(checkpoint)
     if statistics.images == 0:
         raise images.unreadable()
+    _check_gradients(statistics, model)
     _warn_if_few_tokens(statistics, layers)
     statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start
     return statistics
@@ -143,6 +149,18 @@ def _rounds(
             length = from_main(accelerator, max(1, round(CHECKPOINT_SECONDS / seconds)))
         done = end
         yield
+
+
+def _record_shape(statistics: Statistics, shapes: dict[int, list[int]], accelerator: Accelerator) -> None:
+    """Note the shape of one image, for counting costs.
+
+    Args:
+        shapes: by index of the batch, of the first one that this process has read.
+    """
+    if "image_shape" not in statistics.settings:
+        found = [item for own in gather_objects(accelerator, shapes) for item in own.items()]
+        if found:
+            statistics.settings["image_shape"] = min(found)[1]
 
 
 def _check_targets(model: PreTrainedModel, images: ImageSource, config: CompressionConfig) -> None:
@@ -228,6 +246,17 @@ def _check_finite(observer: Observer) -> None:
                 f'The gradients at {name!r} hold NaN or infinite values; calibrate with precision="float32", or with '
                 'metric="activation", which needs none.'
             )
+
+
+def _check_gradients(statistics: Statistics, model: PreTrainedModel) -> None:
+    # A single layer without any is normal: not every head reads the last block.
+    moments = statistics.gradients.values()
+    if moments and not any(gradient.second.any() for gradient in moments):
+        raise CalibrationError(
+            f"All gradients are 0: what {type(model).__name__} computes does not depend on the layers, or is "
+            'constant, as the probability of a single class is. Calibrate with metric="activation", which needs no '
+            "gradients."
+        )
 
 
 def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> None:

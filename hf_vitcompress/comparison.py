@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .cards import write_card
 from .costs import Costs, count_costs, disk_bytes
@@ -10,6 +10,7 @@ from .data import open_images
 from .distribution import local_work, new_accelerator
 from .errors import ConfigError
 from .evaluation import Evaluation, evaluate_model
+from .images import ImageSource
 from .latency import LATENCY_BATCHES, Latency, measure_latency
 from .loading import load_image_processor, load_model
 from .provenance import is_repo_id
@@ -50,8 +51,9 @@ def compare_checkpoints(
 ) -> tuple["RenderableType", Comparison]:
     """Evaluate a checkpoint (Hub id or folder), against another one where given; returns a table and the figures.
 
-    Several processes share the images; the main one times the models. With `update` the figures also go into report and
-    card of the checkpoint, a folder made by compress; `dataset` is the Hub id to name the images by there.
+    Several processes share the images; the main one times the models. Costs and times are for images of their shape.
+    With `update` the figures also go into report and card of the checkpoint, a folder made by compress; `dataset` is
+    the Hub id to name the images by there.
 
     Raises:
         ConfigError: latency was asked for without a model to compare with, or `dataset` is no Hub id.
@@ -70,16 +72,17 @@ def compare_checkpoints(
         processor = load_image_processor(name) or load_image_processor(against or name)
     evaluation = evaluate_model(model, images, processor, dense, batch_size, precision, progress, accelerator)
     timed = latency and accelerator.is_main_process
+    shape = _image_shape(images, processor, batch_size)
     figures = Comparison(
         model=name,
         against=against,
         data=images.name,
-        costs=count_costs(compressed_part(model, model)),
-        dense_costs=None if dense is None else count_costs(compressed_part(dense, model)),
+        costs=count_costs(compressed_part(model, model), shape),
+        dense_costs=None if dense is None else count_costs(compressed_part(dense, model), shape),
         disk_bytes=_disk_bytes(name),
         dense_disk_bytes=None if against is None else _disk_bytes(against),
         evaluation=evaluation,
-        latency=[measure_latency(dense, model, n) for n in sorted({LATENCY_BATCHES[0], batch_size})]
+        latency=[measure_latency(dense, model, n, shape=shape) for n in sorted({LATENCY_BATCHES[0], batch_size})]
         if timed and dense is not None
         else [],
         precision=precision,
@@ -93,6 +96,12 @@ def compare_checkpoints(
         figures.dense_costs, figures.costs, figures.dense_disk_bytes, figures.disk_bytes, evaluation, figures.latency
     )
     return table(("", "dense", "model", "change"), rows, title=Path(name).name), figures
+
+
+def _image_shape(images: ImageSource, processor: Any, batch_size: int) -> tuple[int, ...]:
+    """Of one image's `pixel_values`, in the first batch."""
+    batch = next(replace(images, bad_images=[]).batches(processor, batch_size))
+    return tuple(batch.pixel_values.shape[1:])
 
 
 def _disk_bytes(name: str) -> int | None:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from .checkpoints import Checkpoint
 from .config import BUDGETS, CompressionConfig
-from .data import ImageSource
 from .distillation import DEFAULT_MINUTES, Distillation, trained_parameters
 from .distribution import new_accelerator
 from .errors import DataError
+from .images import ImageSource
 from .measuring import Reference
 from .planning import CompressionPlan
 from .preconditioning import RotatedAdamW, eigenbases

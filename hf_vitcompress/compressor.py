@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -18,7 +18,7 @@ from .companions import CompressionRecord
 from .compensation import Compensator
 from .config import CompressionConfig
 from .costs import count_costs
-from .data import ImageSource, open_images
+from .data import open_images
 from .distribution import local_work, new_accelerator
 from .errors import BudgetError, DataError
 from .fingerprints import model_digest
@@ -26,9 +26,10 @@ from .gate_learning import gate_checkpoint, learn_gates
 from .gate_report import GateReport
 from .gates import gated_layers
 from .heads import selection_method
-from .layers import find_layers
-from .loading import load_dense_model, load_image_processor
-from .measuring import Reference, measure_scaling, search_accuracy
+from .images import ImageSource
+from .layers import check_class, find_layers
+from .loading import load_dense_model, load_image_processor, load_processor
+from .measuring import Reference, check_classes, measure_scaling, search_accuracy
 from .planning import CompressionPlan
 from .preparation import Prepared, prepare_model
 from .provenance import Environment, Origin
@@ -126,6 +127,8 @@ class ViTCompressor:
         with local_work(self.accelerator, "Opening model and images"):
             dense = self.load(model)
             source = None if images is None else self.open_images(images, dense, limit=self._images_wanted())
+            if plan is None and self.config.budget == "max_accuracy_drop":
+                check_classes(dense)  # before all the work, and not when the plan is made
             held_out, source = self._hold_out(source, validation, dense)
         if self.config.compensation != "none" and source is None:
             raise DataError(
@@ -233,6 +236,8 @@ class ViTCompressor:
             checkpoint: as in `compress`, so that no candidate is compensated twice.
         """
         dense = self.load(model)
+        if self.config.budget == "max_accuracy_drop":
+            check_classes(dense)
         prepared = self.prepare(dense, statistics)
         with self._timed("plan"):
             if self.config.budget != "max_accuracy_drop":
@@ -332,6 +337,7 @@ class ViTCompressor:
             self._whole = None
             return loaded
         name, part = part_of(loaded, self.config.target)
+        check_class(loaded)
         self._whole = loaded, name, part
         return part
 
@@ -340,6 +346,9 @@ class ViTCompressor:
         if self._whole is None:
             return small
         whole = put_back(self._whole[0], self._whole[1], small)
+        processor = load_processor(self._whole[0])
+        if processor is not None:
+            cast(Any, small).companions.append(processor)
         whole.companions = small.companions
         if self.report is not None:
             self.report.model, self.report.weights = type(whole).__name__, model_digest(whole)
@@ -368,7 +377,7 @@ class ViTCompressor:
         return CompressionReport(
             model=type(small).__name__,
             dense=prepared.costs,
-            compressed=count_costs(small),
+            compressed=count_costs(small, statistics.image_shape),
             parts=prepared.part_reports(plan),
             predicted_loss=plan.predicted_loss,
             calibration_images=statistics.images,

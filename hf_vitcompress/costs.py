@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,12 @@ class Costs:
     bytes: int
 
 
-def count_costs(model: PreTrainedModel) -> Costs:
+def count_costs(model: PreTrainedModel, shape: Sequence[int] | None = None) -> Costs:
+    """What `model` costs for images of which one has that shape; see `count_macs`."""
     parameters = list(model.parameters())
     return Costs(
         parameters=sum(p.numel() for p in parameters),
-        macs=count_macs(model),
+        macs=count_macs(model, shape),
         bytes=sum(tensor_bytes(p) for p in parameters),
     )
 
@@ -56,10 +57,13 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
         yield from plain_tensors(getattr(tensor, name))
 
 
-def count_macs(model: PreTrainedModel) -> int:
+def count_macs(model: PreTrainedModel, shape: Sequence[int] | None = None) -> int:
     """Multiply-accumulates per image: matrix products and convolutions, attention's two products included.
 
     Counted by torch's own counter on a copy without storage. Norms, softmax and activations are not counted.
+
+    Args:
+        shape: of one image's `pixel_values`; by default that which the config is made for, see `example_inputs`.
     """
     with init_empty_weights(include_buffers=True):
         # A copy: `_from_config` writes the attention implementation and the dtype into the config it is given.
@@ -67,7 +71,7 @@ def count_macs(model: PreTrainedModel) -> int:
         options = constructor_options(model)
         twin = type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32, **options)
     twin.eval()
-    inputs: dict[str, Tensor | None] = {**example_inputs(twin)}
+    inputs = example_inputs(twin, shape=shape)
     if "pixel_attention_mask" in inputs:
         inputs["pixel_attention_mask"] = None  # whether it is full can be asked only of numbers; and it is
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import OnBadImage
 from .errors import DataError
-from .images import Batch, ImageSource, decode_image
+from .images import ImageSource
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -188,6 +188,3 @@ def _is_class(label: Any) -> bool:
     if isinstance(label, Tensor):
         return label.dim() == 0 and not label.is_floating_point()
     return isinstance(label, Integral)
-
-
-__all__ = ["Batch", "ImageSource", "decode_image", "open_images"]

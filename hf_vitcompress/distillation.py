@@ -7,7 +7,8 @@ The loss of an image is
 with logits z and layer-normalised hidden states h after four evenly spaced blocks (Hinton et al., arXiv 1503.02531;
 hidden states as in FitNets, Romero et al., arXiv 1412.6550). The KL divergence has one number a class to say, and
 little of a gradient where the two models agree; hidden states say more, about every token. Where a model says more, or
-less, than an image's classes, `outputs.divergence` stands in the place of the KL divergence.
+less, than an image's classes, `outputs.divergence` stands in the place of the KL divergence; of the pixels of a
+segmentation a part that lies evenly over them is compared.
 """
 
 import math
@@ -26,14 +27,14 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from .augmentation import augment
 from .checkpoints import CHECKPOINT_SECONDS, Checkpoint
 from .config import CompressionConfig
-from .data import Batch, ImageSource
 from .distribution import from_main, sum_in_place
 from .errors import CompensationError
+from .images import Batch, ImageSource
 from .layers import block_names
 from .measuring import Reference
 from .modeling_factored import compressed_modules
 from .modes import autocast, evaluation_mode, resolve_precision
-from .outputs import class_logits, divergence, outputs_of
+from .outputs import class_logits, divergence, outputs_of, thinned_classes
 from .report import CompensationPoint
 from .steps import Steps, sum_gradients
 from .taps import Tap
@@ -211,7 +212,8 @@ class Distillation:
             target = outputs_of(self.dense, pixel_values, batch.inputs)
         with autocast(device, self.precision), Tap(self.student, self.compared) as tap:
             output = outputs_of(self.student, pixel_values, batch.inputs)
-        loss = divergence(target, output, config.temperature, torch.float32).sum()
+        compared = thinned_classes(target), thinned_classes(output)
+        loss = divergence(*compared, config.temperature, torch.float32).sum()
         if self.reference.classes and config.label_weight and batch.labels is not None:
             labels = batch.labels.to(device)
             loss = loss + config.label_weight * functional.cross_entropy(class_logits(output), labels, reduction="sum")

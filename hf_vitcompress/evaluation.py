@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .data import Batch, ImageSource
 from .distribution import gather_objects, local_work, new_accelerator, own_share, sum_numbers
 from .errors import DataError
 from .fingerprints import model_digest
+from .images import Batch, ImageSource
 from .modes import autocast, resolve_precision
 from .outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
 from .targets import compressed_part

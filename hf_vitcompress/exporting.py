@@ -24,6 +24,7 @@ from .inputs import image_shape, model_inputs
 from .latency import LATENCY_BATCHES, Latency, alternate_latency
 from .layouts import dense_class, dense_config, empty_model, layout_of
 from .loading import check_model_type, load_dense_model, load_image_processor
+from .targets import compressed_part, takes_only_images
 
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 3)
@@ -43,7 +44,8 @@ def export_model(
     It computes in float32, whatever the model's dtype, and takes any number of images. It is run on its runtime with
     one image and with several, and only kept if it computes what the model does. Beside it lie the image processor, the
     config of the dense architecture (labels, image size), transformers' own `export.json`, and `export_report.json`,
-    which names inputs and outputs; nothing there needs this package.
+    which names inputs and outputs; nothing there needs this package. Of a model that takes more than images, such as
+    CLIP, the part that was compressed is exported.
 
     Args:
         model: a folder, a Hub id or a loaded model, which is left as it was.
@@ -64,13 +66,14 @@ def export_model(
     chosen = _with_limit(require_format(to), max_batch)
     folder = _output_folder(model, to, output)
     check_new_folder(folder, overwrite)
-    ours, theirs = _load(model), None if against is None else _load(against)
+    whole = _load(model)
+    ours, theirs = _for_images(whole, whole), None if against is None else _for_images(_load(against), whole)
     if theirs is not None and image_shape(ours) != image_shape(theirs):
         raise ConfigError(
             f"The models take images of different shapes, {image_shape(ours)} and {image_shape(theirs)}, and cannot be "
             "timed against each other. Give against (--against) the dense model that was compressed."
         )
-    processor = _image_processor(model, ours)
+    processor = _image_processor(model, whole)
     report = _export(ours, chosen, folder, tolerance, processor)
     if theirs is None:
         return ExportResult(folder, report)
@@ -116,6 +119,26 @@ def _load(model: str | Path | PreTrainedModel) -> PreTrainedModel:
     return loaded
 
 
+def _for_images(model: PreTrainedModel, compressed: PreTrainedModel) -> PreTrainedModel:
+    """The model, or where it takes more than images what of it was compressed.
+
+    Args:
+        compressed: what says that; the model itself, or one that was made of it.
+
+    Raises:
+        ConfigError: nothing was, and `model` takes more than images.
+    """
+    if takes_only_images(model):
+        return model
+    part = compressed_part(model, compressed)
+    if not takes_only_images(part):
+        raise ConfigError(
+            f"{type(model).__name__} takes more than images, and a program takes images alone. Export the model in it "
+            "that takes them, such as `model.vision_model`, or the whole after compressing that with target=…"
+        )
+    return part
+
+
 def _image_processor(given: str | Path | PreTrainedModel, model: PreTrainedModel) -> Any:
     """The one beside the model, or the one that a model not saved yet would be saved with."""
     companions = [item for item in getattr(model, "companions", []) if isinstance(item, ImageProcessingMixin)]
@@ -132,7 +155,7 @@ def _export(
     name, shape = type(model).__name__, image_shape(model)
     twin = _float32_twin(model)
     batches = {size: _random_images(size, shape) for size in _allowed(CHECKED_BATCHES, chosen)}
-    with torch.no_grad():
+    with torch.no_grad(), _explained(f"{name} could not be run on images alone", chosen):
         expected = {size: _named_outputs(twin, images) for size, images in batches.items()}
     twin.set_attn_implementation(UNMASKED)
     with _explained(f"{name} could not be exported to {chosen.name}", chosen):

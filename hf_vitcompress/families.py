@@ -113,7 +113,7 @@ def register_family(
             their parts are called. Without, the layers of attention are factored each by itself.
 
     Raises:
-        ConfigError: transformers does not know the model type.
+        ConfigError: transformers does not know the model type, or a class has the name of another.
     """
     try:
         dense_config_class(model_type)
@@ -122,10 +122,13 @@ def register_family(
             f"transformers knows no model type {model_type!r}. Call AutoConfig.register({model_type!r}, …), and "
             "AutoModelFor….register for the model classes, first."
         ) from None
+    try:
+        register(model_type)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     FAMILIES[model_type] = family
     for attention, names in (attentions or {}).items():
         ATTENTIONS[f"{attention.__module__}.{attention.__qualname__}"] = names
-    register(model_type)
 
 
 def supported_model_types() -> list[str]:

@@ -27,7 +27,6 @@ from .augmentation import augment
 from .calibration import fingerprint
 from .checkpoints import CHECKPOINT_SECONDS, Checkpoint
 from .config import CompressionConfig
-from .data import Batch, ImageSource
 from .distribution import from_main, new_accelerator, sum_in_place
 from .errors import CompensationError
 from .gate_report import NEAR_ZERO, GatePoint, GateReport, figures_of, layer_figures
@@ -40,8 +39,9 @@ from .gates import (
     gates_off,
     scores,
 )
+from .images import Batch, ImageSource
 from .modes import autocast, evaluation_mode, resolve_precision
-from .outputs import class_logits, divergence, is_classifier, outputs_of
+from .outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
 from .steps import Steps, sum_gradients
 
 BATCH_SIZE = 16
@@ -217,7 +217,7 @@ class _Learning:
             with torch.no_grad(), gates_off(model):
                 target = outputs_of(model, pixel_values, batch.inputs)
             output = outputs_of(model, pixel_values, batch.inputs)
-        loss = divergence(target, output).sum()
+        loss = divergence(thinned_classes(target), thinned_classes(output)).sum()
         if self.classes and self.config.label_weight and batch.labels is not None:
             labels = batch.labels.to(device)
             loss = loss + self.config.label_weight * functional.cross_entropy(

@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers import PreTrainedModel
 
 from .config import CompressionConfig
 from .errors import ConfigError
 from .families import Role
 from .heads import prunable_heads
 from .layers import by_block, feature_pairs, find_layers, head_dim
-from .layouts import empty_model, is_factored
+from .layouts import empty_model, is_factored, take_current_names
 
 GATE = "importance"
 """Name of the parameter."""
@@ -205,25 +204,12 @@ def follow_gates(model: PreTrainedModel) -> None:
 
 
 def _take_gates(model: PreTrainedModel, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    _rename_old_names(model, state, prefix)
+    if any(name.endswith(f".{GATE}") for name in state):
+        # `save_pretrained` writes a dense model's scores, too, under the names of older architectures.
+        take_current_names(state, prefix, empty_model(model, {}) if is_factored(model) else model, GATE)
     for name, module in model.named_modules():
         own = f"{prefix}{name}"
         if (saved := state.get(f"{own}.{GATE}")) is not None:
             _attach(module, len(saved))
         elif f"{own}.weight" in state:
             _detach(module)
-
-
-def _rename_old_names(model: PreTrainedModel, state: dict[str, Any], prefix: str) -> None:
-    """`save_pretrained` writes a dense model's tensors, scores too, under the names of older architectures."""
-    gates = [name for name in state if name.endswith(f".{GATE}")]
-    if not gates:
-        return
-    dense = empty_model(model, {}) if is_factored(model) else model
-    renamings = conversion_mapping.get_model_conversion_mapping(dense, add_legacy=False)
-    for old in gates:
-        new = old.removeprefix(prefix)
-        for renaming in renamings:
-            if isinstance(renaming, WeightRenaming):
-                new = renaming.rename_source_key(new)[0]
-        state[prefix + new] = state.pop(old)

@@ -15,7 +15,7 @@ from .families import row_of
 
 def model_inputs(
     model: PreTrainedModel, pixel_values: Tensor, extra: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Arguments of the model's forward pass for a batch of images, on its device and in its dtype.
 
     The same images give the same arguments, in every process and for every model of the architecture: a model that
@@ -34,21 +34,27 @@ def model_inputs(
     elif wants == "patches":
         given = {**_full_grid(pixel_values), **given}
     accepted = set(inspect.signature(model.forward).parameters) - {"labels", "pixel_values"}
-    inputs = {"pixel_values": pixel_values.to(model.device, model.dtype)}
+    inputs: dict[str, Any] = {"pixel_values": pixel_values.to(model.device, model.dtype)}
     for name in accepted & given.keys():
         value = given[name]
         # The grid's sizes decide shapes: the processor reads them as numbers, wherever the model is.
         inputs[name] = value.cpu() if name == "spatial_shapes" else value.to(model.device)
+    if getattr(getattr(model, "reading", None), "layers", ()):
+        inputs["output_hidden_states"] = True
     return inputs
 
 
-def example_inputs(model: PreTrainedModel, images: int = 1) -> dict[str, Tensor]:
-    """Arguments of the model's forward pass for random images of the size that its config is made for."""
+def example_inputs(model: PreTrainedModel, images: int = 1, shape: Sequence[int] | None = None) -> dict[str, Any]:
+    """Arguments of the model's forward pass for random images.
+
+    Args:
+        shape: of one image's `pixel_values`, (channels, height, width) or (patches, features); by default that which
+            the config is made for. Image processors may make another one of images.
+    """
     config, row = _image_config(model), row_of(model)
-    shape: tuple[int, ...]
-    if row is not None and row.inputs == "patches":
+    if shape is None and row is not None and row.inputs == "patches":
         shape = (config.num_patches, config.num_channels * config.patch_size**2)
-    else:
+    elif shape is None:
         shape = image_shape(model)
     return model_inputs(model, torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)))
 
@@ -61,12 +67,17 @@ def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     """
     config = _image_config(model)
     size = getattr(config, "image_size", None)
-    if isinstance(size, Mapping):
-        size = (size["height"], size["width"])
     if size is None:
         raise UnsupportedModelError(f"The config of {type(model).__name__} does not say for what image_size it is.")
+    return config.num_channels, *height_and_width(size)
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """Of a size as configs have it: one number for both, a pair of them, or a mapping."""
+    if isinstance(size, Mapping):
+        return size["height"], size["width"]
     height, width = (size, size) if isinstance(size, int) else size
-    return config.num_channels, height, width
+    return height, width
 
 
 def _image_config(model: PreTrainedModel) -> Any:
@@ -78,8 +89,7 @@ def _image_config(model: PreTrainedModel) -> Any:
 
 def _noise(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     """(n, patches) uniform in [0, 1), the same rows whatever n is."""
-    size = model.config.patch_size
-    patch_height, patch_width = (size, size) if isinstance(size, int) else size
+    patch_height, patch_width = height_and_width(model.config.patch_size)
     images, _, height, width = pixel_values.shape
     patches = (height // patch_height) * (width // patch_width)
     rows = [torch.rand(patches, generator=torch.Generator().manual_seed(row)) for row in range(images)]

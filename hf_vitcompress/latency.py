@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -38,14 +39,22 @@ class Latency:
 
 
 def measure_latency(
-    dense: PreTrainedModel, compressed: PreTrainedModel, batch_size: int = 32, rounds: int = 15
+    dense: PreTrainedModel,
+    compressed: PreTrainedModel,
+    batch_size: int = 32,
+    rounds: int = 15,
+    shape: Sequence[int] | None = None,
 ) -> Latency:
     """Time both models on the same random images, turn by turn, in their own dtype, after a warm-up.
 
     Where only a `target` is compressed, that alone is timed.
+
+    Args:
+        batch_size, rounds: see `alternate_latency`.
+        shape: of one image's `pixel_values`; by default that which the config is made for, see `example_inputs`.
     """
     dense, compressed = compressed_part(dense, compressed), compressed_part(compressed, compressed)
-    large, small = example_inputs(dense, batch_size), example_inputs(compressed, batch_size)
+    large, small = (example_inputs(model, batch_size, shape) for model in (dense, compressed))
     return alternate_latency(
         lambda: _time_forward(dense, large),
         lambda: _time_forward(compressed, small),
@@ -102,7 +111,7 @@ def peak_memory_bytes() -> int:
 
 
 @torch.inference_mode()
-def _time_forward(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
+def _time_forward(model: PreTrainedModel, inputs: dict[str, Any]) -> float:
     training = model.training
     model.eval()
     _synchronize(model.device)

@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 from .config import CompressionConfig
 from .errors import ConfigError, UnsupportedModelError
 from .families import TIMM, Family, Role, row_of, supported
-from .modeling_factored import MODEL_TYPE_PREFIX, Attention, attention_names, heads_of
+from .modeling_factored import (
+    MODEL_TYPE_PREFIX,
+    Attention,
+    attention_names,
+    factored_model_class,
+    guards_of,
+    heads_of,
+)
 
 # Roles that read the same tensor, and so share one input moment.
 SHARED_INPUT: dict[Role, str] = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "fc1"}
@@ -188,7 +195,7 @@ def parts_of(model: PreTrainedModel) -> list[tuple[str, PreTrainedModel, Family]
 
 
 def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
-    _check_class(model)
+    check_class(model)
     layers: list[LayerInfo] = []
     blocks: dict[str, int] = {}
     for prefix, part, family in parts_of(model):
@@ -202,7 +209,7 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
                     name=f"{name}.{path}",
                     role=role,
                     block=blocks.setdefault(name, len(blocks)),
-                    input_name=f"{name}.{SHARED_INPUT.get(role, role)}",
+                    input_name=f"{name}.{_input_label(role, family)}",
                     in_features=module.in_features,
                     out_features=module.out_features,
                     gated=block_name in gated,
@@ -216,6 +223,14 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
     return layers
 
 
+def _input_label(role: Role, family: Family) -> str:
+    """What the input of that role is called inside its block, as no layer there is: outputs have the layers' names."""
+    label = SHARED_INPUT.get(role, role)
+    while label in family.layers:
+        label += "_input"
+    return label
+
+
 def _layers_of(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, str, nn.Linear]]:
     """Block's name, name in the block, layer."""
     paths = "|".join(re.escape(path) for path in family.layers)
@@ -225,8 +240,12 @@ def _layers_of(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, st
             yield match[1], match[2], module
 
 
-def _check_class(model: PreTrainedModel) -> None:
-    """That the model is dense, and that its class can be found again when its compressed form is loaded."""
+def check_class(model: PreTrainedModel) -> None:
+    """That the model is dense, and that its class can be found again when its compressed form is loaded.
+
+    Raises:
+        UnsupportedModelError: it is not, or cannot.
+    """
     model_type, class_name = model.config.model_type, type(model).__name__
     if model_type.startswith(MODEL_TYPE_PREFIX):
         raise UnsupportedModelError(
@@ -247,6 +266,22 @@ def _check_class(model: PreTrainedModel) -> None:
         raise UnsupportedModelError(
             f"{class_name} (model type {model_type!r}) is not supported: it is no class of transformers, and no Auto "
             f"class knows it.{of_type} {supported()}"
+        )
+    _check_storable(model)
+
+
+def _check_storable(model: PreTrainedModel) -> None:
+    """That there is a factored class, and a number in the config that keeps dense classes from its checkpoint."""
+    try:
+        factored_model_class(type(model))
+    except ValueError as error:
+        raise UnsupportedModelError(str(error)) from None
+    if not guards_of(model.config):
+        name = type(model.config).__name__
+        raise UnsupportedModelError(
+            f"{name} declares no number, and nor does a config in it, so that nothing would keep a dense class from "
+            f"loading a compressed checkpoint as random weights. Declare one in the body of {name}, such as "
+            "`initializer_range: float = 0.02`."
         )
 
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from .errors import UnsupportedModelError
 from .families import Role
@@ -108,6 +109,59 @@ def layout_of(model: PreTrainedModel, dense: PreTrainedModel | None = None) -> L
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+
+
+def take_current_names(state: dict[str, Any], prefix: str, dense: PreTrainedModel, beside: str | None = None) -> None:
+    """Give tensors that `state` has under the names of an older version of the architecture the current ones, in place.
+
+    Tensors that are now split, or put together, are so; names that lead to no tensor of `dense` stay.
+
+    Args:
+        prefix: of all names of this model in `state`.
+        dense: a dense model of the class, storage not needed.
+        beside: name of a parameter that a layer may have without having it in `dense`.
+
+    Raises:
+        UnsupportedModelError: a tensor cannot be converted, for instance because others are missing.
+    """
+    known = set(dense.state_dict())
+    if beside is not None:
+        known |= {f"{name.removesuffix('weight')}{beside}" for name in known if name.endswith(".weight")}
+    mapping = conversion_mapping.get_model_conversion_mapping(dense, add_legacy=False)
+    pending: dict[str, tuple[WeightConverter, list[str]]] = {}
+    for name in [name for name in state if name.startswith(prefix) and name[len(prefix) :] not in known]:
+        new = name[len(prefix) :]
+        for renaming in mapping:
+            if isinstance(renaming, WeightRenaming):
+                new = renaming.rename_source_key(new)[0]
+        for converter in mapping:
+            target, pattern = converter.rename_source_key(new)
+            # Of the several that one tensor may become, `target` is the first.
+            if isinstance(converter, WeightConverter) and pattern is not None and target.replace("*", "0") in known:
+                own, sources = pending.setdefault(target, (copy.deepcopy(converter), []))
+                own.add_tensor(target, name, pattern, state[name])
+                sources.append(name)
+                break
+        else:
+            if new in known and prefix + new not in state:
+                state[prefix + new] = state.pop(name)
+    for target, (converter, sources) in pending.items():
+        for name, tensor in _converted(converter, target, sources, dense).items():
+            state.setdefault(prefix + name, tensor)
+        for name in sources:
+            del state[name]
+
+
+def _converted(converter: WeightConverter, target: str, sources: list[str], dense: PreTrainedModel) -> dict[str, Any]:
+    """Current name → tensor, of all that an operation of transformers makes of the tensors it was given."""
+    try:
+        made = converter.convert(target, model=dense, config=dense.config)
+    except Exception as error:  # transformers wraps what its operations raise, and those raise anything
+        raise UnsupportedModelError(
+            f"{', '.join(sources)} of the state dict, an older layout of {type(dense).__name__}, cannot be converted: "
+            f"{error}. Load the checkpoint with from_pretrained instead."
+        ) from error
+    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
 def infer_layers(shapes: Shapes, dense: PreTrainedModel) -> Layers:

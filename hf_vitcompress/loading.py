@@ -1,5 +1,6 @@
 """Models and image processors by Hub id, folder or as they are."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import transformers
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
+from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 from transformers.utils.generic import is_timm_config_dict
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -36,7 +38,8 @@ def load_model(
 
     Raises:
         UnsupportedModelError: it cannot be found, or its architecture is not supported.
-        QuantizationError: it is to be quantized and is so already, or the library that quantized it is missing.
+        QuantizationError: it is to be quantized and is so already, or cannot be; or the library that quantized it is
+            missing.
     """
     try:
         config = _load_config(name)
@@ -45,7 +48,12 @@ def load_model(
                 f"The model {str(name)!r} is quantized already. Quantize the folder it was made from, in the way you "
                 "want now."
             )
-        model = model_class(config).from_pretrained(name, config=config, quantization_config=quantization_config)
+        chosen = model_class(config)
+        loaded_by = chosen if quantization_config is None else _quantizable(chosen)
+        model = loaded_by.from_pretrained(name, config=config, quantization_config=quantization_config)
+        model.__class__ = chosen
+        if type(quantizer := getattr(model, "hf_quantizer", None)) is TorchAoHfQuantizer:
+            quantizer.__class__ = ReadableQuantizer
     except ImportError as error:
         raise QuantizationError(
             f"The model {str(name)!r} is quantized by a library that is missing here: {_first_line(error)} Install it; "
@@ -60,8 +68,24 @@ def load_model(
             f"The model {str(name)!r} cannot be loaded: {_first_line(error)} Give a folder made by save_pretrained, or "
             "a Hub id (a private one needs `hf auth login`)."
         ) from error
+    except RuntimeError as error:
+        if quantization_config is None or isinstance(error, QuantizationError):
+            raise
+        raise QuantizationError(f"The model {str(name)!r} cannot be quantized: {_first_line(error)}") from error
     device = (accelerator or new_accelerator()).device
     return model.to(device).eval()
+
+
+class ReadableQuantizer(TorchAoHfQuantizer):
+    """Writes what torchao reads again: its list can have no tensor whose name has no dot, as CLIP's logit_scale.
+
+    Tensors that are not in it are read as those of any checkpoint.
+    """
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, str]]:
+        state, metadata = super().get_state_dict_and_metadata(model)
+        listed = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
+        return state, {**metadata, "tensor_names": json.dumps(listed)}
 
 
 def load_dense_model(model: str | Path | PreTrainedModel, accelerator: Accelerator | None = None) -> PreTrainedModel:
@@ -103,6 +127,15 @@ def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
         return None
 
 
+def load_processor(model: PreTrainedModel) -> Any:
+    """What prepares texts and images for a model that takes both, or `None` where nothing of it lies beside it."""
+    name = model.config.name_or_path
+    try:
+        return AutoProcessor.from_pretrained(name) if name else None
+    except (OSError, ValueError, ImportError):
+        return None
+
+
 def auto_class_name(model_type: str, architectures: Sequence[str] | None) -> str:
     """Name of the Auto class that builds `architectures[0]`; `AutoModel` where none does or a config does not say."""
     wanted = {name.removeprefix("Factored") for name in architectures or []}
@@ -118,6 +151,19 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     chosen = next((found for name in names if (found := known.get(name) or _class_of(name, config))), None)
     dense = chosen or next(iter([*heads.get("AutoModel", ()), *known.values()]))
     return factored_model_class(dense) if config.model_type.startswith(MODEL_TYPE_PREFIX) else dense
+
+
+def _quantizable(found: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class to quantize while loading: transformers then asks for input embeddings, which images need not have."""
+
+    def get_input_embeddings(model: PreTrainedModel) -> Any:
+        try:
+            return found.get_input_embeddings(model)
+        except NotImplementedError:
+            return None
+
+    body = {"__module__": found.__module__, "get_input_embeddings": get_input_embeddings}
+    return type(found.__name__, (found,), body)
 
 
 def _class_of(name: str, config: PreTrainedConfig) -> type[PreTrainedModel] | None:

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from .building import build_model
 from .config import CompressionConfig
-from .data import Batch, ImageSource
 from .distribution import gather_rows, local_work, mean_over_processes, new_accelerator, own_share, sum_numbers
 from .errors import BudgetError
 from .evaluation import Outputs, divergences, model_outputs, predictions
+from .images import Batch, ImageSource
 from .modes import resolve_precision
 from .outputs import is_classifier
 from .planning import CompressionPlan
@@ -83,6 +83,18 @@ class Reference:
         return mean_over_processes(self.accelerator, (dense == truth).double() - correct.double())
 
 
+def check_classes(model: PreTrainedModel) -> None:
+    """That there is an accuracy to lose.
+
+    Raises:
+        BudgetError: the model has no classes.
+    """
+    if not is_classifier(model):
+        raise BudgetError(
+            f"max_accuracy_drop needs a classifier, and {type(model).__name__} has no classes. Use keep_ratio."
+        )
+
+
 def measure_scaling(
     prepared: Prepared, reference: Reference, config: CompressionConfig, progress: bool = True
 ) -> CurveScaling:
@@ -126,10 +138,7 @@ def search_accuracy(
         BudgetError: the model has no classes.
     """
     allowed = config.max_accuracy_drop or 0.0
-    if not reference.classes:
-        raise BudgetError(
-            f"max_accuracy_drop needs a classifier, and {type(prepared.model).__name__} has no classes. Use keep_ratio."
-        )
+    check_classes(prepared.model)
 
     def closed_form_drop(plan: CompressionPlan) -> float:
         return reference.drop_of(_trial(prepared, plan, reference.accelerator))

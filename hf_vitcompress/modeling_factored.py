@@ -15,10 +15,11 @@ import importlib.util
 import inspect
 import json
 import os
+import pkgutil
 import re
 import shutil
 import tempfile
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 import transformers
@@ -70,8 +71,8 @@ MODEL_TYPES = (
     "siglip2_vision_model",
     "dpt",
     "depth_anything",
-    "llava",
     "upernet",
+    "llava",
 )
 """What `register` makes known to the Auto classes when the package is imported; others when they are first used."""
 
@@ -93,6 +94,7 @@ class Attention(NamedTuple):
 
 _OUT_PROJ = Attention(output="out_proj", scaling="scale", dropout="dropout")
 _SELF_ATTENTION = Attention("query", "key", "value", None, "attention_head_size", "scaling", "dropout_prob")
+_USUAL = (Attention(), _SELF_ATTENTION)
 
 ATTENTIONS: dict[str, Attention] = {
     f"transformers.models.{path}": names
@@ -250,11 +252,9 @@ class FactoredConfigMixin:
         """Write `config.json`, with the guard against dense classes and the way to the code beside it."""
         content = json.loads(self.to_json_string(use_diff=use_diff))  # type: ignore[attr-defined]
         content["compression"] = dict(content.get("compression") or {})
-        inner = {name: value for name, value in vars(self).items() if isinstance(value, PreTrainedConfig)}
-        for name, config in {"": self, **inner}.items():
-            field, place = _guard_field(cast(PreTrainedConfig, config)), content.get(name) if name else content
-            # The text model of a larger one is as it was.
-            if name != "text_config" and isinstance(place, dict):
+        for name, (config, field) in guards_of(cast(PreTrainedConfig, self)).items():
+            place = content.get(name) if name else content
+            if isinstance(place, dict):
                 content["compression"][f"{name}.{field}".removeprefix(".")] = getattr(config, field)
                 place[field] = GUARD_TEXT
         content["auto_map"] = self._auto_map()
@@ -281,11 +281,25 @@ def _values_at(content: dict[str, Any], path: str) -> list[Any]:
     return [value]
 
 
-def _guard_field(config: PreTrainedConfig) -> str:
-    """Name of the number in whose place `GUARD_TEXT` stands on disk."""
+def guards_of(config: PreTrainedConfig) -> dict[str, tuple[PreTrainedConfig, str]]:
+    """The configs that refuse `GUARD_TEXT`, and the field in which they do, by attribute: "" of the config itself.
+
+    Empty where neither it nor a config in it declares a number; nothing then keeps a dense class from the checkpoint.
+    """
+    inner = {name: value for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+    inner.pop("text_config", None)  # the text model of a larger one is as it was
+    fields = {name: (own, _guard_field(own)) for name, own in {"": config, **inner}.items()}
+    return {name: (own, field) for name, (own, field) in fields.items() if field is not None}
+
+
+_NUMBERS = {int, float, type(None)}
+
+
+def _guard_field(config: PreTrainedConfig) -> str | None:
+    """Name of the number in whose place `GUARD_TEXT` stands on disk; `None` of a config that declares none."""
     fields = {field.name: field.type for field in dataclasses.fields(config)}
-    numbers = [name for name, declared in fields.items() if declared in (int, float)]
-    return next(name for name in (*GUARD_FIELDS, *numbers) if name in fields)
+    numbers = [name for name, declared in fields.items() if set(get_args(declared) or [declared]) <= _NUMBERS]
+    return next((name for name in (*GUARD_FIELDS, *numbers) if name in numbers), None)
 
 
 class FactoredModelMixin:
@@ -311,8 +325,10 @@ class FactoredModelMixin:
             known = isinstance(shape, dict) and bool(shape)
             if known and isinstance(module, nn.Linear) and set(shape) <= {"rank", "in_features", "out_features"}:
                 self.set_submodule(module_name, _resized(name, module, **shape))  # type: ignore[attr-defined]
-                if "out_features" in shape:
-                    narrowed[module_name.rpartition(".")[0]] = name
+                parent, _, child = module_name.rpartition(".")
+                # Of anything else in that module, such as a feed-forward beside the projections, attention is none.
+                if "out_features" in shape and child in _projections(self.get_submodule(parent)):  # type: ignore[attr-defined]
+                    narrowed[parent] = name
             elif known and set(shape) == {"qk_rank"} and shape["qk_rank"] > 0 and _has_plain_queries(module):
                 _share_down(module, shape["qk_rank"], name)
                 narrowed[module_name] = name
@@ -323,8 +339,7 @@ class FactoredModelMixin:
                 )
         for parent, name in narrowed.items():
             attention = self.get_submodule(parent)  # type: ignore[attr-defined]
-            if _looks_like_attention(attention):
-                attention.__class__ = _attention_class(type(attention), name)
+            attention.__class__ = _attention_class(type(attention), name)
 
     def _find_layer(self, name: str) -> tuple[str, nn.Module]:
         prefix = f"{self.base_model_prefix}."  # type: ignore[attr-defined]
@@ -438,13 +453,15 @@ def compressed_modules(model: PreTrainedModel) -> list[str]:
 def attention_names(module_class: type[nn.Module]) -> Attention | None:
     """The entry of an attention class, dense or factored, in `ATTENTIONS`; `None` for every other class."""
     for base in module_class.__mro__:
-        if (names := ATTENTIONS.get(f"{base.__module__}.{base.__qualname__}")) is not None:
+        if (names := ATTENTIONS.get(_path_of(base))) is not None:
             return names
     return None
 
 
-def _looks_like_attention(module: nn.Module) -> bool:
-    return attention_names(type(module)) is not None or any(hasattr(module, name) for name in ("v_proj", "value"))
+def _projections(module: nn.Module) -> set[str]:
+    """What its queries, keys and values are called, if it is attention."""
+    known = attention_names(type(module))
+    return {part for names in ([known] if known else _USUAL) for part in (names.query, names.key, names.value)}
 
 
 def _has_plain_queries(module: nn.Module) -> bool:
@@ -475,7 +492,32 @@ def _unknown_attention(attention_class: type[nn.Module], layer: str) -> ValueErr
     )
 
 
-_classes: dict[str, type] = {}
+_classes: dict[type, type] = {}
+"""The factored class of each dense one."""
+_public: dict[str, type] = {}
+"""Dense class by the name that its factored one has in this module: `auto_map` and pickle know no other."""
+
+
+def _made(dense: type, name: str, mixin: type, body: dict[str, Any]) -> type:
+    """The factored class of `dense`, with that name.
+
+    Raises:
+        ValueError: the factored class of another dense one has that name.
+    """
+    for other in (_public.get(name), getattr(transformers, name.removeprefix("Factored"), None)):
+        # A class that was defined once more, as in a notebook, takes the place of the former.
+        if isinstance(other, type) and _path_of(other) != _path_of(dense):
+            raise ValueError(
+                f"{_path_of(dense)} and {_path_of(other)} would have factored classes of one name, {name}, by which "
+                f"checkpoints find them. Rename the class {dense.__name__}."
+            )
+    _public[name] = dense
+    _classes[dense] = type(name, (mixin, dense), {"__module__": __name__, **body})
+    return _classes[dense]
+
+
+def _path_of(found: type) -> str:
+    return f"{found.__module__}.{found.__qualname__}"
 
 
 def dense_config_class(model_type: str) -> type[PreTrainedConfig]:
@@ -500,40 +542,45 @@ def heads_of(model_type: str) -> dict[str, tuple[type[PreTrainedModel], ...]]:
 
 
 def factored_config_class(model_type: str) -> type[PreTrainedConfig]:
-    """The config class of the factored form of `model_type`, e.g. `FactoredViTConfig` for `"vit"`."""
+    """The config class of the factored form of `model_type`, e.g. `FactoredViTConfig` for `"vit"`.
+
+    Raises:
+        ValueError: another config class has its name, such as one from outside and one of transformers.
+    """
     dense = dense_config_class(model_type)
-    name = f"Factored{dense.__name__}"
-    if name not in _classes:
+    if dense not in _classes:
         body = {
-            "__module__": __name__,
             "__doc__": f"`{dense.__name__}` with `compression`, the shapes of the factored layers.",
             "__annotations__": {"compression": dict[str, Any] | None},
             "compression": None,
             "model_type": MODEL_TYPE_PREFIX + model_type,
         }
-        _classes[name] = type(name, (FactoredConfigMixin, dense), body)
-    return _classes[name]
+        return _made(dense, f"Factored{dense.__name__}", FactoredConfigMixin, body)
+    return _classes[dense]
 
 
 def factored_model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The factored form of a dense model class, e.g. `FactoredViTModel` for `ViTModel`."""
-    name = f"Factored{dense_class.__name__}"
-    if name not in _classes:
+    """The factored form of a dense model class, e.g. `FactoredViTModel` for `ViTModel`.
+
+    Raises:
+        ValueError: another class has its name, such as one from outside and one of transformers.
+    """
+    if dense_class not in _classes:
+        name = f"Factored{dense_class.__name__}"
         model_type = cast(Any, dense_class.config_class).model_type
         body = {
-            "__module__": __name__,
             "__doc__": f"`{dense_class.__name__}` in which the layers named by `config.compression` are factored.",
             "config_class": factored_config_class(model_type),
             "config": None,
         }
-        _classes[name] = type(name, (FactoredModelMixin, dense_class), body)
+        _made(dense_class, name, FactoredModelMixin, body)
         # transformers finds the renaming of old checkpoints by names that ours have not.
         for known in (dense_class.__name__, model_type):
             mapping = conversion_mapping.get_checkpoint_conversion_mapping(known)
             if mapping is not None:
                 conversion_mapping.register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
                 break
-    return _classes[name]
+    return _classes[dense_class]
 
 
 def _attention_class(dense_class: type[nn.Module], layer: str) -> type[nn.Module]:
@@ -547,18 +594,25 @@ def _attention_class(dense_class: type[nn.Module], layer: str) -> type[nn.Module
     names = attention_names(dense_class)
     if names is None:
         raise _unknown_attention(dense_class, layer)
-    name = f"Factored{dense_class.__name__}"
-    if name not in _classes:
+    if dense_class not in _classes:
         module: Any = importlib.import_module(dense_class.__module__)
         body = {
-            "__module__": __name__,
             "__doc__": f"`{dense_class.__name__}` with what `FactoredAttentionMixin` adds.",
             "names": names,
             "eager_attention": staticmethod(module.eager_attention_forward),
             "rotate": staticmethod(vars(module).get("apply_rotary_pos_emb", _no_rotation)),
         }
-        _classes[name] = type(name, (FactoredAttentionMixin, dense_class), body)
-    return _classes[name]
+        return _made(dense_class, _attention_name(_path_of(dense_class)), FactoredAttentionMixin, body)
+    return _classes[dense_class]
+
+
+def _attention_name(path: str) -> str:
+    """What the factored form of the attention class at that path is called, everywhere the same.
+
+    The class's own name is enough for those of transformers only; many others have the names of these.
+    """
+    module, _, name = path.rpartition(".")
+    return f"Factored{name}" if module.startswith("transformers.") else f"Factored{name}_{module.replace('.', '_')}"
 
 
 def _no_rotation(*_: Any) -> Any:
@@ -579,8 +633,8 @@ def register(*model_types: str) -> None:
 
 def __getattr__(name: str) -> type:
     """The factored classes by name, for `trust_remote_code`, for `from … import FactoredViTModel` and for pickle."""
-    if name in _classes:
-        return _classes[name]
+    if name in _public:
+        return _classes[_public[name]]
     dense = name.removeprefix("Factored")
     if dense != name:
         dense_class = getattr(transformers, dense, None)
@@ -589,7 +643,6 @@ def __getattr__(name: str) -> type:
         if isinstance(dense_class, type) and issubclass(dense_class, PreTrainedModel):
             return factored_model_class(dense_class)
         for path in ATTENTIONS:
-            module, _, attention = path.rpartition(".")
-            if attention == dense:
-                return _attention_class(getattr(importlib.import_module(module), attention), name)
+            if _attention_name(path) == name:
+                return _attention_class(pkgutil.resolve_name(path), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

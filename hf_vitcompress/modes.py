@@ -1,6 +1,7 @@
 """How a model is run: in which arithmetic, and without side effects."""
 
 import contextlib
+import math
 from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
@@ -10,6 +11,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .config import Precision
 from .errors import ConfigError
+from .inputs import height_and_width
+
+EAGER_TOKENS = 640
+"""Up to so many tokens of an image, eager attention has the faster backward pass on a CPU.
+
+With more it is slower, too, and the scores that it stores, heads × tokens² numbers of every image and layer, fill
+memory: 384 × 384 pixels in patches of 16 are 576 tokens, 800 × 1333 are 4150 and 32 GB in a batch of 16 and 12 layers.
+"""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -58,9 +67,28 @@ def attention_implementations(model: PreTrainedModel) -> dict[str, str]:
     }
 
 
+def _eager_pays(model: PreTrainedModel) -> bool:
+    """Whether every config in the model's that says for what images it is asks for few enough scores."""
+    inner = [value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig)]
+    scores = [count for config in (model.config, *inner) if (count := _scores(config)) is not None]
+    return bool(scores) and max(scores) <= EAGER_TOKENS**2
+
+
+def _scores(config: PreTrainedConfig) -> int | None:
+    """Queries × keys of one head for an image; `None` where the config does not say how large images or patches are."""
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image is None or patch is None:
+        return None
+    tokens = math.prod(
+        -(-size // own) for size, own in zip(height_and_width(image), height_and_width(patch), strict=True)
+    )
+    window = getattr(config, "window_size", None)
+    return tokens * (tokens if window is None else min(tokens, math.prod(height_and_width(window))))
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: PreTrainedModel, trained: Collection[nn.Parameter] = ()) -> Iterator[None]:
-    """No dropout, gradients of `trained` parameters only, eager attention where its backward pass is faster.
+    """No dropout, gradients of `trained` parameters only, eager attention where `EAGER_TOKENS` says that it is faster.
 
     Undone afterwards.
     """
@@ -68,7 +96,7 @@ def evaluation_mode(model: PreTrainedModel, trained: Collection[nn.Parameter] = 
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     attention = attention_implementations(model)
     eager = {name: "eager" if used == "sdpa" else used for name, used in attention.items()}
-    settable = model.device.type == "cpu" and model._can_set_attn_implementation()
+    settable = model.device.type == "cpu" and model._can_set_attn_implementation() and _eager_pays(model)
     model.eval()
     model.requires_grad_(False)
     for parameter in trained:

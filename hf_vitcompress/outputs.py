@@ -2,7 +2,8 @@
 
 A result is read as a list of terms, each of them either the logits of classes or features:
 
-    image classification    logits: classes of one item, the image; of one item a label where an image has several
+    image classification    logits: classes of one item, the image; of one item a label where an image has several;
+                            features where they are numbers to be predicted, as a single one is
     semantic segmentation   logits: classes of each pixel
     object detection        logits: classes of each query; boxes: features, as far as the query holds an object
     masked image modeling   reconstruction: features; or logits: classes (of visual tokens) of each patch
@@ -33,6 +34,9 @@ from .inputs import model_inputs
 SEVERAL_LABELS, NUMBERS = "multi_label_classification", "regression"
 """Problem types of transformers for which the logits of an image are not those of one class."""
 
+CLASS_VALUES = 2**18
+"""About so many logits of an image, evenly over its items, make a loss: those of all pixels would fill memory."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -59,6 +63,19 @@ class Term:
         return Term(self.values.cpu(), None if self.weight is None else self.weight.cpu())
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a larger model reads of a model inside it, where that is not simply its output; see `targets.reading_of`.
+
+    Attributes:
+        layers: indices of the hidden states it reads; none for the pooled output.
+        skipped: tokens at the front that it leaves out.
+    """
+
+    layers: tuple[int, ...] = ()
+    skipped: int = 0
+
+
 Result = Mapping[str, Any]
 Reader = Callable[[PreTrainedModel, Result], list[Term]]
 
@@ -81,9 +98,10 @@ def read_outputs(model: PreTrainedModel, result: Any, inputs: Mapping[str, Tenso
         # What stands at padding is arbitrary.
         found["last_hidden_state"] = found["last_hidden_state"] * mask.to(found["last_hidden_state"].dtype)[..., None]
     name = type(model).__name__
+    reading = getattr(model, "reading", None)
     reader = next((reader for head, reader in READERS.items() if head in name), _other)
     try:
-        terms = reader(model, found)
+        terms = reader(model, found) if reading is None else _as_read(reading, found)
     except KeyError:
         terms = []
     if not terms:
@@ -97,8 +115,13 @@ def read_outputs(model: PreTrainedModel, result: Any, inputs: Mapping[str, Tenso
 
 def is_classifier(model: PreTrainedModel) -> bool:
     """Whether every image has one class."""
+    return "ImageClassification" in type(model).__name__ and _problem(model) not in (SEVERAL_LABELS, NUMBERS)
+
+
+def _problem(model: PreTrainedModel) -> str | None:
+    """The config's problem type; where it has none, transformers takes a single number for a regression."""
     kind = getattr(model.config, "problem_type", None)
-    return "ImageClassification" in type(model).__name__ and kind not in (SEVERAL_LABELS, NUMBERS)
+    return NUMBERS if kind is None and getattr(model.config, "num_labels", None) == 1 else kind
 
 
 def class_logits(terms: Sequence[Term]) -> Tensor:
@@ -112,8 +135,7 @@ def features(values: Tensor, weight: Tensor | None = None) -> Term:
 
 
 def _classification(model: PreTrainedModel, result: Result) -> list[Term]:
-    logits = result["logits"].float()
-    kind = getattr(model.config, "problem_type", None)
+    logits, kind = result["logits"].float(), _problem(model)
     if kind == NUMBERS:
         return [features(logits)]
     if kind == SEVERAL_LABELS:
@@ -150,10 +172,17 @@ def _features_at(name: str) -> Reader:
     return read
 
 
+def _as_read(reading: Reading, result: Result) -> list[Term]:
+    if not reading.layers:
+        return [features(result["pooler_output"])]
+    return [features(result["hidden_states"][layer][:, reading.skipped :]) for layer in reading.layers]
+
+
 def _other(model: PreTrainedModel, result: Result) -> list[Term]:
     if "logits" in result:
         logits = result["logits"]
-        return [Term(logits.float()[:, None]) if logits.dim() == 2 else features(logits)]
+        classes = logits.dim() == 2 and logits.shape[1] > 1  # of one class the probability is always 1
+        return [Term(logits.float()[:, None]) if classes else features(logits)]
     if result.get("last_hidden_state") is None:
         tensors = [value for value in result.values() if isinstance(value, Tensor)]
         return [features(values) for values in tensors if values.dim() > 1 and values.is_floating_point()]
@@ -220,6 +249,14 @@ def thinned(terms: Sequence[Term], limit: int) -> list[Term]:
     return [_thin(term, limit) for term in terms]
 
 
+def thinned_classes(terms: Sequence[Term]) -> list[Term]:
+    """As `thinned`, to `CLASS_VALUES` and of classes only; features stay whole.
+
+    Two models' terms keep the same items.
+    """
+    return [_thin(term, CLASS_VALUES) if term.classes else term for term in terms]
+
+
 def _thin(term: Term, limit: int) -> Term:
     count = term.values.shape[1]
     stride = -(-term.values[0].numel() // limit) if len(term) else 1
@@ -242,9 +279,10 @@ def probe_losses(terms: Sequence[Term], probes: int, generator: torch.Generator)
     Of features: `φ = Σ_images Σ_j ε_j √w_j y_j / ‖y‖`, `y` the image's output; the second moment is then the
     Gauss-Newton matrix of half the relative squared error.
 
-    Signs are independent, so that the moments of several terms add.
+    Signs are independent, so that the moments of several terms add. Of many items, such as the pixels of an image, a
+    part that lies evenly over all stands for them, see `thinned_classes`.
     """
-    signed, ranks = zip(*(_signed(term, generator) for term in terms), strict=True)
+    signed, ranks = zip(*(_signed(term, generator) for term in thinned_classes(terms)), strict=True)
     hadamard = _hadamard(probes).to(terms[0].values.device)
     for probe in range(probes):
         yield torch.stack(
@@ -258,11 +296,14 @@ def _signed(term: Term, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if term.classes:
         values = values.log_softmax(-1)
         weights = values.detach().exp().sqrt() * values.shape[1] ** -0.5
-        rank = weights.argsort(-1, descending=True).argsort(-1)
+        # Ranks are the inverse of the order. 32 bits hold them, and no narrower integers can be indices.
+        order = weights.argsort(-1, descending=True)
+        places = torch.arange(values.shape[-1], dtype=torch.int32, device=values.device).expand_as(order)
+        rank = torch.empty_like(order, dtype=torch.int32).scatter_(-1, order, places)
     else:
         weights = (1 / values.detach().norm(dim=-1, keepdim=True).clamp_min(1e-12)).expand_as(values)
         weights = weights if term.weight is None else weights * term.weight.sqrt()
-        rank = torch.arange(values.shape[-1], device=values.device).expand_as(values)
+        rank = torch.arange(values.shape[-1], dtype=torch.int32, device=values.device).expand_as(values)
     signs = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8).to(values.device) * 2 - 1
     return signs * weights * values, rank
 

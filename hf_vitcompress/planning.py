@@ -116,7 +116,8 @@ class Budget:
         original: the dense model's.
         fixed: the part of it that no plan changes (embeddings, norms, heads, skipped layers; for MACs, attention).
         unit: `"params"` or `"macs"`.
-        exact: whether the result must also come within `KEEP_TOLERANCE` of the limit from below.
+        exact: whether the result must also come within `KEEP_TOLERANCE` of the limit from below, unless more would
+            gain nothing.
     """
 
     limit: int
@@ -149,7 +150,9 @@ def make_plan(
         _raise_unreachable(len(tables), budget, smallest, rank_multiple)
     levels = (_greedy if allocation == "greedy" else _uniform)(entries, room)
     spent = _cost(entries, levels)
-    if budget.exact and abs(budget.fixed + spent - budget.limit) > KEEP_TOLERANCE * budget.limit:
+    missed = budget.exact and abs(budget.fixed + spent - budget.limit) > KEEP_TOLERANCE * budget.limit
+    # Where only layers that nothing reads are left to buy, more would gain nothing.
+    if missed and any(table[level][1] > table[-1][1] for level, table in zip(levels, entries, strict=True)):
         reached = (budget.fixed + spent) / budget.original
         raise BudgetError(
             f"keep_ratio={budget.limit / budget.original:.4f} cannot be met within {KEEP_TOLERANCE:.1%}: the nearest "

@@ -37,7 +37,7 @@ class Prepared:
         model: the dense model, unchanged.
         layers: what may be compressed.
         parts: the same, as it is compressed.
-        costs: of the dense model.
+        costs: of the dense model, for images such as it was calibrated on.
         method: by which features and ranks are chosen, see `heads.selection_method`.
         scaling: corrections of the predicted losses; without any points until they are measured.
     """
@@ -173,9 +173,9 @@ def prepare_model(
     statistics.to(model.device).check_layers(layers)
     parts = make_parts(model, layers, statistics, config, importance)
     _solve_all(parts, progress, accelerator or new_accelerator())
-    return Prepared(
-        model, layers, parts, count_costs(model), selection_method(config, importance), scaling=CurveScaling()
-    )
+    # For the images that the parts' own costs are for, which the config need not know.
+    costs = count_costs(model, statistics.image_shape)
+    return Prepared(model, layers, parts, costs, selection_method(config, importance), scaling=CurveScaling())
 
 
 def make_parts(

@@ -19,6 +19,7 @@ from .layouts import is_factored
 from .loading import check_model, load_model
 from .modes import attention_implementations
 from .report import REPORT_FILE, CompressionReport
+from .targets import compressed_part
 
 SCHEMES = {
     "int8_weight_only": "Int8WeightOnlyConfig",
@@ -44,7 +45,9 @@ class QuantizationRecord:
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         before = CompressionReport.load(folder)
         known = replace(before, evaluation=None, latency=[])
-        report = replace(known, compressed=self.costs, quantization=self.scheme, weights=self.weights)
+        # As many multiplications as before, of images of the size that was calibrated with.
+        costs = replace(self.costs, macs=known.compressed.macs)
+        report = replace(known, compressed=costs, quantization=self.scheme, weights=self.weights)
         report.save(folder)
         write_card(folder, report)
 
@@ -99,6 +102,7 @@ def _load_quantized(
     if is_factored(model):
         companions = restored_companions(model)
         if any(REPORT_FILE in getattr(companion, "files", ()) for companion in companions):
-            companions.append(QuantizationRecord(scheme, count_costs(model), model_digest(model)))
+            costs = count_costs(compressed_part(model, model))  # what the report's other figures are of
+            companions.append(QuantizationRecord(scheme, costs, model_digest(model)))
         cast(Any, model).companions = companions
     return model

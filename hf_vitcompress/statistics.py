@@ -190,7 +190,7 @@ class Statistics:
         images: images seen.
         tokens: vectors seen by each input name.
         bad_images: images that could not be read and were left out.
-        settings: what the statistics depend on (metric, seed, precision, …), plain data.
+        settings: what the statistics depend on (metric, seed, precision, …) and `image_shape`, plain data.
         fingerprint: identifies the model's weights.
         scalings: corrections of the predicted losses, by `heads.selection_method`, once they are measured.
         timing: seconds by stage, plain data.
@@ -206,6 +206,12 @@ class Statistics:
     fingerprint: str = ""
     scalings: dict[str, CurveScaling] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Of one image's `pixel_values`, by which costs are counted; `None` in statistics from before it was noted."""
+        shape = self.settings.get("image_shape")
+        return None if shape is None else tuple(shape)
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, beside the target first and then renamed."""

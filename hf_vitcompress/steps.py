@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .data import Batch, ImageSource
 from .distribution import from_main, local_work, sum_in_place
+from .images import Batch, ImageSource
 
 TIMED_STEPS = 3
 

@@ -5,26 +5,29 @@
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
 from .families import FAMILIES
-from .layers import find_layers, has_standard_attention, may_prune_heads
+from .layers import LayerInfo, find_layers, has_standard_attention, may_prune_heads
 from .modeling_factored import MODEL_TYPES, dense_config_class, heads_of
 from .tables import markdown_table
 
 BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
 HEADER = ("model", "`model_type`", "heads", "queries and keys share a projection", "whole heads can go")
-CONTAINERS = {"depth_anything": "Depth Anything", "upernet": "UperNet", "llava": "LLaVA"}
-"""Model types without a row of their own that are registered because of the model they contain, and their names."""
+TITLES = {"depth_anything": "Depth Anything", "upernet": "UperNet", "llava": "LLaVA"}
+"""What people call model types without a row of their own, which are registered because of the model they contain."""
 
 
 def support_table() -> str:
     """Markdown; one row for each model type, in the order of the tables."""
     rows = [_row(family.title, model_type) for model_type, family in FAMILIES.items() if model_type in MODEL_TYPES]
-    rows += [(title, f"`{model_type}`", _heads(model_type), *_AS_INSIDE) for model_type, title in CONTAINERS.items()]
+    for model_type in MODEL_TYPES:
+        if model_type not in FAMILIES:
+            rows.append((TITLES.get(model_type, model_type), f"`{model_type}`", _heads(model_type), *_AS_INSIDE))
     return markdown_table(HEADER, rows)
 
 
@@ -33,9 +36,14 @@ _AS_INSIDE = ("as the model in it", "as the model in it")
 
 def _row(title: str, model_type: str) -> tuple[str, ...]:
     model = _without_storage(model_type)
-    attention = next(layer.parent for layer in find_layers(model) if layer.role == "q")
-    known = (has_standard_attention(model, attention), may_prune_heads(model, attention))
+    attention = attention_of(find_layers(model))
+    known = [attention is not None and answer(model, attention) for answer in (has_standard_attention, may_prune_heads)]
     return (title, f"`{model_type}`", _heads(model_type), *("yes" if answer else "no" for answer in known))
+
+
+def attention_of(layers: Iterable[LayerInfo]) -> str | None:
+    """Name of the first module with queries of its own; `None` where one layer makes queries, keys and values."""
+    return next((layer.parent for layer in layers if layer.role == "q"), None)
 
 
 def _heads(model_type: str) -> str:

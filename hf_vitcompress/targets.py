@@ -1,16 +1,17 @@
 """A model inside a larger one, such as the vision tower of CLIP: found, compressed by itself, and put back."""
 
-from typing import cast
-
 from transformers import PreTrainedModel
 
 from .building import assembled
 from .errors import ConfigError
 from .families import row_of
+from .outputs import Reading
 
 
 def part_of(model: PreTrainedModel, target: str) -> tuple[str, PreTrainedModel]:
     """The model inside `model` that `target` names, by its module name or a dotted tail of it: full name and model.
+
+    From then on `outputs.read_outputs` reads of it what `model` does.
 
     Raises:
         ConfigError: there is none, or several.
@@ -22,7 +23,27 @@ def part_of(model: PreTrainedModel, target: str) -> tuple[str, PreTrainedModel]:
         raise ConfigError(
             f"target={target!r} {several} inside {type(model).__name__}. Those that can be compressed: {_names(model)}."
         )
-    return found[0], inside[found[0]]
+    part = inside[found[0]]
+    part.reading = reading_of(model)  # type: ignore[assignment]  # not a module
+    return found[0], part
+
+
+def reading_of(whole: PreTrainedModel) -> Reading | None:
+    """What `whole` reads of its vision tower; `None` where it takes the output as it is.
+
+    A language model with `vision_feature_layer` in its config, such as LLaVA, reads these hidden states, mostly without
+    the class token; a model of images and texts, such as CLIP, the pooled output.
+    """
+    layers = getattr(whole.config, "vision_feature_layer", None)
+    if layers is not None:
+        skipped = 1 if getattr(whole.config, "vision_feature_select_strategy", None) == "default" else 0
+        return Reading((layers,) if isinstance(layers, int) else tuple(layers), skipped)
+    row = row_of(whole)
+    return Reading() if row is not None and row.pooled and not takes_only_images(whole) else None
+
+
+def takes_only_images(model: PreTrainedModel) -> bool:
+    return model.main_input_name == "pixel_values" and not model.config.is_encoder_decoder
 
 
 def check_takes_images(model: PreTrainedModel) -> None:
@@ -31,7 +52,7 @@ def check_takes_images(model: PreTrainedModel) -> None:
     Raises:
         ConfigError: it wants more, such as text, so that only a part of it can be compressed.
     """
-    if model.main_input_name != "pixel_values" and (names := _names(model)):
+    if not takes_only_images(model) and (names := _names(model)):
         raise ConfigError(
             f"{type(model).__name__} takes more than images. Name the part of it to compress with target=… (--target): "
             f"{names}."
@@ -65,7 +86,7 @@ def compressed_part(model: PreTrainedModel, compressed: PreTrainedModel) -> PreT
     target = (getattr(compressed.config, "compression", None) or {}).get("target")
     if target is None or target not in dict(model.named_modules()):
         return model
-    part = cast(PreTrainedModel, model.get_submodule(target))
+    part = part_of(model, target)[1]
     if model is not compressed:
         return part
     layers = {name.removeprefix(f"{target}."): s for name, s in compressed.config.compression["layers"].items()}

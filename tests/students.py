@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, ViTForImageClassification
 from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCompressor
 from hf_vitcompress.building import build_model
 from hf_vitcompress.checkpoints import Checkpoint
-from hf_vitcompress.data import ImageSource
 from hf_vitcompress.distillation import Distillation
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.measuring import Reference
 from hf_vitcompress.preparation import Prepared
 from hf_vitcompress.residual import ResidualCompensation

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,20 @@ from conftest import seeded, tiny_config
 from safetensors.torch import load_file
 from students import METHODS, compressed, lively, logits, random_images
 from torch import nn
-from transformers import AutoModelForImageClassification, PreTrainedModel, ViTForImageClassification, ViTModel
+from transformers import (
+    AutoModelForImageClassification,
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    PreTrainedModel,
+    ViTForImageClassification,
+    ViTModel,
+)
+from transformers.core_model_loading import Chunk
 
+from hf_vitcompress import CompressionConfig
 from hf_vitcompress.adoption import adopt, carry_optimizer, follow_layout, parameter_roles, take_layout
 from hf_vitcompress.errors import UnsupportedModelError
+from hf_vitcompress.gates import attach_gates, follow_gates
 from hf_vitcompress.layouts import is_factored, layout_of
 
 PIXELS = random_images(16)
@@ -284,6 +295,51 @@ def test_saved_weights_are_found_again(tmp_path: Path, compress: bool) -> None:
     result = model.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     assert result.missing_keys == result.unexpected_keys == []
     assert torch.equal(logits(model, PIXELS), logits(source, PIXELS))
+
+
+def gated(seed: int) -> PreTrainedModel:
+    config = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+        mlp_ratio=4,
+        use_swiglu_ffn=True,
+    )
+    return seeded(Dinov2ForImageClassification, config, seed)
+
+
+@pytest.mark.parametrize("follow", [follow_layout, follow_gates])
+def test_old_tensors_that_are_split_now_are_split(follow: Callable[[nn.Module], None], tmp_path: Path) -> None:
+    source, model = gated(1), gated(2)
+    gate = attach_gates(source, CompressionConfig(mlp="prune"))["dinov2.encoder.layer.1.mlp.down_proj"]
+    with torch.no_grad():
+        gate.mul_(0.5)
+    source.save_pretrained(tmp_path, save_original_format=True)
+    state = load_file(tmp_path / "model.safetensors")
+    assert "dinov2.encoder.layer.0.mlp.weights_in.weight" in state
+    outer = nn.ModuleDict({"inner": model})
+    follow(model)
+    if follow is follow_layout:
+        follow_gates(model)
+    found = outer.load_state_dict({f"inner.{name}": tensor for name, tensor in state.items()}, strict=False)
+    assert found.missing_keys == found.unexpected_keys == []
+    values = model.state_dict()
+    assert all(torch.equal(tensor, values[name]) for name, tensor in source.state_dict().items())
+
+
+def test_an_old_tensor_that_cannot_be_converted_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gated(2)
+    state = {"dinov2.encoder.layer.0.mlp.weights_in.weight": torch.zeros(4, 4)}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("an odd number")
+
+    monkeypatch.setattr(Chunk, "convert", refuse)
+    follow_layout(model)
+    with pytest.raises(UnsupportedModelError, match=r"layer\.0\.mlp\.weights_in\.weight.*from_pretrained"):
+        model.load_state_dict(state, strict=False)
 
 
 def test_a_part_of_a_state_dict_changes_only_its_layers() -> None:

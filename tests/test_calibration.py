@@ -30,8 +30,9 @@ from hf_vitcompress import calibration, observation
 from hf_vitcompress.calibration import calibrate
 from hf_vitcompress.compressor import ViTCompressor
 from hf_vitcompress.config import CompressionConfig
-from hf_vitcompress.data import ImageSource, open_images
+from hf_vitcompress.data import open_images
 from hf_vitcompress.errors import CalibrationError, CalibrationWarning, DataError
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.layers import LayerInfo, find_layers
 from hf_vitcompress.statistics import Statistics
 
@@ -506,7 +507,7 @@ from conftest import seeded, tiny_config
 from transformers import ViTForImageClassification
 from hf_vitcompress import calibration, observation
 from hf_vitcompress.config import CompressionConfig
-from hf_vitcompress.data import ImageSource
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.layers import find_layers
 
 class Killer(list):
@@ -822,3 +823,59 @@ def test_what_stands_at_padding_does_not_matter() -> None:
         assert relative(moment.covariance, other.inputs[name].covariance) < 1e-5, name
     for name, gradient in statistics.gradients.items():
         assert relative(gradient.moment, other.gradients[name].moment) < 1e-4, name
+
+
+# The shape of the images
+
+
+def test_the_shape_of_an_image_is_noted(vit: PreTrainedModel, pixels: Tensor, tmp_path: Path) -> None:
+    statistics = run(vit, pixels[:32], config())
+    assert statistics.image_shape == (3, 16, 16)
+    statistics.save(tmp_path / "s")
+    assert Statistics.load(tmp_path / "s").image_shape == (3, 16, 16)
+    head = next(head for head in HEADS if head.name == "Siglip2VisionModel")
+    assert run(head.dense(), head.pixels(), config()).image_shape == (16, 48)
+
+
+def test_the_shape_is_that_of_the_first_image_that_can_be_read(
+    vit: PreTrainedModel, pictures: list[Any], processor: ViTImageProcessorPil
+) -> None:
+    images = ImageSource([*([b"broken"] * 16), *pictures], None, "pictures")
+    assert run(vit, images, config(), image_processor=processor).image_shape == (3, 16, 16)
+
+
+def test_a_checkpoint_from_before_shapes_were_noted_is_continued(
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path
+) -> None:
+    older = run(vit, pixels[:32], config())
+    del older.settings["image_shape"]
+    older.save(tmp_path / "c")
+    assert same(run(vit, pixels[:32], config(), checkpoint=tmp_path / "c"), older)
+    assert older.image_shape is None
+
+
+# Nothing to measure
+
+
+@pytest.mark.parametrize("metric", ["fisher", "row_fisher"])
+def test_a_constant_output_has_no_gradients_and_is_named(metric: str, pixels: Tensor) -> None:
+    model = seeded(ViTForImageClassification, tiny_config())
+    model.classifier.weight.data.zero_()
+    with pytest.raises(CalibrationError, match="All gradients are 0") as caught:
+        run(model, pixels[:32], config(metric=metric))
+    assert "ViTForImageClassification" in str(caught.value)
+    assert 'metric="activation"' in str(caught.value)
+    run(model, pixels[:32], config(metric="activation"))
+
+
+def test_a_regression_of_one_number_has_gradients(pixels: Tensor) -> None:
+    statistics = run(seeded(ViTForImageClassification, tiny_config(num_labels=1)), pixels[:32], config())
+    assert all(gradient.moment.trace() > 0 for gradient in statistics.gradients.values())
+
+
+def test_a_block_that_nothing_reads_may_have_none() -> None:
+    head = next(head for head in HEADS if head.name == "BeitForSemanticSegmentation")
+    statistics = run(head.dense(), head.pixels(), config())
+    traces = {name: float(gradient.moment.trace()) for name, gradient in statistics.gradients.items()}
+    assert any(trace == 0 for name, trace in traces.items() if ".layers.3." in name)
+    assert any(trace > 0 for trace in traces.values())

@@ -16,10 +16,10 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, Train
 
 from hf_vitcompress import CompressionConfig
 from hf_vitcompress.callbacks import CompressionMetricsCallback, ImportanceGateCallback
-from hf_vitcompress.data import ImageSource
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
 from hf_vitcompress.gate_learning import learn_gates
 from hf_vitcompress.gates import gates_of
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.layouts import is_factored
 
 SMALL = tiny_config(num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2)

@@ -138,8 +138,9 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is measured, but three times only."""
     measure = latency.measure_latency
 
-    def quick(dense: Any, small: Any, batch_size: int = 32) -> Any:
-        return measure(dense, small, batch_size, rounds=3)
+    def quick(dense: Any, small: Any, batch_size: int = 32, shape: Any = None) -> Any:
+        assert tuple(shape) == (3, 16, 16)  # of the images that were given
+        return measure(dense, small, batch_size, 3, shape)
 
     for module in ("latency", "comparison"):
         monkeypatch.setattr(f"hf_vitcompress.{module}.measure_latency", quick)

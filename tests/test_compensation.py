@@ -26,9 +26,9 @@ import hf_vitcompress.distillation
 from hf_vitcompress import CompressionConfig, CompressionPlan, ViTCompressor
 from hf_vitcompress.compensation import Compensator
 from hf_vitcompress.compressor import TRIAL_SHARE
-from hf_vitcompress.data import ImageSource
 from hf_vitcompress.distillation import Distillation
 from hf_vitcompress.errors import BudgetError, CompensationError, ConfigError, DataError
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.layouts import layout_of
 from hf_vitcompress.modeling_factored import FactoredLinear
 from hf_vitcompress.outputs import divergence, outputs_of

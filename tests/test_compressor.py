@@ -41,8 +41,9 @@ from hf_vitcompress import (
 )
 from hf_vitcompress.config import PRESETS
 from hf_vitcompress.costs import count_costs, disk_bytes
-from hf_vitcompress.data import ImageSource, open_images
+from hf_vitcompress.data import open_images
 from hf_vitcompress.errors import BudgetError, CalibrationError, ConfigError, DataError, UnsupportedModelError
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.layers import find_layers
 from hf_vitcompress.layouts import layout_of
 
@@ -438,9 +439,23 @@ def test_an_accuracy_drop_without_images_to_measure_it_on_is_refused(
         new(DROP).compress(digits, statistics=compressor.statistics)
 
 
-def test_an_accuracy_drop_of_a_model_without_classes_is_refused(pixels: Tensor) -> None:
-    with pytest.raises(BudgetError, match="no classes"):
-        small_recipe(keep_ratio=None, max_accuracy_drop=0.1).compress(seeded(ViTModel, tiny_config()), pixels)
+@pytest.mark.parametrize("model_class", [ViTModel, ViTForImageClassification])
+def test_an_accuracy_drop_of_a_model_without_classes_is_refused_before_any_work(
+    model_class: type[PreTrainedModel], pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("hf_vitcompress.compressor.calibrate")
+    model = seeded(model_class, tiny_config(num_labels=1))  # one label is a number to predict
+    with pytest.raises(BudgetError, match=f"{model_class.__name__} has no classes"):
+        small_recipe(keep_ratio=None, max_accuracy_drop=0.1).compress(model, pixels)
+
+
+def test_a_given_plan_needs_no_classes(pixels: Tensor) -> None:
+    model, calibrated = seeded(ViTModel, tiny_config()), small_recipe()
+    statistics = calibrated.calibrate(model, pixels)
+    plan = calibrated.plan(model, statistics)
+    compressor = small_recipe(keep_ratio=None, max_accuracy_drop=0.1)
+    small = compressor.compress(model, statistics=statistics, plan=plan)
+    assert small.num_parameters() < model.num_parameters()
 
 
 @pytest.mark.parametrize("method", ["default", "low rank"])

@@ -9,6 +9,8 @@ from transformers import (
     DeiTConfig,
     DeiTForImageClassificationWithTeacher,
     DeiTModel,
+    Dinov2Config,
+    Dinov2ForImageClassification,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
     ViTModel,
@@ -136,3 +138,20 @@ def test_what_only_looks_like_weights_is_not_counted(tmp_path):
         (tmp_path / name).write_bytes(b"x" * 10)
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"x" * 20)
     assert disk_bytes(tmp_path) == 20
+
+
+DINOV2 = Dinov2Config(**{**TINY, "image_size": 56, "mlp_ratio": 3})
+
+
+@pytest.mark.parametrize(("shape", "patches"), [(None, 14 * 14), ((3, 24, 24), 6 * 6), ([3, 16, 32], 4 * 8)])
+def test_costs_are_for_images_of_the_given_shape(shape, patches):
+    """Its processor crops images smaller than the config says."""
+    model = seeded(Dinov2ForImageClassification, DINOV2)
+    expected = patches * 32 * (3 * 4 * 4) + blocks(patches + 1) + 2 * 32 * 5
+    assert count_macs(model, shape) == count_costs(model, shape).macs == expected
+
+
+def test_costs_of_patches_are_for_as_many_as_there_are():
+    model = next(head for head in HEADS if head.name == "Siglip2VisionModel").dense()
+    assert count_macs(model, (16, 48)) == count_macs(model)
+    assert count_macs(model, (8, 48)) < 0.6 * count_macs(model)

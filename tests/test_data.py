@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ViTImageProcessorPil
 
-from hf_vitcompress.data import ImageSource, decode_image, open_images
+from hf_vitcompress.data import open_images
 from hf_vitcompress.errors import DataError
+from hf_vitcompress.images import ImageSource, decode_image
 
 CLASSES = ("ant", "bee", "cat")
 

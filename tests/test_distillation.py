@@ -19,11 +19,11 @@ from zoo import HEADS
 
 import hf_vitcompress.distillation
 from hf_vitcompress.augmentation import augment
-from hf_vitcompress.data import Batch, ImageSource
 from hf_vitcompress.distillation import EVALUATIONS, PATIENCE, Distillation, State, trained_parameters
 from hf_vitcompress.errors import CompensationError, DataError
+from hf_vitcompress.images import Batch, ImageSource
 from hf_vitcompress.measuring import Reference
-from hf_vitcompress.outputs import divergence, outputs_of
+from hf_vitcompress.outputs import Term, divergence, outputs_of
 from hf_vitcompress.report import CompensationPoint
 from hf_vitcompress.steps import Steps
 
@@ -581,3 +581,21 @@ def test_other_models_and_arithmetics_learn(
     points = case.distillation(student).run(None, checkpoint(), progress=False)
     assert min(point.loss for point in points) < 0.9 * points[0].loss
     assert case.reference.loss_of(student) < points[0].loss
+
+
+def test_of_many_pixels_a_part_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = next(head for head in HEADS if head.name == "BeitForSemanticSegmentation")
+    case = lesson(dense=head.dense(), images=head.pixels(48), feature_weight=0.0, augmentation=False, keep_ratio=0.8)
+    monkeypatch.setattr(hf_vitcompress.outputs, "CLASS_VALUES", 200)
+    student = case.student()
+    teaching = case.distillation(student)
+    ((batch, draws),) = teaching.steps.own_part(0)
+    with torch.no_grad():
+        found = float(teaching._loss(batch, draws))
+        terms = [outputs_of(model, batch.pixel_values)[0].values.contiguous() for model in (case.dense, student)]
+    # Every seventh of 256 pixels, of 5 classes each.
+    expected, everywhere = (
+        float(divergence(*([Term(values[:, ::step])] for values in terms), 1.0, torch.float32).sum()) for step in (7, 1)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found != pytest.approx(everywhere, rel=1e-4)

@@ -31,7 +31,6 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, calibration, cli, evaluate_model
 from hf_vitcompress.calibration import calibrate
-from hf_vitcompress.data import ImageSource
 from hf_vitcompress.distribution import (
     deal,
     from_main,
@@ -45,6 +44,7 @@ from hf_vitcompress.distribution import (
     sum_numbers,
 )
 from hf_vitcompress.heads import HeadsPart
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.layers import find_layers
 from hf_vitcompress.pairs import PairPart
 from hf_vitcompress.parts import LayerPart, Part, QueryKeyPart

@@ -25,6 +25,8 @@ from transformers import (
     AutoImageProcessor,
     BertConfig,
     BertModel,
+    CLIPConfig,
+    CLIPModel,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     DeiTForMaskedImageModeling,
@@ -36,8 +38,9 @@ from transformers import (
     ViTImageProcessorPil,
     ViTModel,
 )
+from zoo import TEXT, VISION
 
-from hf_vitcompress import export_formats, exporting
+from hf_vitcompress import CompressionConfig, ViTCompressor, export_formats, exporting
 from hf_vitcompress.errors import ConfigError, ExportError, OutputError, UnsupportedModelError
 from hf_vitcompress.export_formats import FORMATS
 from hf_vitcompress.export_report import ExportReport, ExportResult
@@ -527,6 +530,26 @@ def test_what_cannot_be_exported_is_refused(
     with pytest.raises(error, match=message):
         export_model(make(), "torch-export", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def two_towers() -> PreTrainedModel:
+    return seeded(CLIPModel, CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16))
+
+
+def test_a_model_of_images_and_texts_is_refused_and_the_way_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"CLIPModel takes more than images.*model\.vision_model"):
+        export_model(two_towers(), "torch-export", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_a_model_of_images_and_texts_the_compressed_tower_is_exported(tmp_path: Path) -> None:
+    model = two_towers()
+    config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", correct_curves=False)
+    small = ViTCompressor(config, progress=False).compress(model, random_images(24), target="vision_model")
+    result = export_model(small, "torch-export", tmp_path / "out", against=model)
+    assert result.report.model == "FactoredCLIPVisionModel"
+    assert result.dense is not None
+    assert result.dense.model == "CLIPVisionModel"
 
 
 # ---- at most so many images

@@ -30,7 +30,6 @@ from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCo
 from hf_vitcompress.building import build_model
 from hf_vitcompress.calibration import calibrate
 from hf_vitcompress.checkpoints import Checkpoint
-from hf_vitcompress.data import ImageSource
 from hf_vitcompress.errors import CompensationError, ConfigError, DataError
 from hf_vitcompress.gate_learning import _Learning, gate_checkpoint, learn_gates
 from hf_vitcompress.gate_plots import sparsity_by_layer, sparsity_over_seconds, spread
@@ -45,6 +44,7 @@ from hf_vitcompress.gates import (
     scores,
 )
 from hf_vitcompress.heads import selection_method
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.layers import find_layers
 from hf_vitcompress.preparation import prepare_model
 

@@ -186,3 +186,13 @@ def test_a_config_without_a_size_is_named() -> None:
     model.config.__dict__["image_size"] = None
     with pytest.raises(UnsupportedModelError, match="ViTForImageClassification does not say"):
         image_shape(model)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("ViTMAEModel", (3, 16, 24)), ("Siglip2VisionModel", (20, 48))])
+def test_an_example_may_have_another_shape(name: str, shape: tuple[int, ...]) -> None:
+    inputs = example_inputs(head_named(name).dense(), 2, shape)
+    assert inputs["pixel_values"].shape == (2, *shape)
+    if name == "ViTMAEModel":
+        assert inputs["noise"].shape == (2, 24)
+    else:
+        assert inputs["pixel_attention_mask"].shape == (2, 20)

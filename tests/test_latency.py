@@ -56,3 +56,11 @@ def test_models_keep_mode_and_dtype() -> None:
 def test_models_that_take_more_than_images_are_timed(name: str) -> None:
     head = next(head for head in HEADS if head.name == name)
     assert measure_latency(head.dense(), head.dense(), batch_size=2, rounds=2).dense > 0
+
+
+def test_images_of_the_given_shape_are_timed() -> None:
+    head = next(head for head in HEADS if head.name == "Dinov2ForImageClassification")
+    dense, shapes = head.dense(), []
+    dense.register_forward_pre_hook(lambda _, __, kwargs: shapes.append(kwargs["pixel_values"].shape), with_kwargs=True)
+    measure_latency(dense, dense, batch_size=2, rounds=2, shape=(3, 8, 12))
+    assert set(shapes) == {(2, 3, 8, 12)}

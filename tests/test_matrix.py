@@ -31,6 +31,7 @@ from hf_vitcompress.loading import load_model
 from hf_vitcompress.modeling_factored import MODEL_TYPES, compressed_modules, heads_of
 from hf_vitcompress.outputs import Term, divergence, outputs_of
 from hf_vitcompress.planning import CompressionPlan
+from hf_vitcompress.support import attention_of
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -92,8 +93,8 @@ def backward(model: PreTrainedModel, head: Head) -> None:
 
 def compressor_for(model: PreTrainedModel, way: dict[str, Any]) -> ViTCompressor:
     layers = find_layers(model)
-    attention = next(layer.parent for layer in layers if layer.role == "q")
-    if way.get("attention") == "prune" and not may_prune_heads(model, attention):
+    attention = attention_of(layers)
+    if way.get("attention") == "prune" and (attention is None or not may_prune_heads(model, attention)):
         way = {**way, "attention": "none"}
     inside = [layer for layer in layers if way.get("attention") != "none" or layer.role in ("gate", "fc1", "fc2")]
     limit = model.num_parameters() - round(SMALLER * sum(layer.parameters for layer in inside))
@@ -255,8 +256,8 @@ def trained_two_steps(model: PreTrainedModel, case: Case, folder: Path) -> None:
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_heads_that_cannot_be_cut_are_refused_and_others_are_not(head: Head) -> None:
     model = head.dense()
-    attention = next(layer.parent for layer in find_layers(model) if layer.role == "q")
-    if may_prune_heads(model, attention):
+    attention = attention_of(find_layers(model))
+    if attention is not None and may_prune_heads(model, attention):
         return
     compressor = ViTCompressor(CompressionConfig(attention="prune", correct_curves=False), progress=False)
     with warnings.catch_warnings():

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import ViTForImageClassification, ViTModel
 from zoo import HEADS, Head
 
+from hf_vitcompress import outputs
 from hf_vitcompress.errors import UnsupportedModelError
 from hf_vitcompress.outputs import (
     Term,
@@ -22,6 +23,7 @@ from hf_vitcompress.outputs import (
     probe_losses,
     read_outputs,
     thinned,
+    thinned_classes,
 )
 
 
@@ -141,6 +143,14 @@ def test_logits_mean_what_the_problem_says(problem: str, classifier: bool, shape
         assert torch.allclose(term.values.softmax(-1)[..., 1], logits.sigmoid())
 
 
+@pytest.mark.parametrize("problem", [None, "regression"])
+def test_a_single_number_is_predicted_and_no_class(problem: str | None) -> None:
+    model = seeded(ViTForImageClassification, tiny_config(num_labels=1, problem_type=problem))
+    (term,) = outputs_of(model, torch.randn(2, 3, 16, 16, generator=generator()))
+    assert not is_classifier(model)
+    assert term.values.shape == (2, 1)
+
+
 class Unheard(ViTModel):
     """A head that no table knows."""
 
@@ -149,6 +159,7 @@ class Unheard(ViTModel):
     ("result", "shapes"),
     [
         ({"logits": torch.zeros(2, 7)}, [(2, 1, 7)]),
+        ({"logits": torch.zeros(2, 1)}, [(2, 1)]),
         ({"logits": torch.zeros(2, 7, 3)}, [(2, 21)]),
         ({"last_hidden_state": torch.zeros(2, 4, 3), "pooler_output": torch.zeros(2, 3)}, [(2, 12)]),
         ({"loss": torch.zeros(()), "keypoints": torch.zeros(2, 4), "scores": torch.zeros(2, 2, 2)}, [(2, 4), (2, 4)]),
@@ -258,6 +269,15 @@ def test_items_are_left_out_and_never_classes() -> None:
     assert (thinned([Term(torch.zeros(2, 1, 100))], 16)[0]).values.shape == (2, 1, 100)
 
 
+def test_of_a_loss_only_classes_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = [Term(torch.randn(2, 9, 4)), Term(torch.randn(2, 100), torch.rand(2, 100)), classes(torch.randn(2, 5))]
+    assert all(kept is term for kept, term in zip(thinned_classes(terms), terms, strict=True))
+    monkeypatch.setattr(outputs, "CLASS_VALUES", 16)
+    pixels, *others = thinned_classes(terms)
+    assert torch.equal(pixels.values, terms[0].values[:, ::4])  # 3 has a divisor in common with 9
+    assert all(kept is term for kept, term in zip(others, terms[1:], strict=True))
+
+
 # Probes
 
 
@@ -356,3 +376,70 @@ def test_probes_through_a_detector_measure_what_its_divergence_grows_by() -> Non
         moved = float(divergence(reference, outputs_of(model, pixels)))
     assert moved > 0
     assert sum(value**2 for value in along) / len(along) / 2 == pytest.approx(moved, rel=0.1)
+
+
+# Many items
+
+
+def plain_probes(terms: list[Term], probes: int, draw: torch.Generator) -> list[Tensor]:
+    """The formula of `probe_losses` written out, with ranks by sorting twice."""
+    hadamard = torch.tensor([[1.0, 1.0], [1.0, -1.0]])[:probes]
+    parts = []
+    for term in terms:
+        values = term.values.log_softmax(-1)
+        weights = values.detach().exp().sqrt() * values.shape[1] ** -0.5
+        ranks = weights.argsort(-1, descending=True).argsort(-1)
+        signs = torch.randint(0, 2, values.shape, generator=draw, dtype=torch.int8) * 2 - 1
+        parts.append((signs * weights * values, ranks))
+    return [
+        torch.stack([(hadamard[probe][rank % 2] * own).sum() for own, rank in parts]).sum() for probe in range(probes)
+    ]
+
+
+@pytest.mark.parametrize("items", [1, 7])
+def test_probes_of_few_items_are_the_formula_to_the_bit(items: int) -> None:
+    terms = [Term(3 * torch.randn(5, items, 10, generator=generator())), Term(torch.zeros(5, items, 3))]
+    found = list(probe_losses(terms, 2, generator(1)))
+    assert all(torch.equal(a, b) for a, b in zip(found, plain_probes(terms, 2, generator(1)), strict=True))
+
+
+def test_probes_of_many_items_are_those_of_the_kept_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    term = Term(3 * torch.randn(5, 49, 10, generator=generator()))
+    monkeypatch.setattr(outputs, "CLASS_VALUES", 100)
+    kept = Term(term.values[:, ::5])
+    found = list(probe_losses([term], 2, generator(1)))
+    assert all(torch.equal(a, b) for a, b in zip(found, plain_probes([kept], 2, generator(1)), strict=True))
+
+
+def test_a_part_of_many_items_measures_the_curvature_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a parameter that all items share, as a layer before the pixels is."""
+    pixels = torch.randn(801, 3, generator=generator())
+    weight = torch.randn(3, 4, generator=generator(3))
+
+    def fisher() -> Tensor:
+        weights = weight.repeat(3000, 1, 1).requires_grad_(True)  # of each image, so that each is a draw
+        (loss,) = probe_losses([Term(pixels @ weights)], 1, generator())
+        rows = torch.autograd.grad(loss, weights)[0].flatten(1)
+        return rows.T @ rows / len(rows)
+
+    expected = fisher()
+    monkeypatch.setattr(outputs, "CLASS_VALUES", 4 * 401)
+    assert relative(fisher(), expected) < 0.15
+    assert float(fisher().trace() / expected.trace()) == pytest.approx(1, abs=0.1)
+
+
+def test_probes_of_many_pixels_need_little_memory() -> None:
+    """150 classes of 512 × 512 pixels: nothing but the logits themselves is as large as they are."""
+    logits = torch.zeros(1, 512 * 512, 150, dtype=torch.bfloat16)
+    own, largest = logits.untyped_storage().data_ptr(), [0]
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor) and result.untyped_storage().data_ptr() != own:
+                largest[0] = max(largest[0], result.numel())
+            return result
+
+    with Largest():
+        list(probe_losses([Term(logits)], 2, generator()))
+    assert 0 < largest[0] <= outputs.CLASS_VALUES

@@ -643,3 +643,14 @@ def test_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes) -> None
 def test_missing_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no plan"):
         CompressionPlan.load(tmp_path / "none.json")
+
+
+def test_what_costs_no_loss_need_not_be_kept_to_meet_a_budget_exactly() -> None:
+    """As of blocks that the head does not read."""
+    shapes = ({"free": {"rank": 1}}, {})
+    free = Table("free", [Choice(10, 10, 0.0, shapes[0]), Choice(500, 500, 0.0, shapes[1])])
+    read = Table("read", [Choice(10, 10, 1.0, {"read": {"rank": 1}}), Choice(300, 300, 0.0, {})])
+    plan = make_plan([free, read], Budget(400, 800, 0, exact=True), "greedy")
+    assert plan.layers == {"free": {"rank": 1}}
+    with pytest.raises(BudgetError, match="cannot be met"):
+        make_plan([free, read], Budget(290, 800, 0, exact=True), "greedy")

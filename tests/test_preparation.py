@@ -1,10 +1,13 @@
 """A dense model made ready for planning: costs that add up, and what is said about every part."""
 
+from dataclasses import replace
+
 import pytest
 from students import METHODS
 from test_parts import calibrated, config_of, prepared
+from zoo import HEADS
 
-from hf_vitcompress import CompressionPlan
+from hf_vitcompress import CompressionPlan, ViTCompressor
 from hf_vitcompress.building import build_model
 from hf_vitcompress.costs import count_costs
 from hf_vitcompress.errors import BudgetError
@@ -121,3 +124,30 @@ def test_the_dense_model_and_the_statistics_stay_as_they_were() -> None:
     build_model(model, ready.plan(config_of(keep_ratio=0.6, rank_multiple=1), exact=False), ready.parts)
     assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
     assert all(statistics.inputs[name].second.equal(second) for name, second in moments.items())
+
+
+@pytest.mark.parametrize("size", [16, 56])
+def test_costs_are_for_the_images_that_the_model_was_calibrated_on(size: int) -> None:
+    """Not for those that its config names: DINOv2's says 518, and its processor crops to 224."""
+    head = next(head for head in HEADS if head.name == "Dinov2ForImageClassification")
+    model = replace(head, settings={**head.settings, "image_size": size}).dense()
+    compressor = ViTCompressor(config_of(keep_ratio=0.5, rank_multiple=1), progress=False)
+    statistics = compressor.calibrate(model, head.pixels())
+    ready = compressor.prepare(model, statistics)
+    assert ready.costs == count_costs(model, (3, 16, 16))
+    limit = int(0.7 * ready.costs.macs)
+    compressor = ViTCompressor(config_of(max_macs=limit, rank_multiple=1), progress=False)
+    small = compressor.compress(model, statistics=statistics)
+    assert 0.9 * limit < count_costs(small, (3, 16, 16)).macs <= limit
+    assert compressor.report is not None
+    assert compressor.report.dense == ready.costs
+    assert compressor.report.compressed == count_costs(small, (3, 16, 16))
+
+
+def test_statistics_from_before_shapes_were_noted_leave_it_to_the_config() -> None:
+    head = next(head for head in HEADS if head.name == "Dinov2ForImageClassification")
+    model = head.dense()
+    compressor = ViTCompressor(config_of(keep_ratio=0.5), progress=False)
+    statistics = compressor.calibrate(model, head.pixels())
+    del statistics.settings["image_shape"]
+    assert compressor.prepare(model, statistics).costs == count_costs(model)

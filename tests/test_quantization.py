@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
 from clean_interpreter import run_script
-from conftest import DIGITS, TINY, tiny_config
+from conftest import DIGITS, TINY, seeded, tiny_config
 from students import METHODS, changed, compressed, lively, logits, random_images, state_of
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForImageClassification,
+    CLIPConfig,
+    CLIPModel,
     DeiTConfig,
     DeiTForImageClassification,
     PreTrainedModel,
@@ -23,6 +27,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 from transformers.utils import is_torchao_available
+from zoo import HEADS, TEXT, VISION
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, quantization, to_dense
 from hf_vitcompress.cli.quantization import quantize_checkpoint
@@ -33,6 +38,7 @@ from hf_vitcompress.fingerprints import folder_digest
 from hf_vitcompress.latency import Latency
 from hf_vitcompress.loading import load_model
 from hf_vitcompress.modeling_factored import FactoredModelMixin
+from hf_vitcompress.outputs import outputs_of
 from hf_vitcompress.quantization import SCHEMES, quantize
 from hf_vitcompress.report import CompressionReport
 
@@ -60,6 +66,7 @@ def build(kind: str) -> PreTrainedModel:
 
 
 KINDS = [*METHODS, "deit", "dense", "dense deit"]
+NARROW_LAYERS = {"keep_ratio": 0.8, "rank_multiple": 1, "precision": "float32", "correct_curves": False}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 
@@ -82,6 +89,10 @@ def load(folder: Path, scheme: str | None = None, **options: Any) -> PreTrainedM
 def relative_error(model: PreTrainedModel, reference: PreTrainedModel) -> float:
     got, wanted = (logits(each, PIXELS.to(each.dtype)).float() for each in (model, reference))
     return float((got - wanted).norm() / wanted.norm())
+
+
+def model_bytes(model: PreTrainedModel) -> int:
+    return count_costs(model).bytes
 
 
 def names_in(folder: Path) -> set[str]:
@@ -271,6 +282,49 @@ def test_what_was_measured_before_quantization_is_not_said_of_the_quantized_mode
 
 
 # ---- errors
+
+
+@pytest.mark.parametrize("name", ["CLIPForImageClassification", "DepthAnythingForDepthEstimation"])
+def test_models_without_input_embeddings_are_quantized(name: str, tmp_path: Path) -> None:
+    head = next(head for head in HEADS if str(head) == name)
+    dense, images = head.dense(), head.pixels()
+    small = ViTCompressor(CompressionConfig(**NARROW_LAYERS), progress=False).compress(dense, images)
+    for model in (dense, small):
+        quantized = quantize(model)
+        assert type(quantized) is type(model)
+        assert model_bytes(quantized) < 0.7 * model_bytes(model)
+        with torch.no_grad():
+            ours, theirs = (outputs_of(m.eval(), images[:8])[0].values for m in (quantized, model))
+        assert (ours - theirs).norm() < 0.1 * theirs.norm()
+        quantized.save_pretrained(tmp_path / type(model).__name__)
+        again = load_model(tmp_path / type(model).__name__, Accelerator(cpu=True))
+        with torch.no_grad():
+            assert torch.equal(outputs_of(again, images[:8])[0].values, ours)
+
+
+def test_a_whole_with_a_compressed_tower_is_quantized(tmp_path: Path) -> None:
+    dense = seeded(CLIPModel, CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16))
+    compressor = ViTCompressor(CompressionConfig(**NARROW_LAYERS), progress=False)
+    compressor.compress(dense, random_images(24), target="vision_model").save_pretrained(tmp_path / "small")
+    quantized = quantize(tmp_path / "small")
+    quantized.save_pretrained(tmp_path / "int8")
+    loaded = load_model(tmp_path / "int8", Accelerator(cpu=True))
+    loaded.save_pretrained(tmp_path / "again")
+    inputs = {"input_ids": torch.tensor([[0, 5, 7, 1]] * 2), "pixel_values": random_images(2)}
+    for model in (loaded, AutoModel.from_pretrained(tmp_path / "again").eval()):
+        assert type(model).__name__ == "FactoredCLIPModel"
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits_per_image, quantized(**inputs).logits_per_image)
+    assert CompressionReport.load(tmp_path / "int8").quantization == "int8_weight_only"
+
+
+def test_what_torchao_cannot_quantize_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("an odd layer\nand more")
+
+    monkeypatch.setattr("torchao.quantization.quantize_", fail)
+    with pytest.raises(QuantizationError, match=r"cannot be quantized: .*\.$"):
+        quantize(lively())
 
 
 def test_an_unknown_scheme_is_refused_with_those_there_are() -> None:

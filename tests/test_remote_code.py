@@ -9,6 +9,7 @@ import transformers
 from clean_interpreter import run_script
 from conftest import seeded
 from safetensors.torch import load_file, save_file
+from test_encoder_decoder import captioner
 from test_matrix import compressor_for
 from test_target import TOWERS
 from torch import Tensor
@@ -27,17 +28,21 @@ NAMES = {
 }
 """Rotary positions, layer scales, position biases, windows, attention in two modules, a backbone inside."""
 
+LARGER = {"clip": "AutoModel", "captioner": "AutoModelForImageTextToText"}
+"""A part of these is compressed."""
+
 SCRIPT = """
 import json, sys
 import torch, transformers
 from safetensors.torch import load_file, save_file
 found, results = {}, {}
 pixels = load_file("pixels.safetensors")
+texts = {"clip": ["input_ids"], "captioner": ["decoder_input_ids"]}
 for name, auto in json.load(open("names.json")).items():
     model = getattr(transformers, auto).from_pretrained(name, trust_remote_code=True).eval()
     results[name] = type(model).__name__
     with torch.no_grad():
-        inputs = {"input_ids": torch.tensor([[0, 5, 7, 1]])} if name == "clip" else {}
+        inputs = {text: torch.tensor([[0, 5, 7, 1]] * 2) for text in texts.get(name, [])}
         result = model(pixel_values=pixels[name], **inputs)
     for key, value in result.items():
         if isinstance(value, torch.Tensor):
@@ -62,24 +67,27 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, PreTrain
     config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", correct_curves=False)
     images = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     models["clip"] = ViTCompressor(config, progress=False).compress(clip, images, target="vision_model")
-    pixels["clip"] = images[:2]
+    models["captioner"] = ViTCompressor(config, progress=False).compress(captioner(), images, target="encoder")
+    pixels |= {"clip": images[:2], "captioner": images[:2].clone()}
     for name, model in models.items():
         model.companions = []
         model.save_pretrained(folder / name)
     save_file(pixels, folder / "pixels.safetensors")
-    (folder / "names.json").write_text(json.dumps({**NAMES, "clip": "AutoModel"}))
+    (folder / "names.json").write_text(json.dumps({**NAMES, **LARGER}))
     run_script(SCRIPT, folder, {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")})
     return models, folder
 
 
 def answers(model: PreTrainedModel, pixels: Tensor) -> dict[str, Tensor]:
-    inputs = {"input_ids": torch.tensor([[0, 5, 7, 1]])} if model.main_input_name == "input_ids" else {}
+    text = {"FactoredCLIPModel": "input_ids", "FactoredVisionEncoderDecoderModel": "decoder_input_ids"}
+    name = text.get(type(model).__name__)
+    inputs = {} if name is None else {name: torch.tensor([[0, 5, 7, 1]] * 2)}
     with torch.no_grad():
         result = model(pixel_values=pixels, **inputs)
     return {key: value for key, value in result.items() if isinstance(value, Tensor)}
 
 
-@pytest.mark.parametrize("name", [*NAMES, "clip"])
+@pytest.mark.parametrize("name", [*NAMES, *LARGER])
 def test_the_same_class_computes_the_same(loaded: tuple[dict[str, PreTrainedModel], Path], name: str) -> None:
     models, folder = loaded
     results = json.loads((folder / "results.json").read_text())

@@ -22,9 +22,9 @@ from zoo import HEADS, Head
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.cross_moments import CrossMoments, targets_output
-from hf_vitcompress.data import ImageSource
 from hf_vitcompress.errors import CompensationError, DataError
 from hf_vitcompress.factorization import Factorization
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.inputs import model_inputs
 from hf_vitcompress.layers import LayerInfo
 from hf_vitcompress.measuring import Reference

@@ -12,7 +12,7 @@ from students import random_images
 from torch import Tensor, nn
 
 import hf_vitcompress.steps
-from hf_vitcompress.data import ImageSource
+from hf_vitcompress.images import ImageSource
 from hf_vitcompress.steps import TIMED_STEPS, Steps, sum_gradients
 
 LABELS = [i % 5 for i in range(72)]

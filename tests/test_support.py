@@ -4,9 +4,9 @@ from conftest import REPOSITORY
 from zoo import HEADS
 
 from hf_vitcompress.families import FAMILIES
-from hf_vitcompress.layers import find_layers, has_standard_attention
+from hf_vitcompress.layers import LayerInfo, find_layers, has_standard_attention
 from hf_vitcompress.modeling_factored import MODEL_TYPES
-from hf_vitcompress.support import CONTAINERS, renew, support_table
+from hf_vitcompress.support import TITLES, attention_of, renew, support_table
 
 
 def rows() -> dict[str, list[str]]:
@@ -21,13 +21,24 @@ def test_the_readme_has_the_table_of_this_code() -> None:
 
 
 def test_every_family_and_every_registered_type_has_one_row() -> None:
-    assert set(rows()) == set(MODEL_TYPES) == {*FAMILIES, *CONTAINERS}
+    assert set(rows()) == set(MODEL_TYPES)
+    assert all(row[3] == "as the model in it" for model_type, row in rows().items() if model_type not in FAMILIES)
+
+
+def test_every_type_has_a_title() -> None:
+    assert set(MODEL_TYPES) <= {*FAMILIES, *TITLES}
+
+
+def test_a_family_whose_queries_keys_and_values_are_one_layer_has_no_module_with_queries() -> None:
+    layer = LayerInfo("blocks.0.attn.qkv", "qkv", 0, "blocks.0.qkv", 8, 24)
+    assert attention_of([layer]) is None
 
 
 def test_what_it_says_of_attention_is_what_models_have() -> None:
     table = rows()
     for head in HEADS:
         model = head.dense()
-        attention = next(layer.parent for layer in find_layers(model) if layer.role == "q")
+        attention = attention_of(find_layers(model))
+        joint = attention is not None and has_standard_attention(model, attention)
         said = table[head.family][3]
-        assert said == "as the model in it" or (said == "yes") == has_standard_attention(model, attention), head
+        assert said == "as the model in it" or (said == "yes") == joint, head

@@ -14,7 +14,10 @@ from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
+    AutoProcessor,
     CLIPImageProcessorPil,
+    CLIPProcessor,
+    CLIPTokenizer,
     CLIPVisionModel,
     PreTrainedModel,
 )
@@ -23,6 +26,7 @@ from zoo import STAGES, TEXT, VISION
 from hf_vitcompress import CompressionConfig, ViTCompressor, to_dense
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.loading import load_model
+from hf_vitcompress.outputs import outputs_of
 from hf_vitcompress.report import CompressionReport
 from hf_vitcompress.targets import part_of
 
@@ -35,6 +39,15 @@ WHOLE = ["clip", "siglip", "llava"]
 
 
 def whole(kind: str) -> PreTrainedModel:
+    model = _whole(kind)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.weight.copy_(1 + 0.3 * torch.randn_like(module.weight))
+    return model
+
+
+def _whole(kind: str) -> PreTrainedModel:
     if kind == "clip":
         return seeded(transformers.CLIPModel, transformers.CLIPConfig(**TOWERS))
     if kind == "siglip":
@@ -120,6 +133,31 @@ def test_it_says_much_the_same_as_the_dense_model(pixels: Tensor) -> None:
     assert (near - dense).norm() < (far - dense).norm() < dense.norm()
 
 
+def test_what_the_whole_does_not_read_of_its_tower_is_not_kept(pixels: Tensor) -> None:
+    """LLaVA reads the hidden states before the last block."""
+    _, compressor = compress(whole("llava"), pixels, "llava")
+    assert compressor.report is not None
+    kept = [0, 0]
+    for part in compressor.report.parts:
+        kept[part.block] += part.parameters
+    assert kept[1] < 0.1 * kept[0] == 0.1 * sum(part.dense_parameters for part in compressor.report.parts) / 2
+
+
+def test_a_clip_tower_is_judged_by_its_pooled_output(pixels: Tensor) -> None:
+    _, tower = part_of(whole("clip"), "vision_model")
+    (term,) = outputs_of(tower, pixels[:2])
+    with torch.no_grad():
+        assert torch.equal(term.values, tower(pixels[:2]).pooler_output)
+
+
+def test_a_llava_tower_is_judged_by_the_hidden_states_that_are_read(pixels: Tensor) -> None:
+    _, tower = part_of(whole("llava"), "vision_tower")
+    (term,) = outputs_of(tower, pixels[:2])
+    with torch.no_grad():
+        states = tower(pixels[:2], output_hidden_states=True).hidden_states
+    assert torch.equal(term.values, states[-2][:, 1:].flatten(1))
+
+
 def test_compensation_reaches_the_whole(pixels: Tensor) -> None:
     model = whole("clip")
     settings = {"compensation": "distill", "compensation_epochs": 6, "learning_rate": 1e-4, "held_out_images": 24}
@@ -156,6 +194,19 @@ def test_the_dense_tower_alone_does_not_load_from_a_compressed_whole(pixels: Ten
         CLIPVisionModel.from_pretrained(tmp_path)
     with pytest.raises(Exception, match="factored layers, which a dense model class cannot hold"):
         transformers.CLIPModel.from_pretrained(tmp_path)
+
+
+def test_tokenizer_and_processor_go_with_the_whole(pixels: Tensor, tmp_path: Path) -> None:
+    whole("clip").save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps({"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 5}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    CLIPProcessor(CLIPImageProcessorPil(), tokenizer).save_pretrained(tmp_path)
+    compressor = ViTCompressor(CompressionConfig(keep_ratio=0.6, **SETTINGS), progress=False)
+    compressor.compress(tmp_path, pixels, target="vision_model").save_pretrained(tmp_path / "small")
+    loaded = AutoProcessor.from_pretrained(tmp_path / "small")
+    assert type(loaded) is CLIPProcessor
+    assert loaded.tokenizer("a").input_ids == tokenizer("a").input_ids
 
 
 def test_a_backbone_can_be_a_target_too(pixels: Tensor) -> None:

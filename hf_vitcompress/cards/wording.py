@@ -42,8 +42,8 @@ def summary(checkpoint: Checkpoint) -> str:
     text = f"This is {dense}, compressed by `hf_vitcompress` to {kept}: {how}."
     if (target := report.settings.get("target")) is not None:
         text = (
-            f"This is {dense}. Its `{target}` was compressed by `hf_vitcompress` to {kept}: {how}. The rest is as it was. "
-            "All figures but the bytes on disk are of that part."
+            f"This is {dense}. Its `{target}` was compressed by `hf_vitcompress` to {kept}: {how}. The rest is as it "
+            "was. All figures but the bytes on disk are of that part."
         )
     return text + (f" Its weights are quantized to {report.quantization}." if report.quantization else "")
 

@@ -54,6 +54,7 @@ def compress(
     from ..files import atomic_path, check_new_folder
     from ..latency import LATENCY_BATCHES, measure_latency
     from ..planning import CompressionPlan
+    from ..statistics import Statistics
 
     compressor = _compressor(config, quiet)
     accelerator = compressor.accelerator
@@ -84,7 +85,8 @@ def compress(
     with local_work(accelerator, "Saving"):
         if accelerator.is_main_process:
             if latency:
-                compressor.report.latency = [measure_latency(dense, small, size) for size in LATENCY_BATCHES]
+                shape = (known or compressor.statistics or Statistics()).image_shape
+                compressor.report.latency = [measure_latency(dense, small, n, shape=shape) for n in LATENCY_BATCHES]
             with atomic_path(output, folder=True) as folder:
                 small.save_pretrained(folder)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:

@@ -343,7 +343,8 @@ class FactoredModelMixin:
 
     def _find_layer(self, name: str) -> tuple[str, nn.Module]:
         prefix = f"{self.base_model_prefix}."  # type: ignore[attr-defined]
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
+        # The last is for a tower that is loaded without what was around it.
+        for candidate in (name, name.removeprefix(prefix), prefix + name, name.partition(".")[2]):
             try:
                 return candidate, self.get_submodule(candidate)  # type: ignore[attr-defined]
             except AttributeError:

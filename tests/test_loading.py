@@ -99,6 +99,24 @@ def test_an_unknown_architecture_is_refused_with_the_supported_ones(tmp_path):
         load_model(tmp_path)
 
 
+def test_a_tower_comes_out_of_a_compressed_checkpoint_with_projection(pixels, tmp_path):
+    """As AutoModel takes it out of a dense one."""
+    values = {name: value for name, value in TINY.items() if name != "num_labels"}
+    layers = {
+        "vision_model.encoder.layers.0.mlp.fc1": {"rank": 4},
+        "vision_model.encoder.layers.1.self_attn": {"qk_rank": 5},
+    }
+    config = factored_config_class("clip_vision_model")(**values, projection_dim=8, compression={"layers": layers})
+    model = seeded(factored_model_class(transformers.CLIPVisionModelWithProjection), config)
+    model.save_pretrained(tmp_path)
+    tower, info = transformers.AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(tower).__name__ == "FactoredCLIPVisionModel"
+    assert not info["missing_keys"]
+    with torch.no_grad():
+        expected = model(pixels[:4]).last_hidden_state
+        assert torch.equal(tower(pixels[:4]).last_hidden_state, expected)
+
+
 @pytest.mark.parametrize(
     "content",
     ['{"architecture": "vit_base_patch16_224", "pretrained_cfg": {"tag": "x"}}', '{"model_type": "timm_wrapper"}'],

@@ -3,12 +3,14 @@
 import argparse
 import json
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from hf_vitcompress.images import Batch
 from hf_vitcompress.tables import markdown_table as markdown_table
 
 RESULTS = Path(__file__).parent / "results"
@@ -23,6 +25,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--test", default=str(SHARED / "cifar10" / "test.parquet"))
     options.add_argument("--seed", type=int, default=0)
     return options
+
+
+def measured_on(arguments: argparse.Namespace, batches: Iterable[Batch]) -> dict[str, Any]:
+    """On what figures were measured, `batches` of test images among it."""
+    return {
+        "model": Path(arguments.model).name,
+        "calibration": Path(arguments.calibration).name,
+        "test": Path(arguments.test).name,
+        "test_images": sum(len(batch.pixel_values) for batch in batches),
+        "seed": arguments.seed,
+        "environment": environment(),
+    }
 
 
 def environment() -> dict[str, Any]:

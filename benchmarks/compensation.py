@@ -7,10 +7,9 @@ that does nothing else.
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment, markdown_table, parser, write_json
+from common import RESULTS, markdown_table, measured_on, parser, write_json
 from matplotlib.figure import Figure
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
@@ -56,12 +55,7 @@ def main() -> None:
     batches = list(test.batches(probe.image_processor, 64))
     reference, labels = model_outputs(dense, batches, "bfloat16")
     content: dict[str, Any] = {
-        "model": Path(arguments.model).name,
-        "calibration": Path(arguments.calibration).name,
-        "test": Path(arguments.test).name,
-        "test_images": sum(len(batch.pixel_values) for batch in batches),
-        "seed": arguments.seed,
-        "environment": environment(),
+        **measured_on(arguments, batches),
         "results": [],
     }
     statistics: dict[str, Any] = {}

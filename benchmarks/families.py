@@ -11,11 +11,10 @@ Writes families.json and .md to benchmarks/results after every model, and goes o
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, environment, markdown_table, parser, write_json
+from common import RESULTS, markdown_table, measured_on, parser, write_json
 from torch import Tensor
 from transformers import (
     BeitConfig,
@@ -148,13 +147,8 @@ def main() -> None:
     path = RESULTS / "families.json"
     known = json.loads(path.read_text(encoding="utf-8"))["results"] if path.is_file() else []
     content: dict[str, Any] = {
-        "model": Path(arguments.model).name,
-        "calibration": Path(arguments.calibration).name,
-        "test": Path(arguments.test).name,
-        "test_images": sum(len(batch.pixel_values) for batch in batches),
+        **measured_on(arguments, batches),
         "keep_ratio": arguments.keep_ratio,
-        "seed": arguments.seed,
-        "environment": environment(),
         "results": known,
     }
     for family in ["ViT", *LAYERS]:

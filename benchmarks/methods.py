@@ -9,10 +9,9 @@ machine that does nothing else.
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment, markdown_table, parser, write_json
+from common import RESULTS, markdown_table, measured_on, parser, write_json
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -51,14 +50,9 @@ def main() -> None:
     batches = list(compressor.open_images(arguments.test, dense).batches(compressor.image_processor, 64))
     reference, labels = model_outputs(dense, batches, "bfloat16")
     content: dict[str, Any] = {
-        "model": Path(arguments.model).name,
-        "calibration": Path(arguments.calibration).name,
+        **measured_on(arguments, batches),
         "calibration_images": statistics.images,
-        "test": Path(arguments.test).name,
-        "test_images": sum(len(batch.pixel_values) for batch in batches),
-        "seed": arguments.seed,
         "minutes": MINUTES,
-        "environment": environment(),
         "results": earlier_results(),
     }
     done = {(result["setting"], result["method"]) for result in content["results"]}

@@ -7,10 +7,9 @@ then put under the head again. `labels`: the classifier's own loss on the images
 """
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment, markdown_table, parser, write_json
+from common import RESULTS, markdown_table, measured_on, parser, write_json
 from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
@@ -52,12 +51,7 @@ def main() -> None:
     reference, labels = model_outputs(dense, batches, "bfloat16")
     head = dense.num_parameters() - backbone_of(dense).num_parameters()
     content: dict[str, Any] = {
-        "model": Path(arguments.model).name,
-        "calibration": Path(arguments.calibration).name,
-        "test": Path(arguments.test).name,
-        "test_images": sum(len(batch.pixel_values) for batch in batches),
-        "seed": arguments.seed,
-        "environment": environment(),
+        **measured_on(arguments, batches),
         "results": [],
     }
     for name, settings in OBJECTIVES.items():

@@ -6,10 +6,9 @@ Calibration images serve for everything that is fitted; test images only for the
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from common import RESULTS, environment, markdown_table, parser, write_json
+from common import RESULTS, markdown_table, measured_on, parser, write_json
 from matplotlib.figure import Figure
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
@@ -70,14 +69,9 @@ def main() -> None:
             print(row(results[-1]), flush=True)
     results.sort(key=lambda result: PRESETS.index(result["preset"]))
     content = {
-        "model": Path(arguments.model).name,
-        "calibration": Path(arguments.calibration).name,
+        **measured_on(arguments, batches),
         "calibration_images": arguments.images,
-        "test": Path(arguments.test).name,
-        "test_images": sum(len(batch.pixel_values) for batch in batches),
-        "seed": arguments.seed,
         "precision": arguments.precision,
-        "environment": environment(),
         "results": results,
     }
     write_json("quality.json", content)

@@ -22,6 +22,7 @@ from .modeling_factored import (
     dense_config_class,
     factored_model_class,
     heads_of,
+    inner_configs,
     register,
 )
 
@@ -204,9 +205,8 @@ def check_model_type(config: PreTrainedConfig) -> None:
 def _model_types(config: PreTrainedConfig) -> Iterator[str]:
     """Of a config and of those in it."""
     yield config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    for value in vars(config).values():
-        if isinstance(value, PreTrainedConfig):
-            yield from _model_types(value)
+    for inner in inner_configs(config).values():
+        yield from _model_types(inner)
 
 
 def _first_line(error: Exception) -> str:

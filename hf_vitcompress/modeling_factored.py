@@ -281,12 +281,17 @@ def _values_at(content: dict[str, Any], path: str) -> list[Any]:
     return [value]
 
 
+def inner_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    """Those of the models inside a larger one, by the attribute that holds them."""
+    return {name: value for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+
+
 def guards_of(config: PreTrainedConfig) -> dict[str, tuple[PreTrainedConfig, str]]:
     """The configs that refuse `GUARD_TEXT`, and the field in which they do, by attribute: "" of the config itself.
 
     Empty where neither it nor a config in it declares a number; nothing then keeps a dense class from the checkpoint.
     """
-    inner = {name: value for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+    inner = inner_configs(config)
     inner.pop("text_config", None)  # the text model of a larger one is as it was
     fields = {name: (own, _guard_field(own)) for name, own in {"": config, **inner}.items()}
     return {name: (own, field) for name, (own, field) in fields.items() if field is not None}

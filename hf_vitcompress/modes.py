@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .config import Precision
 from .errors import ConfigError
 from .inputs import height_and_width
+from .modeling_factored import inner_configs
 
 EAGER_TOKENS = 640
 """Up to so many tokens of an image, eager attention has the faster backward pass on a CPU.
@@ -59,18 +60,17 @@ def attention_implementations(model: PreTrainedModel) -> dict[str, str]:
 
     As `attn_implementation` takes it; a model and its backbone may differ.
     """
-    configs = {name: value for name, value in vars(model.config).items() if isinstance(value, PreTrainedConfig)}
     return {
         name: config._attn_implementation
-        for name, config in {"": model.config, **configs}.items()
+        for name, config in {"": model.config, **inner_configs(model.config)}.items()
         if config._attn_implementation is not None
     }
 
 
 def _eager_pays(model: PreTrainedModel) -> bool:
     """Whether every config in the model's that says for what images it is asks for few enough scores."""
-    inner = [value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig)]
-    scores = [count for config in (model.config, *inner) if (count := _scores(config)) is not None]
+    configs = (model.config, *inner_configs(model.config).values())
+    scores = [count for config in configs if (count := _scores(config)) is not None]
     return bool(scores) and max(scores) <= EAGER_TOKENS**2
 
 

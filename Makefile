@@ -26,7 +26,7 @@ benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/objectives.py
 
 support: $(VENV)/installed
-	$(BIN)/python -m hf_vitcompress.support README.md
+	$(BIN)/python docs/support_table.py README.md
 
 cards: $(VENV)/installed
 	$(BIN)/python model_cards/make.py

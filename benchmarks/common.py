@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import transformers
 
-from hf_vitcompress.images import Batch
-from hf_vitcompress.tables import markdown_table as markdown_table
+from hf_vitcompress.images.images import Batch
+from hf_vitcompress.report.tables import markdown_table as markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[2] / "shared" / "assets"

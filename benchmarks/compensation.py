@@ -13,8 +13,8 @@ from common import RESULTS, markdown_table, measured_on, parser, write_json
 from matplotlib.figure import Figure
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
-from hf_vitcompress.evaluation import judge, model_outputs
-from hf_vitcompress.plots import save_figure
+from hf_vitcompress.evaluation.evaluation import judge, model_outputs
+from hf_vitcompress.report.figures import save_figure
 
 # Name, preset, keep ratio, settings, whether it is a line of the figure. Minutes are of the compensation.
 CURVE = 3.0

@@ -14,14 +14,14 @@ from common import RESULTS, environment, markdown_table, parser, write_json
 from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, quantize
-from hf_vitcompress.costs import disk_bytes
-from hf_vitcompress.evaluation import Evaluation, judge, model_outputs
-from hf_vitcompress.exporting import export_model
-from hf_vitcompress.images import ImageSource
-from hf_vitcompress.latency import LATENCY_BATCHES, Latency, measure_latency
-from hf_vitcompress.loading import load_model
-from hf_vitcompress.quantization import SCHEMES
-from hf_vitcompress.tables import format_bytes, format_percent
+from hf_vitcompress.deploy.export import export_model
+from hf_vitcompress.deploy.quantization import SCHEMES
+from hf_vitcompress.evaluation.evaluation import Evaluation, judge, model_outputs
+from hf_vitcompress.evaluation.latency import LATENCY_BATCHES, Latency, measure_latency
+from hf_vitcompress.images.images import ImageSource
+from hf_vitcompress.model.loading import load_model
+from hf_vitcompress.report.tables import format_bytes, format_percent
+from hf_vitcompress.runtime.weights import disk_bytes
 
 
 @dataclass

@@ -32,8 +32,8 @@ from transformers import (
 )
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
-from hf_vitcompress.evaluation import Outputs, judge, model_outputs
-from hf_vitcompress.outputs import class_logits
+from hf_vitcompress.architectures.outputs import class_logits
+from hf_vitcompress.evaluation.evaluation import Outputs, judge, model_outputs
 
 SHARED_SETTINGS = (
     "hidden_size",

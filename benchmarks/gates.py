@@ -15,11 +15,11 @@ from common import RESULTS, environment, markdown_table, parser, write_json
 from matplotlib.figure import Figure
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
-from hf_vitcompress.evaluation import judge, model_outputs
-from hf_vitcompress.gate_learning import learn_gates
+from hf_vitcompress.evaluation.evaluation import judge, model_outputs
 from hf_vitcompress.gate_plots import sparsity_by_layer, sparsity_over_seconds, spread
-from hf_vitcompress.gate_report import GateLayer, GatePoint, GateReport
-from hf_vitcompress.plots import save_figure
+from hf_vitcompress.importance.learning import learn_gates
+from hf_vitcompress.importance.report import GateLayer, GatePoint, GateReport
+from hf_vitcompress.report.figures import save_figure
 
 KEEP_RATIOS = (0.8, 0.7)
 # How neurons are chosen, and whether the others are solved again for it.

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
-from hf_vitcompress.evaluation import judge, model_outputs
-from hf_vitcompress.images import Batch
-from hf_vitcompress.latency import measure_latency
+from hf_vitcompress.evaluation.evaluation import judge, model_outputs
+from hf_vitcompress.evaluation.latency import measure_latency
+from hf_vitcompress.images.images import Batch
 
 METHODS: dict[str, dict[str, Any]] = {
     "pruning alone": {"attention": "prune", "mlp": "prune"},

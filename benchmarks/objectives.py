@@ -13,8 +13,9 @@ from common import RESULTS, markdown_table, measured_on, parser, write_json
 from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
-from hf_vitcompress.evaluation import judge, model_outputs
-from hf_vitcompress.modeling_factored import factored_config_class, factored_model_class
+from hf_vitcompress.configuration_factored import factored_config_class
+from hf_vitcompress.evaluation.evaluation import judge, model_outputs
+from hf_vitcompress.modeling_factored import factored_model_class
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "classifier": {},

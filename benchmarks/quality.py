@@ -12,8 +12,8 @@ from common import RESULTS, markdown_table, measured_on, parser, write_json
 from matplotlib.figure import Figure
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
-from hf_vitcompress.evaluation import judge, model_outputs
-from hf_vitcompress.plots import save_figure
+from hf_vitcompress.evaluation.evaluation import judge, model_outputs
+from hf_vitcompress.report.figures import save_figure
 
 PRESETS = ("default", "low_rank", "svd", "fwsvd", "svd_llm", "azizi2024")
 """Those without training."""

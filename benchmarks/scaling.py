@@ -16,8 +16,8 @@ from typing import Any
 from common import RESULTS, environment, markdown_table, parser, write_json
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
-from hf_vitcompress.compensation import Compensator
-from hf_vitcompress.distillation import trained_parameters
+from hf_vitcompress.compensation.compensator import Compensator
+from hf_vitcompress.compensation.distillation import trained_parameters
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from common import RESULTS, environment, markdown_table, parser, write_json
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, ViTImageProcessorPil
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
-from hf_vitcompress.images import Batch
-from hf_vitcompress.latency import measure_latency
+from hf_vitcompress.evaluation.latency import measure_latency
+from hf_vitcompress.images.images import Batch
 
 IMPORTS = (
     "import transformers, transformers.models.vit.modeling_vit",

@@ -6,10 +6,14 @@ Importing the package registers the `Factored…` classes with the Auto classes;
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .modeling_factored import MODEL_TYPES, Attention, FactoredLinear, register
+from . import modeling_factored
+from .architectures.registration import MODEL_TYPES, register
+from .layers_factored import Attention, FactoredLinear
+from .model_methods import PackageModelMixin
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .architectures.families import Family, register_family
     from .callbacks import (
         CompressionCallback,
         CompressionMetricsCallback,
@@ -18,34 +22,33 @@ if TYPE_CHECKING:
     )
     from .compressor import ViTCompressor
     from .config import CompressionConfig
-    from .densification import to_dense
-    from .evaluation import Evaluation, evaluate_model
-    from .exporting import export_model
-    from .families import Family, register_family
-    from .planning import CompressionPlan
-    from .publishing import push_folder
-    from .quantization import quantize
-    from .report import CompressionReport
-    from .statistics import Statistics
+    from .deploy.export import export_model
+    from .deploy.quantization import quantize
+    from .evaluation.evaluation import Evaluation, evaluate_model
+    from .model.dense import to_dense
+    from .planning.plan import CompressionPlan
+    from .publish.push import push_folder
+    from .report.report import CompressionReport
+    from .statistics.statistics import Statistics
 
 _HOME = {
     "CompressionCallback": "callbacks",
     "CompressionConfig": "config",
     "CompressionMetricsCallback": "callbacks",
-    "CompressionPlan": "planning",
-    "CompressionReport": "report",
-    "Evaluation": "evaluation",
-    "Family": "families",
+    "CompressionPlan": "planning.plan",
+    "CompressionReport": "report.report",
+    "Evaluation": "evaluation.evaluation",
+    "Family": "architectures.families",
     "ImportanceGateCallback": "callbacks",
     "ProgressiveCompressionCallback": "callbacks",
-    "Statistics": "statistics",
+    "Statistics": "statistics.statistics",
     "ViTCompressor": "compressor",
-    "evaluate_model": "evaluation",
-    "export_model": "exporting",
-    "push_folder": "publishing",
-    "register_family": "families",
-    "quantize": "quantization",
-    "to_dense": "densification",
+    "evaluate_model": "evaluation.evaluation",
+    "export_model": "deploy.export",
+    "push_folder": "publish.push",
+    "register_family": "architectures.families",
+    "quantize": "deploy.quantization",
+    "to_dense": "model.dense",
 }
 
 __all__ = [
@@ -79,4 +82,5 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+modeling_factored.model_mixin = PackageModelMixin
 register(*MODEL_TYPES)

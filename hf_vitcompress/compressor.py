@@ -12,31 +12,32 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .building import build_model
-from .calibration import calibrate
-from .companions import CompressionRecord
-from .compensation import Compensator
+from .architectures.layers import check_class, find_layers
+from .compensation.compensator import Compensator
 from .config import CompressionConfig
-from .costs import count_costs
-from .data import open_images
-from .distribution import local_work, new_accelerator
 from .errors import BudgetError, DataError
-from .fingerprints import model_digest
-from .gate_learning import gate_checkpoint, learn_gates
-from .gate_report import GateReport
-from .gates import gated_layers
-from .heads import selection_method
-from .images import ImageSource
-from .layers import check_class, find_layers
-from .loading import load_dense_model, load_image_processor, load_processor
-from .measuring import Reference, check_classes, measure_scaling, search_accuracy
-from .planning import CompressionPlan
-from .preparation import Prepared, prepare_model
-from .provenance import Environment, Origin
-from .report import CompressionReport
-from .scaling import CurveScaling
-from .statistics import Statistics
-from .targets import check_takes_images, part_of, put_back
+from .evaluation.costs import count_costs
+from .evaluation.reference import Reference, check_classes
+from .images.images import ImageSource
+from .images.sources import open_images
+from .importance.gates import gated_layers
+from .importance.learning import gate_checkpoint, learn_gates
+from .importance.report import GateReport
+from .model.loading import load_dense_model, load_image_processor, load_processor
+from .model.towers import check_takes_images, part_of, put_back
+from .planning.building import build_model
+from .planning.plan import CompressionPlan
+from .planning.planner import Prepared, prepare_model
+from .planning.search import measure_scaling, search_accuracy
+from .planning.selection import selection_method
+from .publish.record import CompressionRecord
+from .report.provenance import Environment, Origin
+from .report.report import CompressionReport
+from .runtime.distributed import local_work, new_accelerator
+from .runtime.weights import model_digest
+from .statistics.calibration import calibrate
+from .statistics.loss_correction import CurveScaling
+from .statistics.statistics import Statistics
 
 TRIAL_SHARE = 1 / 8
 """How much of the compensation each candidate of a search gets."""
@@ -107,7 +108,7 @@ class ViTCompressor:
 
         Args:
             model: Hub id, local folder or loaded model.
-            images: to calibrate and to compensate on, anything `data.open_images` takes; labels are not used except
+            images: to calibrate and to compensate on, anything `sources.open_images` takes; labels are not used except
                 for `label_weight`. Not needed with `statistics`, unless there is compensation.
             validation: images to search `max_accuracy_drop` on; by default `validation_images` of `images`.
             statistics: of an earlier calibration of this model.
@@ -355,7 +356,7 @@ class ViTCompressor:
         return whole
 
     def open_images(self, images: Any, model: PreTrainedModel, limit: int | None = None) -> ImageSource:
-        """An `ImageSource` with labels in the model's terms; see `data.open_images`."""
+        """An `ImageSource` with labels in the model's terms; see `sources.open_images`."""
         label2id = model.config.label2id
         return open_images(images, on_bad_image=self.config.on_bad_image, label2id=label2id, limit=limit)
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .gate_report import HALF, NEAR_ZERO
+from .importance.report import HALF, NEAR_ZERO
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
-    from .gate_report import GateLayer, GatePoint
+    from .importance.report import GateLayer, GatePoint
 
 
 def sparsity_over_seconds(axes: "Axes", points: Sequence["GatePoint"]) -> None:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, evaluate_model
-from hf_vitcompress.cards import write_card
-from hf_vitcompress.companions import PLAN_FILE
-from hf_vitcompress.latency import LATENCY_BATCHES, measure_latency
+from hf_vitcompress.evaluation.latency import LATENCY_BATCHES, measure_latency
 from hf_vitcompress.modeling_factored import CARD_FILE
-from hf_vitcompress.report import FIGURE_FILE, REPORT_NAME
+from hf_vitcompress.publish.cards import write_card
+from hf_vitcompress.publish.record import PLAN_FILE
+from hf_vitcompress.report.report import FIGURE_FILE, REPORT_NAME
 
 HERE = Path(__file__).parent
 DIGITS = HERE.parent / "examples" / "digits"

@@ -14,43 +14,15 @@ from transformers import (
     DeiTConfig,
     DeiTForImageClassification,
     PreTrainedModel,
-    ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
 )
 
 import hf_vitcompress  # noqa: F401  (registers the Auto classes)
+from support.models import ASSETS, TINY, seeded, tiny_config
 
 if TYPE_CHECKING:
-    from published import Made
-
-REPOSITORY = Path(__file__).parents[1]
-DIGITS = REPOSITORY / "examples" / "digits"
-ASSETS = REPOSITORY.parent / "shared" / "assets"
-
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 96,
-    "image_size": 16,
-    "patch_size": 4,
-    "num_labels": 5,
-}
-
-
-def tiny_config(**changes: object) -> ViTConfig:
-    return ViTConfig(**{**TINY, **changes})
-
-
-def seeded(model_class: type[PreTrainedModel], config: object, seed: int = 0) -> PreTrainedModel:
-    """A random model with weights large enough that its outputs differ visibly from image to image."""
-    torch.manual_seed(seed)
-    model = model_class(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.15)
-    return model.eval()
+    from support.published import Made
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -91,7 +63,7 @@ def pixels() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> "Made":
     """A compressed model and the folder it was saved to, with all that belongs there; only to be read."""
-    from published import make
+    from support.published import make
 
     return make(tmp_path_factory.mktemp("made"))
 

@@ -7,9 +7,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from conftest import DIGITS, TINY, seeded, tiny_config
 from PIL import Image
-from students import LOW_RANK, METHODS, low_rank_plan
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -31,21 +29,17 @@ from transformers import (
     pipeline,
 )
 
-from hf_vitcompress import (
-    CompressionConfig,
-    CompressionPlan,
-    FactoredLinear,
-    Statistics,
-    ViTCompressor,
-    evaluate_model,
-)
+from hf_vitcompress import CompressionConfig, CompressionPlan, FactoredLinear, Statistics, ViTCompressor, evaluate_model
+from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.config import PRESETS
-from hf_vitcompress.costs import count_costs, disk_bytes
-from hf_vitcompress.data import open_images
 from hf_vitcompress.errors import BudgetError, CalibrationError, ConfigError, DataError, UnsupportedModelError
-from hf_vitcompress.images import ImageSource
-from hf_vitcompress.layers import find_layers
-from hf_vitcompress.layouts import layout_of
+from hf_vitcompress.evaluation.costs import count_costs
+from hf_vitcompress.images.images import ImageSource
+from hf_vitcompress.images.sources import open_images
+from hf_vitcompress.model.shapes import layout_of
+from hf_vitcompress.runtime.weights import disk_bytes
+from support.models import DIGITS, TINY, seeded, tiny_config
+from support.students import LOW_RANK, METHODS, low_rank_plan
 
 RECIPE = CompressionConfig(keep_ratio=0.4, rank_multiple=2, precision="float32")
 CALIBRATION = DIGITS / "calibration.parquet"

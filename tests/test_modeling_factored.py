@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from clean_interpreter import run_script
-from conftest import REPOSITORY, TINY, seeded
 from safetensors import safe_open
 from torch import nn
 from transformers import (
@@ -35,13 +33,15 @@ from transformers import (
 )
 
 from hf_vitcompress import FactoredLinear, modeling_factored
-from hf_vitcompress.modeling_factored import (
+from hf_vitcompress.configuration_factored import (
     GUARD_FIELDS,
     GUARD_TEXT,
-    REMOTE_FILE,
+    TRAVELLING_FILES,
     factored_config_class,
-    factored_model_class,
 )
+from hf_vitcompress.modeling_factored import factored_model_class
+from support.clean_interpreter import run_script
+from support.models import REPOSITORY, TINY, seeded
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -290,10 +290,10 @@ def test_saving_a_loaded_model_again_writes_the_same_files(tmp_path):
     assert files_of(tmp_path / "first") == files_of(tmp_path / "second")
 
 
-def test_the_file_with_the_code_is_copied_beside_the_weights(tmp_path):
+@pytest.mark.parametrize("name", TRAVELLING_FILES)
+def test_the_files_with_the_code_are_copied_beside_the_weights(tmp_path, name):
     factored().save_pretrained(tmp_path)
-    source = REPOSITORY / "hf_vitcompress" / REMOTE_FILE
-    assert (tmp_path / REMOTE_FILE).read_bytes() == source.read_bytes()
+    assert (tmp_path / name).read_bytes() == (REPOSITORY / "hf_vitcompress" / name).read_bytes()
 
 
 @every_head
@@ -857,14 +857,17 @@ def test_what_trusted_code_saves_is_a_checkpoint_like_any_other(clean, name):
     assert type(loaded) is type(models[name])
     assert_same_outputs(models[name], loaded, pixels)
     assert torch.equal(tensors["vit, saved again"], tensors["vit"])
-    assert (folder / f"{name}-again" / REMOTE_FILE).read_bytes() == (folder / name / REMOTE_FILE).read_bytes()
+    for file in TRAVELLING_FILES:
+        assert (folder / f"{name}-again" / file).read_bytes() == (folder / name / file).read_bytes()
 
 
-def test_the_code_file_needs_nothing_but_torch_and_transformers(tmp_path):
-    shutil.copy(REPOSITORY / "hf_vitcompress" / REMOTE_FILE, tmp_path / REMOTE_FILE)
-    needed = set(transformers.dynamic_module_utils.get_imports(tmp_path / REMOTE_FILE)) - set(sys.stdlib_module_names)
-    assert needed == {"torch", "transformers"}
-    assert transformers.dynamic_module_utils.get_relative_imports(tmp_path / REMOTE_FILE) == []
+@pytest.mark.parametrize("name", TRAVELLING_FILES)
+def test_the_code_files_need_nothing_but_torch_and_transformers_and_one_another(tmp_path, name):
+    path = shutil.copy(REPOSITORY / "hf_vitcompress" / name, tmp_path / name)
+    needed = set(transformers.dynamic_module_utils.get_imports(path)) - set(sys.stdlib_module_names)
+    assert needed <= {"torch", "transformers"}
+    relative = {f"{module}.py" for module in transformers.dynamic_module_utils.get_relative_imports(path)}
+    assert relative <= set(TRAVELLING_FILES) - {name}
 
 
 def test_no_dense_layer_is_left_beside_its_factors():

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
 
 import hf_vitcompress
+from support.models import REPOSITORY
 
 HEAVY = ("datasets", "evaluate", "matplotlib", "rich", "typer", "accelerate")
 IMPORT = """

@@ -6,17 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from clean_interpreter import run_script
-from conftest import seeded
 from safetensors.torch import load_file, save_file
-from test_encoder_decoder import captioner
-from test_matrix import compressor_for
-from test_target import TOWERS
 from torch import Tensor
 from transformers import PreTrainedModel
-from zoo import HEADS
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
+from support.clean_interpreter import run_script
+from support.larger import TOWERS, captioner
+from support.models import seeded
+from support.ways import compressor_for
+from support.zoo import HEADS
 
 NAMES = {
     "DINOv3ViTModel-gated": "AutoModel",

@@ -18,17 +18,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import DefaultFlowCallback, PreTrainedModel, Trainer, TrainerCallback, set_seed
 
-from ..adoption import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
-from ..companions import SavedFiles
 from ..compressor import ViTCompressor
 from ..config import CompressionConfig
-from ..densification import to_dense
-from ..distribution import local_work
 from ..errors import ConfigError, DataError
-from ..layouts import is_factored
-from ..loading import check_model
-from ..publishing import check_target, push_model
-from ..report import CompressionReport
+from ..model.assembly import is_factored
+from ..model.dense import to_dense
+from ..model.loading import check_model
+from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
+from ..publish.push import check_target, push_model
+from ..publish.record import SavedFiles
+from ..report.report import CompressionReport
+from ..runtime.distributed import local_work
 
 SHARDED = {
     DistributedType.FSDP: "FSDP",

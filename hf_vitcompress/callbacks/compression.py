@@ -5,7 +5,7 @@ from typing import Any
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
-from ..layouts import is_factored
+from ..model.assembly import is_factored
 from .common import StructureCallback, own_random_state
 
 

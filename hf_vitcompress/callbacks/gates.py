@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer
 
-from ..adoption import follow_layout
 from ..config import CompressionConfig
 from ..errors import ConfigError
-from ..gate_report import figures_of
-from ..gates import add_penalty_gradient, attach_gates, fold_gates, follow_gates, gates_of, penalty
-from ..layouts import is_factored
+from ..importance.gates import add_penalty_gradient, attach_gates, fold_gates, follow_gates, gates_of, penalty
+from ..importance.report import figures_of
+from ..model.assembly import is_factored
+from ..model.restructure import follow_layout
 from .compression import CompressionCallback
 
 PREFIX = "gates_"

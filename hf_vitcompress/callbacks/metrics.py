@@ -8,15 +8,15 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from ..companions import CompressionRecord
+from ..architectures.layers import find_layers
 from ..config import CompressionConfig
-from ..costs import Costs, count_costs
-from ..data import open_images
-from ..layers import find_layers
-from ..layouts import empty_model
-from ..loading import load_dense_model
-from ..measuring import Reference
-from ..modeling_factored import FactoredLinear
+from ..evaluation.costs import Costs, count_costs
+from ..evaluation.reference import Reference
+from ..images.sources import open_images
+from ..layers_factored import FactoredLinear
+from ..model.assembly import empty_model
+from ..model.loading import load_dense_model
+from ..publish.record import CompressionRecord
 from .common import TrainerLink, batches_of, image_processor_of, own_random_state, training_images
 
 PREFIX = "compression_"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
-from ..layouts import empty_model, is_factored
+from ..model.assembly import empty_model, is_factored
 from .common import StructureCallback
 from .compression import check_moment, resolve_step
 

@@ -49,12 +49,12 @@ def compress(
     """
     from rich.console import Console
 
-    from ..distribution import local_work
-    from ..evaluation import evaluate_model
-    from ..files import atomic_path, check_new_folder
-    from ..latency import LATENCY_BATCHES, measure_latency
-    from ..planning import CompressionPlan
-    from ..statistics import Statistics
+    from ..evaluation.evaluation import evaluate_model
+    from ..evaluation.latency import LATENCY_BATCHES, measure_latency
+    from ..planning.plan import CompressionPlan
+    from ..runtime.distributed import local_work
+    from ..runtime.files import atomic_path, check_new_folder
+    from ..statistics.statistics import Statistics
 
     compressor = _compressor(config, quiet)
     accelerator = compressor.accelerator
@@ -112,9 +112,9 @@ def inspect_model(
     """
     from rich.console import Console
 
-    from ..distribution import local_work
-    from ..plots import compression_figure, save_figure
-    from ..tables import table
+    from ..report.figures import compression_figure, save_figure
+    from ..report.tables import table
+    from ..runtime.distributed import local_work
 
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
@@ -160,7 +160,7 @@ def plan_budget(
 
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
-    from ..distribution import local_work
+    from ..runtime.distributed import local_work
 
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
@@ -184,7 +184,7 @@ def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
 
 
 def _known_statistics(path: Path | None) -> Any:
-    from ..statistics import Statistics
+    from ..statistics.statistics import Statistics
 
     if path is None:
         raise ConfigError("Give calibration images (--data), or --statistics with a file of an earlier calibration.")

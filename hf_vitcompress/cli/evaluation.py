@@ -32,8 +32,8 @@ def evaluate_checkpoint(
     """
     from rich.console import Console
 
-    from ..comparison import compare_checkpoints
-    from ..distribution import new_accelerator
+    from ..evaluation.comparison import compare_checkpoints
+    from ..runtime.distributed import new_accelerator
 
     if quiet:
         silence_libraries()

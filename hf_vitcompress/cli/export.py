@@ -31,7 +31,7 @@ def export_checkpoint(
     """
     from rich.console import Console
 
-    from ..exporting import export_model
+    from ..deploy.export import export_model
 
     if quiet:
         silence_libraries()

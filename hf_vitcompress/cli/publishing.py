@@ -31,7 +31,7 @@ def push_checkpoint(
 
     Example: vitcompress push deit-40 me/deit-base-40 --private
     """
-    from ..publishing import push_folder
+    from ..publish.push import push_folder
 
     if quiet:
         silence_libraries()

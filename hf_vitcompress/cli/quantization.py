@@ -23,12 +23,12 @@ def quantize_checkpoint(
     """
     from rich.console import Console
 
-    from ..costs import disk_bytes
-    from ..files import atomic_path, check_new_folder
-    from ..layouts import is_factored
-    from ..loading import load_image_processor
-    from ..quantization import quantize
-    from ..tables import format_bytes
+    from ..deploy.quantization import quantize
+    from ..model.assembly import is_factored
+    from ..model.loading import load_image_processor
+    from ..report.tables import format_bytes
+    from ..runtime.files import atomic_path, check_new_folder
+    from ..runtime.weights import disk_bytes
 
     if quiet:
         silence_libraries()

@@ -1,0 +1,150 @@
+"""What differs by architecture: where the blocks of a model are, and which role each linear layer in them plays.
+
+Nothing else in the package names an architecture, except the tables of classes in `modeling_factored`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class
+from ..errors import ConfigError
+from ..layers_factored import ATTENTIONS, Attention
+from .registration import register
+
+Role = Literal["q", "k", "v", "qkv", "o", "gate", "fc1", "fc2"]
+"""`gate` is that of a gated feed-forward, `fc2(act(gate(x)) · fc1(x))`; `qkv` one layer for q, k and v."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a transformer keeps its linear layers.
+
+    Attributes:
+        title: what people call it.
+        block: regular expression of a block's module name.
+        layers: role of each linear layer, by its module name inside the block; a model need not have them all.
+        pooled: whether the pooled output of the headless model is one of its products, beside the hidden states.
+        inputs: what the model wants beside the images: `"noise"` that decides which patches it masks, or `"patches"`,
+            the mask and the grid of images that are cut into patches already.
+    """
+
+    title: str
+    block: str
+    layers: dict[str, Role]
+    pooled: bool = False
+    inputs: Literal["noise", "patches"] | None = None
+
+
+_PROJECTIONS: dict[str, Role] = {
+    "attention.q_proj": "q",
+    "attention.k_proj": "k",
+    "attention.v_proj": "v",
+    "attention.o_proj": "o",
+}
+_MLP: dict[str, Role] = {"mlp.fc1": "fc1", "mlp.fc2": "fc2"}
+_GATED: dict[str, Role] = {"mlp.gate_proj": "gate", "mlp.up_proj": "fc1", "mlp.down_proj": "fc2"}
+_SELF_ATTENTION: dict[str, Role] = {
+    "attention.attention.query": "q",
+    "attention.attention.key": "k",
+    "attention.attention.value": "v",
+    "attention.output.dense": "o",
+    "intermediate.dense": "fc1",
+    "output.dense": "fc2",
+}
+_TOWER: dict[str, Role] = {
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.out_proj": "o",
+    **_MLP,
+}
+_LAYERS = r"(?:\w+\.)?layers\.\d+"
+_ENCODER_LAYER = r"(?:\w+\.)?encoder\.layer\.\d+"
+_STAGES = r"(?:\w+\.)?encoder\.layers\.\d+\.blocks\.\d+"
+_VISION = r"(?:vision_model\.)?encoder\.layers\.\d+"
+
+
+FAMILIES: dict[str, Family] = {
+    "vit": Family("ViT", _LAYERS, _PROJECTIONS | _MLP),
+    "deit": Family("DeiT", _LAYERS, _PROJECTIONS | _MLP),
+    "dinov2": Family("DINOv2", _ENCODER_LAYER, _PROJECTIONS | _MLP | _GATED),
+    "dinov2_with_registers": Family("DINOv2 with registers", _ENCODER_LAYER, _PROJECTIONS | _MLP | _GATED),
+    "dinov3_vit": Family("DINOv3", r"model\.layer\.\d+", _PROJECTIONS | _GATED),
+    "beit": Family("BEiT", _LAYERS, _PROJECTIONS | _MLP),
+    "data2vec-vision": Family("data2vec-vision", _ENCODER_LAYER, _SELF_ATTENTION),
+    "swin": Family("Swin", _STAGES, _PROJECTIONS | _MLP),
+    "swinv2": Family(
+        "Swin V2",
+        _STAGES,
+        {path.replace("attention.attention", "attention.self"): r for path, r in _SELF_ATTENTION.items()},
+    ),
+    "vit_mae": Family("ViT-MAE", _LAYERS, _PROJECTIONS | _MLP, inputs="noise"),
+    "vit_msn": Family("ViT-MSN", _LAYERS, _PROJECTIONS | _MLP),
+    "ijepa": Family("I-JEPA", _LAYERS, _PROJECTIONS | _MLP),
+    "yolos": Family("YOLOS", _ENCODER_LAYER, _SELF_ATTENTION),
+    "clip": Family("CLIP", _VISION, _TOWER, pooled=True),
+    "clip_vision_model": Family("CLIP vision", _VISION, _TOWER, pooled=True),
+    "siglip": Family("SigLIP", _VISION, _TOWER, pooled=True),
+    "siglip_vision_model": Family("SigLIP vision", _VISION, _TOWER, pooled=True),
+    "siglip2": Family("SigLIP 2 NaFlex", _VISION, _TOWER, pooled=True, inputs="patches"),
+    "siglip2_vision_model": Family("SigLIP 2 NaFlex vision", _VISION, _TOWER, pooled=True, inputs="patches"),
+    "dpt": Family("DPT", _ENCODER_LAYER, _SELF_ATTENTION),
+}
+"""By model type. A model of another type is compressed where it contains one of these, such as a backbone."""
+
+
+TIMM = (
+    "A TimmWrapper only passes images on to a model of timm, whose modules transformers does not know. Load the same "
+    "weights as a model of transformers instead: most are there, such as google/vit-base-patch16-224, "
+    "facebook/deit-base-patch16-224, facebook/dinov2-base or microsoft/swin-base-patch4-window7-224."
+)
+"""What to say of timm's models."""
+
+
+def register_family(
+    model_type: str, family: Family, attentions: dict[type[nn.Module], Attention] | None = None
+) -> None:
+    """Let an architecture from outside be compressed, and its compressed form be loaded by the Auto classes.
+
+    Args:
+        model_type: of its config, registered with `AutoConfig`, and its model classes with theirs.
+        attentions: attention classes whose forward pass is that of `modeling_factored.FactoredAttentionMixin`, and what
+            their parts are called. Without, the layers of attention are factored each by itself.
+
+    Raises:
+        ConfigError: transformers does not know the model type, or a class has the name of another.
+    """
+    try:
+        dense_config_class(model_type)
+    except KeyError:
+        raise ConfigError(
+            f"transformers knows no model type {model_type!r}. Call AutoConfig.register({model_type!r}, …), and "
+            "AutoModelFor….register for the model classes, first."
+        ) from None
+    try:
+        register(model_type)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    FAMILIES[model_type] = family
+    for attention, names in (attentions or {}).items():
+        ATTENTIONS[f"{attention.__module__}.{attention.__qualname__}"] = names
+
+
+def supported_model_types() -> list[str]:
+    return sorted(FAMILIES)
+
+
+def row_of(model: PreTrainedModel) -> Family | None:
+    """The table row of a dense or compressed model; `None` of a model that at most contains one that has a row."""
+    return FAMILIES.get(model.config.model_type.removeprefix(MODEL_TYPE_PREFIX))
+
+
+def supported() -> str:
+    """What to say where something is not."""
+    return (
+        f"Supported model types: {', '.join(supported_model_types())}, and models that contain one. "
+        "Another architecture is one call of hf_vitcompress.register_family."
+    )

@@ -1,0 +1,106 @@
+"""What a model is given: pixels, and what else its forward pass wants to know about them."""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from .families import row_of
+
+
+def model_inputs(
+    model: PreTrainedModel, pixel_values: Tensor, extra: Mapping[str, Tensor] | None = None
+) -> dict[str, Any]:
+    """Arguments of the model's forward pass for a batch of images, on its device and in its dtype.
+
+    The same images give the same arguments, in every process and for every model of the architecture: a model that
+    masks patches at random masks those that the position in the batch decides.
+
+    Args:
+        pixel_values: (n, channels, height, width), or (n, patches, features) of images that are cut into patches.
+        extra: what the image processor or the user said about them besides, each (n, …); what the model does not take
+            is left out. Without, all patches are images and none is padding, in the squarest grid.
+    """
+    row = row_of(model)
+    wants = None if row is None else row.inputs
+    given = dict(extra or {})
+    if wants == "noise":
+        given = {"noise": _noise(model, pixel_values), **given}
+    elif wants == "patches":
+        given = {**_full_grid(pixel_values), **given}
+    accepted = set(inspect.signature(model.forward).parameters) - {"labels", "pixel_values"}
+    inputs: dict[str, Any] = {"pixel_values": pixel_values.to(model.device, model.dtype)}
+    for name in accepted & given.keys():
+        value = given[name]
+        # The grid's sizes decide shapes: the processor reads them as numbers, wherever the model is.
+        inputs[name] = value.cpu() if name == "spatial_shapes" else value.to(model.device)
+    if getattr(getattr(model, "reading", None), "layers", ()):
+        inputs["output_hidden_states"] = True
+    return inputs
+
+
+def example_inputs(model: PreTrainedModel, images: int = 1, shape: Sequence[int] | None = None) -> dict[str, Any]:
+    """Arguments of the model's forward pass for random images.
+
+    Args:
+        shape: of one image's `pixel_values`, (channels, height, width) or (patches, features); by default that which
+            the config is made for. Image processors may make another one of images.
+    """
+    config, row = _image_config(model), row_of(model)
+    if shape is None and row is not None and row.inputs == "patches":
+        shape = (config.num_patches, config.num_channels * config.patch_size**2)
+    elif shape is None:
+        shape = image_shape(model)
+    return model_inputs(model, torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)))
+
+
+def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """(channels, height, width) of the images the model's config is made for.
+
+    Raises:
+        UnsupportedModelError: the config does not say.
+    """
+    config = _image_config(model)
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise UnsupportedModelError(f"The config of {type(model).__name__} does not say for what image_size it is.")
+    return config.num_channels, *height_and_width(size)
+
+
+def height_and_width(size: Any) -> tuple[int, int]:
+    """Of a size as configs have it: one number for both, a pair of them, or a mapping."""
+    if isinstance(size, Mapping):
+        return size["height"], size["width"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def _image_config(model: PreTrainedModel) -> Any:
+    """The config, or the part of it, that is about images."""
+    parts = (getattr(model.config, name, None) for name in ("vision_config", "backbone_config"))
+    inner = next((part for part in parts if part is not None), model.config)
+    return model.config if hasattr(model.config, "image_size") else inner
+
+
+def _noise(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """(n, patches) uniform in [0, 1), the same rows whatever n is."""
+    patch_height, patch_width = height_and_width(model.config.patch_size)
+    images, _, height, width = pixel_values.shape
+    patches = (height // patch_height) * (width // patch_width)
+    rows = [torch.rand(patches, generator=torch.Generator().manual_seed(row)) for row in range(images)]
+    return torch.stack(rows)
+
+
+def _full_grid(pixel_values: Tensor) -> dict[str, Tensor]:
+    """Mask (n, patches) and shapes (n, 2) of images without padding, in the squarest grid that has as many patches."""
+    images, patches, _ = pixel_values.shape
+    height = next(rows for rows in range(math.isqrt(patches), 0, -1) if patches % rows == 0)
+    return {
+        "pixel_attention_mask": torch.ones(images, patches, dtype=torch.int32),
+        "spatial_shapes": torch.tensor([[height, patches // height]] * images),
+    }

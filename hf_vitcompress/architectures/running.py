@@ -1,0 +1,77 @@
+"""How a model is run: in which arithmetic, and without side effects."""
+
+import contextlib
+import math
+from collections.abc import Collection, Iterator
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..configuration_factored import inner_configs
+from .inputs import height_and_width
+
+EAGER_TOKENS = 640
+"""Up to so many tokens of an image, eager attention has the faster backward pass on a CPU.
+
+With more it is slower, too, and the scores that it stores, heads × tokens² numbers of every image and layer, fill
+memory: 384 × 384 pixels in patches of 16 are 576 tokens, 800 × 1333 are 4150 and 32 GB in a batch of 16 and 12 layers.
+"""
+
+
+def attention_implementations(model: PreTrainedModel) -> dict[str, str]:
+    """Which attention function a model uses, and those of the models in it by the name of their config.
+
+    As `attn_implementation` takes it; a model and its backbone may differ.
+    """
+    return {
+        name: config._attn_implementation
+        for name, config in {"": model.config, **inner_configs(model.config)}.items()
+        if config._attn_implementation is not None
+    }
+
+
+def _eager_pays(model: PreTrainedModel) -> bool:
+    """Whether every config in the model's that says for what images it is asks for few enough scores."""
+    configs = (model.config, *inner_configs(model.config).values())
+    scores = [count for config in configs if (count := _scores(config)) is not None]
+    return bool(scores) and max(scores) <= EAGER_TOKENS**2
+
+
+def _scores(config: PreTrainedConfig) -> int | None:
+    """Queries × keys of one head for an image; `None` where the config does not say how large images or patches are."""
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image is None or patch is None:
+        return None
+    tokens = math.prod(
+        -(-size // own) for size, own in zip(height_and_width(image), height_and_width(patch), strict=True)
+    )
+    window = getattr(config, "window_size", None)
+    return tokens * (tokens if window is None else min(tokens, math.prod(height_and_width(window))))
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: PreTrainedModel, trained: Collection[nn.Parameter] = ()) -> Iterator[None]:
+    """No dropout, gradients of `trained` parameters only, eager attention where `EAGER_TOKENS` says that it is faster.
+
+    Undone afterwards.
+    """
+    training = {module: module.training for module in model.modules()}
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    attention = attention_implementations(model)
+    eager = {name: "eager" if used == "sdpa" else used for name, used in attention.items()}
+    settable = model.device.type == "cpu" and model._can_set_attn_implementation() and _eager_pays(model)
+    model.eval()
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    if settable and eager != attention:
+        model.set_attn_implementation(eager)
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(requires_grad)
+        if attention_implementations(model) != attention:
+            model.set_attn_implementation(attention)
+        for module, mode in training.items():
+            module.training = mode

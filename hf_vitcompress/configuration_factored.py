@@ -1,0 +1,217 @@
+"""Configs of factored models: the shapes of their layers, and the guard that keeps dense classes off their weights.
+
+This file needs torch and transformers only. It is copied beside every saved checkpoint, with `layers_factored.py` and
+`modeling_factored.py`.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any, cast, get_args
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import CONFIG_MAPPING, modeling_auto
+
+MODELING_FILE = "modeling_factored.py"
+TRAVELLING_FILES = ("configuration_factored.py", "layers_factored.py", MODELING_FILE)
+"""What loads a checkpoint with `trust_remote_code=True` where the package is not installed."""
+
+MODEL_TYPE_PREFIX = "vitcompress_"
+
+FORMAT_VERSION = 1
+"""Of `compression` in `config.json`; higher ones are refused."""
+PLAIN_KEYS = {"layers", "target", "version", "guarded"}
+"""What `compression` holds on disk; in memory only the first two."""
+
+# A dense class that is pointed at a factored checkpoint would find none of the factored weights and start from
+# random ones with nothing but a warning. On disk the config and the configs in it therefore carry this text in a field
+# that is declared as a number: the dense config class refuses it, and its error shows the text. The real values stay in
+# `compression`; `FactoredConfigMixin.from_dict` puts them back.
+GUARD_FIELDS = ("initializer_range", "initializer_factor", "layer_norm_eps")
+"""Preferred for it; a config that has none of them carries it in the first number that it has."""
+
+GUARD_TEXT = (
+    "This checkpoint has factored layers, which a dense model class cannot hold. Run `pip install hf-vitcompress`, "
+    "then `import hf_vitcompress` and load it with an Auto class, or pass trust_remote_code=True to an Auto class."
+)
+
+
+class FactoredConfigMixin:
+    """Adds `compression` to a config: `{"layers": {module name: shape}}`.
+
+    Shapes are plain data:
+
+    * of a linear layer: `{"rank": r}`, a product of two layers; `{"in_features": i}` and `{"out_features": o}`, what
+      is left of a layer whose inputs or outputs were pruned; or both;
+    * of an attention module: `{"qk_rank": r}`, one `qk_down` for its queries and keys.
+
+    Names are in-memory module names, with or without the prefix of the base model (`vit.layers.0.mlp.fc1` and
+    `layers.0.mlp.fc1` name the same layer of a headed and of a headless model).
+    """
+
+    compression: dict[str, Any] | None = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, with the guarded values back in their places.
+
+        Raises:
+            ValueError: a newer version of the package wrote the checkpoint.
+        """
+        return super().from_dict(unguarded(config_dict), **kwargs)  # type: ignore[misc]
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True) -> None:
+        """Write `config.json`, with the guard against dense classes and the way to the code beside it."""
+        content = json.loads(self.to_json_string(use_diff=use_diff))  # type: ignore[attr-defined]
+        guarded = {}
+        for name, (config, field) in guards_of(cast(PreTrainedConfig, self)).items():
+            place = content.get(name) if name else content
+            if isinstance(place, dict):
+                guarded[f"{name}.{field}".removeprefix(".")] = getattr(config, field)
+                place[field] = GUARD_TEXT
+        content["compression"] = {**(content.get("compression") or {}), "version": FORMAT_VERSION, "guarded": guarded}
+        content["auto_map"] = self._auto_map()
+        with open(json_file_path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+    def _auto_map(self) -> dict[str, str]:
+        module = MODELING_FILE.removesuffix(".py")
+        auto_map = {"AutoConfig": f"{module}.{type(self).__name__}"}
+        for auto_class, dense_classes in heads_of(self.model_type).items():  # type: ignore[attr-defined]
+            names = [f"Factored{dense.__name__}" for dense in dense_classes]
+            chosen = [name for name in names if name in (self.architectures or [])]  # type: ignore[attr-defined]
+            auto_map[auto_class] = f"{module}.{(chosen or names)[0]}"
+        return auto_map
+
+
+def unguarded(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a `config.json` with the values that `GUARD_TEXT` stands in for; a copy where that changes it.
+
+    Raises:
+        ValueError: a newer version of the package wrote it.
+    """
+    if not isinstance(compression := content.get("compression"), dict):
+        return content
+    if (version := compression.get("version", FORMAT_VERSION)) > FORMAT_VERSION:
+        raise ValueError(
+            f"A newer hf_vitcompress wrote this checkpoint (its format is {version}, this version reads up to "
+            f"{FORMAT_VERSION}). Run `pip install --upgrade hf-vitcompress`."
+        )
+    kept = {name: compression[name] for name in ("layers", "target") if name in compression}
+    # Before there was a version, the guarded values stood beside `layers`.
+    values = compression.get("guarded") or {path: compression[path] for path in compression.keys() - PLAIN_KEYS}
+    restored: dict[str, Any] = {**content, "compression": kept}
+    for path, value in values.items():
+        *inner, field = path.split(".")
+        place = restored
+        for key in inner:
+            place[key] = dict(place.get(key) or {})
+            place = place[key]
+        if place.get(field) == GUARD_TEXT:
+            place[field] = value
+    return restored
+
+
+def inner_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
+    """Those of the models inside a larger one, by the attribute that holds them."""
+    return {name: value for name, value in vars(config).items() if isinstance(value, PreTrainedConfig)}
+
+
+def guards_of(config: PreTrainedConfig) -> dict[str, tuple[PreTrainedConfig, str]]:
+    """The configs that refuse `GUARD_TEXT`, and the field in which they do, by attribute: "" of the config itself.
+
+    Empty where neither it nor a config in it declares a number; nothing then keeps a dense class from the checkpoint.
+    """
+    inner = inner_configs(config)
+    inner.pop("text_config", None)  # the text model of a larger one is as it was
+    fields = {name: (own, _guard_field(own)) for name, own in {"": config, **inner}.items()}
+    return {name: (own, field) for name, (own, field) in fields.items() if field is not None}
+
+
+_NUMBERS = {int, float, type(None)}
+
+
+def _guard_field(config: PreTrainedConfig) -> str | None:
+    """Name of the number in whose place `GUARD_TEXT` stands on disk; `None` of a config that declares none."""
+    fields = {field.name: field.type for field in dataclasses.fields(config)}
+    numbers = [name for name, declared in fields.items() if set(get_args(declared) or [declared]) <= _NUMBERS]
+    return next((name for name in (*GUARD_FIELDS, *numbers) if name in numbers), None)
+
+
+FACTORED: dict[type, type] = {}
+"""The factored class of each dense one."""
+
+PUBLIC: dict[str, type] = {}
+"""Dense class by the name that its factored one has in this module: `auto_map` and pickle know no other."""
+
+
+def made_class(dense: type, mixin: type, name: str, module: str, body: dict[str, Any]) -> type:
+    """Make the factored class of `dense` and register it, so that `module` finds it by `name`.
+
+    Raises:
+        ValueError: the factored class of another dense one has that name.
+    """
+    for other in (PUBLIC.get(name), getattr(transformers, name.removeprefix("Factored"), None)):
+        # A class that was defined once more, as in a notebook, takes the place of the former.
+        if isinstance(other, type) and path_of(other) != path_of(dense):
+            raise ValueError(
+                f"{path_of(dense)} and {path_of(other)} would have factored classes of one name, {name}, by which "
+                f"checkpoints find them. Rename the class {dense.__name__}."
+            )
+    PUBLIC[name] = dense
+    FACTORED[dense] = type(name, (mixin, dense), {"__module__": module, **body})
+    return FACTORED[dense]
+
+
+def path_of(found: type) -> str:
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def dense_config_class(model_type: str) -> type[PreTrainedConfig]:
+    """The config class of a model type, with `MODEL_TYPE_PREFIX` or without.
+
+    Raises:
+        KeyError: transformers does not know the type.
+    """
+    return CONFIG_MAPPING[model_type.removeprefix(MODEL_TYPE_PREFIX)]
+
+
+def heads_of(model_type: str) -> dict[str, tuple[type[PreTrainedModel], ...]]:
+    """Dense classes that each Auto class knows for a model type; where there are several, the first is the default."""
+    config_class = dense_config_class(model_type)
+    found = {}
+    for name, auto_class in vars(modeling_auto).items():
+        if name.startswith("Auto") and (mapping := getattr(auto_class, "_model_mapping", None)) is not None:
+            classes = mapping.get(config_class, ())
+            if classes and not name.endswith("Vision2Seq"):  # an old name of another one
+                found[name] = tuple(classes) if isinstance(classes, list | tuple) else (classes,)
+    return found
+
+
+def factored_config_class(model_type: str) -> type[PreTrainedConfig]:
+    """The config class of the factored form of `model_type`, e.g. `FactoredViTConfig` for `"vit"`.
+
+    Raises:
+        ValueError: another config class has its name, such as one from outside and one of transformers.
+    """
+    dense = dense_config_class(model_type)
+    if dense not in FACTORED:
+        body = {
+            "__doc__": f"`{dense.__name__}` with `compression`, the shapes of the factored layers.",
+            "__annotations__": {"compression": dict[str, Any] | None},
+            "compression": None,
+            "model_type": MODEL_TYPE_PREFIX + model_type,
+        }
+        return made_class(dense, FactoredConfigMixin, f"Factored{dense.__name__}", __name__, body)
+    return FACTORED[dense]
+
+
+def __getattr__(name: str) -> type:
+    """The factored config classes by name, for `trust_remote_code`, for imports and for pickle."""
+    if name in PUBLIC:
+        return FACTORED[PUBLIC[name]]
+    dense = getattr(transformers, name.removeprefix("Factored"), None) if name.startswith("Factored") else None
+    if isinstance(dense, type) and issubclass(dense, PreTrainedConfig):
+        return factored_config_class(dense.model_type)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""What comes after compression: integers and other runtimes."""

@@ -1,0 +1,108 @@
+"""Integer weights, of compressed models or of dense ones: what `from_pretrained` of transformers does with torchao."""
+
+import importlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel, TorchAoConfig
+from transformers.utils.import_utils import TORCHAO_MIN_VERSION, is_torchao_available
+
+from ..architectures.running import attention_implementations
+from ..errors import QuantizationError
+from ..evaluation.costs import Costs, count_costs
+from ..model.assembly import is_factored
+from ..model.loading import check_model, load_model
+from ..model.towers import compressed_part
+from ..publish.cards import write_card
+from ..publish.record import restored_companions
+from ..report.report import REPORT_FILE, CompressionReport
+from ..runtime.weights import model_digest
+
+SCHEMES = {
+    "int8_weight_only": "Int8WeightOnlyConfig",
+    "int8_dynamic": "Int8DynamicActivationInt8WeightConfig",
+}
+"""What to call a scheme, and its class in `torchao.quantization`."""
+
+
+@dataclass(frozen=True)
+class QuantizationRecord:
+    """What quantization changes in the report beside a compressed model, and in the card made of it.
+
+    Attributes:
+        scheme: one of `SCHEMES`.
+        costs: of the quantized model. What was measured of the one before is dropped.
+        weights: their digest.
+    """
+
+    scheme: str
+    costs: Costs
+    weights: str
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        before = CompressionReport.load(folder)
+        known = replace(before, evaluation=None, latency=[])
+        # As many multiplications as before, of images of the size that was calibrated with.
+        costs = replace(self.costs, macs=known.compressed.macs)
+        report = replace(known, compressed=costs, quantization=self.scheme, weights=self.weights)
+        report.save(folder)
+        write_card(folder, report)
+
+
+def quantize(
+    model: str | Path | PreTrainedModel, scheme: str = "int8_weight_only", accelerator: Accelerator | None = None
+) -> PreTrainedModel:
+    """The model with 8-bit integers as the weights of its linear layers, and one scale for each output feature.
+
+    Args:
+        model: compressed or dense; a folder, a Hub id or a loaded model, which is left as it was.
+        scheme: `int8_weight_only` multiplies in the model's dtype. `int8_dynamic` also rounds what each layer reads,
+            with one scale for each token, and multiplies integers.
+        accelerator: whose device a model that is loaded here gets.
+
+    Returns:
+        a model of the same class, in evaluation mode. `save_pretrained` of a compressed one also writes image
+        processor, recipe, plan and report; `from_pretrained` loads it wherever torchao is installed.
+
+    Raises:
+        QuantizationError: the scheme is unknown, torchao is missing, or the folder is quantized already.
+        UnsupportedModelError: the model cannot be loaded; or it is quantized already, or has adapters.
+    """
+    quantization_config = _quantization_config(scheme)
+    if isinstance(model, str | Path):
+        return _load_quantized(model, scheme, quantization_config, accelerator)
+    check_model(model)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        if is_factored(model) and not model.companions:
+            for companion in restored_companions(model):
+                companion.save_pretrained(folder)
+        quantized = _load_quantized(folder, scheme, quantization_config, accelerator)
+    quantized.set_attn_implementation(attention_implementations(model))
+    quantized.name_or_path = quantized.config.name_or_path = model.config.name_or_path
+    return cast(Any, quantized).to(model.device)
+
+
+def _quantization_config(scheme: str) -> TorchAoConfig:
+    if scheme not in SCHEMES:
+        raise QuantizationError(f"The scheme {scheme!r} is unknown. Choose one of {', '.join(SCHEMES)}.")
+    if not is_torchao_available():
+        raise QuantizationError(f"Quantization needs torchao {TORCHAO_MIN_VERSION} or newer: `pip install torchao`.")
+    return TorchAoConfig(getattr(importlib.import_module("torchao.quantization"), SCHEMES[scheme])())
+
+
+def _load_quantized(
+    name: str | Path, scheme: str, quantization_config: TorchAoConfig, accelerator: Accelerator | None
+) -> PreTrainedModel:
+    """The folder or Hub repository `name`, quantized while it is loaded."""
+    model = load_model(name, accelerator, quantization_config)
+    if is_factored(model):
+        companions = restored_companions(model)
+        if any(REPORT_FILE in getattr(companion, "files", ()) for companion in companions):
+            costs = count_costs(compressed_part(model, model))  # what the report's other figures are of
+            companions.append(QuantizationRecord(scheme, costs, model_digest(model)))
+        cast(Any, model).companions = companions
+    return model

@@ -1,0 +1,255 @@
+"""Judging a compressed model: accuracy with its interval, agreement with the dense model, divergence from it."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import evaluate as hf_evaluate
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..architectures.outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
+from ..errors import DataError
+from ..images.images import Batch, ImageSource
+from ..model.towers import compressed_part
+from ..runtime.devices import autocast, resolve_precision
+from ..runtime.distributed import gather_objects, local_work, new_accelerator, own_share, sum_numbers
+from ..runtime.weights import model_digest
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+VALUES_PER_IMAGE = 2**16
+"""At most about so many values of each term are kept, evenly over them: the logits of all pixels would fill memory."""
+
+Outputs = list[list[Term]]
+"""Batch by batch, on the CPU."""
+
+
+class Accuracy(hf_evaluate.Metric):
+    """Top-1 accuracy; `evaluate.load("accuracy")` is the same but has to be downloaded."""
+
+    def _info(self) -> hf_evaluate.MetricInfo:
+        return hf_evaluate.MetricInfo(
+            description="Share of predictions that equal their reference.",
+            citation="",
+            inputs_description="predictions, references: class indices.",
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+        )
+
+    def _compute(self, predictions: Iterable[int], references: Iterable[int]) -> dict[str, float]:
+        pairs = list(zip(predictions, references, strict=True))
+        return {"accuracy": sum(p == r for p, r in pairs) / len(pairs)}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model does on `images` images.
+
+    Attributes:
+        images: images judged.
+        top1: accuracy with its Wilson interval; `None` without labels.
+        agreement: share of images on which model and reference predict the same class; where an image has more
+            items than one, such as pixels, the mean share of them. `None` without reference or classes.
+        kl: divergence from the reference (see `outputs.divergence`), mean with its interval: of a classifier the KL
+            divergence of class probabilities, nats per image; of a model without classes half the relative squared
+            error of its output.
+        top1_drop: accuracy of the reference − of the model, with its paired interval.
+        reference_top1: accuracy of the reference.
+        bad_images: images that could not be read and were left out.
+        precision: the model computed in.
+        dataset: Hub id of the images; `None` for others.
+        weights: digest of the weights that were judged, see `fingerprints`.
+    """
+
+    images: int
+    top1: Interval | None = None
+    agreement: Interval | None = None
+    kl: Interval | None = None
+    top1_drop: Interval | None = None
+    reference_top1: Interval | None = None
+    bad_images: int = 0
+    precision: str = "float32"
+    dataset: str | None = None
+    weights: str | None = None
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927), honest near 0 and 1 where the normal one is not."""
+    if trials == 0:
+        raise DataError("An interval needs at least one image.")
+    share = successes / trials
+    centre = share + Z95**2 / (2 * trials)
+    spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
+    scale = 1 + Z95**2 / trials
+    return Interval(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+
+
+def mean_interval(values: Tensor) -> Interval:
+    """Mean of `values (n,)` with its normal interval; for paired 0/1 differences it is the paired interval."""
+    values = values.double()
+    mean = float(values.mean())
+    spread = Z95 * float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return Interval(mean, mean - spread, mean + spread)
+
+
+def model_outputs(
+    model: PreTrainedModel, batches: Iterable[Batch], precision: str = "float32", bar: Any = None, processes: int = 1
+) -> tuple[Outputs, Tensor | None]:
+    """What the model says about the images, and labels (n,) where all are known.
+
+    `bar` advances for all `processes` that do the same.
+    """
+    outputs, labels = [], []
+    training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            with torch.inference_mode(), autocast(model.device, precision):
+                terms = thinned(outputs_of(model, batch.pixel_values, batch.inputs), VALUES_PER_IMAGE)
+            outputs.append([term.cpu() for term in terms])
+            if batch.labels is not None:
+                labels.append(batch.labels)
+            if bar is not None:
+                bar.update(min(processes * len(batch.pixel_values), bar.total - bar.n))
+    finally:
+        model.train(training)
+    return outputs, torch.cat(labels) if labels and len(labels) == len(outputs) else None
+
+
+def divergences(reference: Outputs, outputs: Outputs) -> Tensor:
+    """Divergence of each image (n,) float64; see `outputs.divergence`."""
+    found = [divergence(ours, theirs).double() for ours, theirs in zip(reference, outputs, strict=True)]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
+
+
+def predictions(outputs: Outputs) -> Tensor:
+    """A classifier's likeliest class of each image (n,)."""
+    found = [class_logits(terms).argmax(-1) for terms in outputs]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    images: ImageSource,
+    image_processor: Any = None,
+    against: PreTrainedModel | None = None,
+    batch_size: int = 64,
+    precision: str = "float32",
+    progress: bool = True,
+    accelerator: Accelerator | None = None,
+) -> Evaluation:
+    """Judge `model` on `images`, and against the dense model where one is given.
+
+    Of a model in which only a `target` is compressed, that is judged. Several processes share the images, and all get
+    the same figures.
+
+    Args:
+        precision: `"float32"` judges what a user runs; `"bfloat16"` and `"auto"` are faster where the device gains.
+
+    Raises:
+        DataError: there are neither labels nor a model to compare with.
+    """
+    whole, model = model, compressed_part(model, model)
+    against = None if against is None else compressed_part(against, whole)
+    classes = is_classifier(model)
+    if against is None and (images.labels is None or not classes):
+        raise DataError(
+            "There is nothing to judge by: the images have no labels that fit the model's classes, and no dense model "
+            "was given to compare with (against=…, --against)."
+        )
+    precision = resolve_precision(precision, model.device)
+    accelerator = accelerator or new_accelerator()
+    share = own_share(accelerator, images.batch_count(batch_size))
+    models = [model] if against is None else [model, against]
+    progress = progress and accelerator.is_main_process
+    results = []
+    with tqdm(total=len(images) * len(models), desc="evaluating", unit=" images", disable=not progress) as bar:
+        for judged in models:
+            own = images.select(range(len(images)))
+            with local_work(accelerator, "Evaluation"):
+                batches = own.batches(image_processor, batch_size, share)
+                found = model_outputs(judged, batches, precision, bar, accelerator.num_processes)
+            results.append(found)
+    outputs, labels = results[0]
+    bad_images = round(sum_numbers(accelerator, [len(own.bad_images)])[0])
+    figures = _image_figures(outputs, results[1][0] if against is not None else None, labels, classes)
+    figures = _gathered(accelerator, figures if outputs else None)
+    if not figures:
+        raise own.unreadable()
+    evaluation = _evaluation(figures, bad_images)
+    return replace(evaluation, precision=precision, dataset=images.hub_id, weights=model_digest(whole))
+
+
+def judge(
+    outputs: Outputs, reference: Outputs | None, labels: Tensor | None, classes: bool, bad_images: int = 0
+) -> Evaluation:
+    """The figures of `Evaluation` from what two models say about the same batches, and labels (n,).
+
+    Args:
+        classes: whether every image has one class, see `outputs.is_classifier`.
+    """
+    return _evaluation(_image_figures(outputs, reference, labels, classes), bad_images)
+
+
+def _image_figures(
+    outputs: Outputs, reference: Outputs | None, labels: Tensor | None, classes: bool
+) -> dict[str, Tensor]:
+    """Of each image (n,), as far as they can be known: `predicted` class, `reference`'s, `label`, `kl`, `agreement`."""
+    figures = {}
+    if classes:
+        figures["predicted"] = predictions(outputs)
+        if labels is not None:
+            figures["label"] = labels
+    if reference is not None:
+        figures["kl"] = divergences(reference, outputs)
+        if classes:
+            figures["reference"] = predictions(reference)
+        shares = [agreement(ours, theirs) for ours, theirs in zip(reference, outputs, strict=True)]
+        known = [share for share in shares if share is not None]
+        if known:
+            figures["agreement"] = torch.cat(known)
+    return figures
+
+
+def _gathered(accelerator: Accelerator, figures: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Of all processes; those that are known on each that has images."""
+    parts = [part for part in gather_objects(accelerator, figures) if part is not None]
+    known = set.intersection(*(set(part) for part in parts)) if parts else set()
+    return {name: torch.cat([part[name] for part in parts]) for name in sorted(known)}
+
+
+def _evaluation(figures: dict[str, Tensor], bad_images: int) -> Evaluation:
+    top1 = reference_top1 = drop = agreed = None
+    predicted, reference, labels = (figures.get(name) for name in ("predicted", "reference", "label"))
+    if predicted is not None and labels is not None:
+        top1 = _accuracy(predicted, labels)
+        if reference is not None:
+            reference_top1 = _accuracy(reference, labels)
+            drop = mean_interval((reference == labels).double() - (predicted == labels).double())
+    if predicted is not None and reference is not None:
+        agreed = _accuracy(predicted, reference)
+    elif "agreement" in figures:
+        agreed = mean_interval(figures["agreement"])
+    kl = mean_interval(figures["kl"]) if "kl" in figures else None
+    return Evaluation(len(next(iter(figures.values()))), top1, agreed, kl, drop, reference_top1, bad_images)
+
+
+def _accuracy(predictions: Tensor, references: Tensor) -> Interval:
+    metric = Accuracy(keep_in_memory=True)
+    share = metric.compute(predictions=predictions.tolist(), references=references.tolist())["accuracy"]
+    return wilson_interval(round(share * len(predictions)), len(predictions))

@@ -1,0 +1,129 @@
+"""Measured speed and memory, dense and compressed alternately in one run, so that both see the same machine."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..architectures.inputs import example_inputs
+from ..model.towers import compressed_part
+from ..runtime.devices import device_name
+
+LATENCY_BATCHES = (1, 32)
+"""Images in a batch: what a device that waits for each image sees, and one that does not."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of one forward pass over `batch_size` images.
+
+    Attributes:
+        dense, compressed: median seconds.
+        ratio: median of the pairs' compressed ÷ dense.
+        ratio_low, ratio_high: quartiles of the same.
+        batch_size, rounds, threads, device: how it was measured.
+    """
+
+    dense: float
+    compressed: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    batch_size: int
+    rounds: int
+    threads: int
+    device: str
+
+
+def measure_latency(
+    dense: PreTrainedModel,
+    compressed: PreTrainedModel,
+    batch_size: int = 32,
+    rounds: int = 15,
+    shape: Sequence[int] | None = None,
+) -> Latency:
+    """Time both models on the same random images, turn by turn, in their own dtype, after a warm-up.
+
+    Where only a `target` is compressed, that alone is timed.
+
+    Args:
+        batch_size, rounds: see `alternate_latency`.
+        shape: of one image's `pixel_values`; by default that which the config is made for, see `example_inputs`.
+    """
+    dense, compressed = compressed_part(dense, compressed), compressed_part(compressed, compressed)
+    large, small = (example_inputs(model, batch_size, shape) for model in (dense, compressed))
+    return alternate_latency(
+        lambda: _time_forward(dense, large),
+        lambda: _time_forward(compressed, small),
+        batch_size,
+        rounds,
+        dense.device,
+    )
+
+
+def alternate_latency(
+    dense: Callable[[], float],
+    compressed: Callable[[], float],
+    batch_size: int,
+    rounds: int = 15,
+    device: torch.device | str = "cpu",
+) -> Latency:
+    """Latency of anything that runs models.
+
+    Args:
+        dense, compressed: run one batch and return its seconds; called turn by turn, twice each to warm up.
+        batch_size, device: of the batches, to be stated.
+        rounds: pairs that count, at least 2.
+    """
+    pairs = [(dense(), compressed()) for _ in range(rounds + 2)][2:]
+    ratios = [small / large for large, small in pairs]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return Latency(
+        dense=statistics.median(large for large, _ in pairs),
+        compressed=statistics.median(small for _, small in pairs),
+        ratio=middle,
+        ratio_low=low,
+        ratio_high=high,
+        batch_size=batch_size,
+        rounds=rounds,
+        threads=torch.get_num_threads(),
+        device=device_name(torch.device(device)),
+    )
+
+
+def latency_row(latency: Latency) -> tuple[str, str, str, str]:
+    """Quantity, dense, compressed, change: for a table."""
+    times = (f"{latency.dense * 1000:.1f} ms", f"{latency.compressed * 1000:.1f} ms")
+    spread = f"{latency.ratio:.2f} × ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
+    return (f"latency, batch {latency.batch_size}", *times, spread)
+
+
+def peak_memory_bytes() -> int:
+    """The process's highest resident memory so far; on a GPU, the highest allocated there."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@torch.inference_mode()
+def _time_forward(model: PreTrainedModel, inputs: dict[str, Any]) -> float:
+    training = model.training
+    model.eval()
+    _synchronize(model.device)
+    start = time.perf_counter()
+    model(**inputs)
+    _synchronize(model.device)
+    seconds = time.perf_counter() - start
+    model.train(training)
+    return seconds
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

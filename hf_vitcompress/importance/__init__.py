@@ -1,0 +1,1 @@
+"""Learned importance scores of neurons and heads."""

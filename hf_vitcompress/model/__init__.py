@@ -1,0 +1,1 @@
+"""A model is opened, put together, restructured and made dense again."""

@@ -1,0 +1,94 @@
+"""Models put together from shapes and tensors: factored ones, and empty ones of any form."""
+
+import copy
+from typing import cast
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..architectures.layers import constructor_options
+from ..architectures.running import attention_implementations
+from ..configuration_factored import MODEL_TYPE_PREFIX, FactoredConfigMixin, factored_config_class
+from ..modeling_factored import FactoredModelMixin, factored_model_class
+
+Shapes = dict[str, dict[str, int]]
+"""Module name → its shape, as in `config.compression["layers"]`."""
+
+
+def is_factored(model: nn.Module) -> bool:
+    return isinstance(model, FactoredModelMixin)
+
+
+def dense_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """`X` of `FactoredX`; a dense class itself."""
+    if not issubclass(model_class, FactoredModelMixin):
+        return model_class
+    bases = (base for base in model_class.__mro__[1:] if not issubclass(base, FactoredModelMixin))
+    return cast(type[PreTrainedModel], next(bases))
+
+
+def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of the config, without compression."""
+    if not isinstance(config, FactoredConfigMixin):
+        return copy.deepcopy(config)
+    model_class = next(base for base in type(config).__mro__[1:] if not issubclass(base, FactoredConfigMixin))
+    dropped = ("model_type", "compression", "auto_map")
+    values = {name: value for name, value in config.to_dict().items() if name not in dropped}
+    values["architectures"] = [name.removeprefix("Factored") for name in values.get("architectures") or []] or None
+    dense = model_class.from_dict(values)  # type: ignore[attr-defined]
+    dense.name_or_path = config.name_or_path
+    return dense
+
+
+def empty_model(model: PreTrainedModel, layers: Shapes) -> PreTrainedModel:
+    """The model that `model` would be with this layout, or dense without any; its parameters have no storage."""
+    config, model_class = dense_config(model.config), dense_class(type(model))
+    if layers:
+        values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
+        factored = factored_config_class(config.model_type.removeprefix(MODEL_TYPE_PREFIX))
+        name = config.name_or_path
+        config = factored.from_dict({**values, "compression": {"layers": layers}})
+        config.name_or_path, model_class = name, factored_model_class(model_class)
+    # Some parameters are drawn before they lose their storage; nobody is to notice.
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        return model_class._from_config(
+            config,
+            attn_implementation=attention_implementations(model),
+            dtype=model.dtype,
+            **constructor_options(model),
+        )
+
+
+def assembled(
+    model: PreTrainedModel,
+    layers: Shapes,
+    state: dict[str, Tensor],
+    share_memory: bool = False,
+    target: str | None = None,
+) -> PreTrainedModel:
+    """A factored model of these shapes and tensors; the others are those of `model`."""
+    values = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
+    values["compression"] = {"layers": {name: dict(shape) for name, shape in layers.items()}}
+    if target is not None:
+        values["compression"]["target"] = target
+    config = factored_config_class(model.config.model_type).from_dict(values)
+    with init_empty_weights(include_buffers=False):
+        small = factored_model_class(type(model))._from_config(
+            config,
+            attn_implementation=attention_implementations(model),
+            dtype=model.dtype,
+            **constructor_options(model),
+        )
+    new = small.state_dict().keys() - state.keys()
+    for name, tensor in model.state_dict().items():
+        if name in new:
+            state[name] = tensor.detach() if share_memory else tensor.detach().clone()
+    small.load_state_dict(state, assign=True)
+    small.tie_weights()
+    if hasattr(model, "reading"):
+        small.reading = model.reading  # how `outputs` reads it, as part of a larger model
+    if getattr(model, "generation_config", None) is not None:
+        small.generation_config = model.generation_config
+    return small.to(model.device).train(model.training)

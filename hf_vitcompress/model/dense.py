@@ -1,0 +1,109 @@
+"""A compressed model → the dense model that computes the same."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ..architectures.layers import head_dim
+from ..errors import UnsupportedModelError
+from .assembly import empty_model
+from .loading import check_model
+from .shapes import attentions_of, linear_names, shapes_of, value_head_dim
+
+
+@torch.no_grad()
+def to_dense(model: PreTrainedModel) -> PreTrainedModel:
+    """The dense model that computes what `model` computes: factors multiplied out, what was pruned filled with zeros.
+
+    Args:
+        model: compressed, or dense already. Whatever was set on the object, such as hooks or a wrapped `forward`, is
+            left behind.
+
+    Returns:
+        a model of the dense class that shares no memory with `model`, on its device, in its dtype and mode. It has
+        the original's number of parameters, and equal outputs to rounding.
+
+    Raises:
+        UnsupportedModelError: it is quantized or has adapters, or a tensor does not fit into the dense model.
+    """
+    check_model(model)
+    dense = empty_model(model, {})
+    dense.load_state_dict(dense_state_dict(model.state_dict(), dense), assign=True)
+    return cast(Any, dense).to(model.device).train(model.training)
+
+
+def dense_state_dict(state: Mapping[str, Tensor], dense: PreTrainedModel) -> dict[str, Tensor]:
+    """The dense form of a state dict of any layout (see `layouts`).
+
+    Widths that were pruned come back as zeros: of a hidden layer, of whole heads (after those that are left), and of
+    each head's values. They change nothing, because the rows of one layer and the columns that read them are both 0.
+
+    Args:
+        state: by in-memory name.
+        dense: a model of the dense class, storage not needed.
+    """
+    result: dict[str, Tensor] = {}
+    shapes = shapes_of(state)
+    attentions = attentions_of(dense)
+    roles = {layer.name: (role, own) for own in attentions.values() for role, layer in own.items()}
+    for name in linear_names(dense):
+        weight, bias = _product(state, name)
+        role, own = roles.get(name, (None, {}))
+        if role in ("q", "k") and (down := state.get(f"{own['q'].parent}.qk_down.weight")) is not None:
+            weight = _times(weight, down)
+        if role in ("v", "o"):
+            size, dense_size = value_head_dim(shapes, dense, own), head_dim(dense, own["q"].parent)
+            if role == "o":
+                weight = _fill_heads(weight.T, size, dense_size).T
+            else:
+                weight = _fill_heads(weight, size, dense_size)
+                bias = None if bias is None else _fill_heads(bias, size, dense_size)
+        result[f"{name}.weight"] = weight
+        if bias is not None:
+            result[f"{name}.bias"] = bias
+    for name, target in dense.state_dict().items():
+        result[name] = _padded(result[name] if name in result else _found(state, name), target.shape, name)
+    return result
+
+
+def _product(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:
+    """Weight (out, in) and bias (out,) of a layer, factored or not."""
+    if (up := state.get(f"{name}.up.weight")) is None:
+        return _found(state, f"{name}.weight"), state.get(f"{name}.bias")
+    return _times(up, _found(state, f"{name}.down.weight")), state.get(f"{name}.up.bias")
+
+
+def _times(left: Tensor, right: Tensor) -> Tensor:
+    return (left.float() @ right.float()).to(left.dtype)
+
+
+def _fill_heads(rows: Tensor, size: int, head_dim: int) -> Tensor:
+    """(heads · size, …) → (heads · head_dim, …)"""
+    heads = rows.unflatten(0, (-1, size))
+    filled = heads.new_zeros(heads.shape[0], head_dim, *heads.shape[2:])
+    filled[:, :size] = heads
+    return filled.flatten(0, 1)
+
+
+def _padded(tensor: Tensor, shape: torch.Size, name: str) -> Tensor:
+    """A copy, with zeros after its last row and column."""
+    missing = [wanted - now for wanted, now in zip(shape, tensor.shape, strict=False)]
+    if tensor.dim() != len(shape) or min(missing, default=0) < 0:
+        raise UnsupportedModelError(
+            f"{name!r} has the shape {tuple(tensor.shape)}, which does not fit into the dense model's {tuple(shape)}. "
+            "The model and its config do not belong together."
+        )
+    if not any(missing):
+        return tensor.detach().clone()
+    padding = [size for count in reversed(missing) for size in (0, count)]
+    return functional.pad(tensor.detach(), padding).contiguous()
+
+
+def _found(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise UnsupportedModelError(f"The state dict has no tensor {name!r}; it is incomplete or of another model.")
+    return state[name]

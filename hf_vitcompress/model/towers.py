@@ -1,0 +1,93 @@
+"""A model inside a larger one, such as the vision tower of CLIP: found, compressed by itself, and put back."""
+
+from transformers import PreTrainedModel
+
+from ..architectures.families import row_of
+from ..architectures.outputs import Reading
+from ..errors import ConfigError
+from .assembly import assembled
+
+
+def part_of(model: PreTrainedModel, target: str) -> tuple[str, PreTrainedModel]:
+    """The model inside `model` that `target` names, by its module name or a dotted tail of it: full name and model.
+
+    From then on `outputs.read_outputs` reads of it what `model` does.
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    inside = {name: m for name, m in model.named_modules() if name and isinstance(m, PreTrainedModel)}
+    found = [name for name in inside if name == target] or [name for name in inside if name.endswith(f".{target}")]
+    if len(found) != 1:
+        several = "fits several models" if found else "names no model"
+        raise ConfigError(
+            f"target={target!r} {several} inside {type(model).__name__}. Those that can be compressed: {_names(model)}."
+        )
+    part = inside[found[0]]
+    part.reading = reading_of(model)  # type: ignore[assignment]  # not a module
+    return found[0], part
+
+
+def reading_of(whole: PreTrainedModel) -> Reading | None:
+    """What `whole` reads of its vision tower; `None` where it takes the output as it is.
+
+    A language model with `vision_feature_layer` in its config, such as LLaVA, reads these hidden states, mostly without
+    the class token; a model of images and texts, such as CLIP, the pooled output.
+    """
+    layers = getattr(whole.config, "vision_feature_layer", None)
+    if layers is not None:
+        skipped = 1 if getattr(whole.config, "vision_feature_select_strategy", None) == "default" else 0
+        return Reading((layers,) if isinstance(layers, int) else tuple(layers), skipped)
+    row = row_of(whole)
+    return Reading() if row is not None and row.pooled and not takes_only_images(whole) else None
+
+
+def takes_only_images(model: PreTrainedModel) -> bool:
+    return model.main_input_name == "pixel_values" and not model.config.is_encoder_decoder
+
+
+def check_takes_images(model: PreTrainedModel) -> None:
+    """That images are all that the model needs.
+
+    Raises:
+        ConfigError: it wants more, such as text, so that only a part of it can be compressed.
+    """
+    if not takes_only_images(model) and (names := _names(model)):
+        raise ConfigError(
+            f"{type(model).__name__} takes more than images. Name the part of it to compress with target=… (--target): "
+            f"{names}."
+        )
+
+
+def _names(model: PreTrainedModel) -> str:
+    inside = [(name, m) for name, m in model.named_modules() if name and isinstance(m, PreTrainedModel)]
+    return ", ".join(repr(name) for name, m in inside if row_of(m) is not None and m.main_input_name == "pixel_values")
+
+
+def put_back(whole: PreTrainedModel, name: str, part: PreTrainedModel) -> PreTrainedModel:
+    """The `Factored…` counterpart of `whole` in which the model at that module name is `part`, a factored one.
+
+    It shares no memory with `whole`; it takes over the tensors of `part`.
+    """
+    layers = {f"{name}.{layer}": shape for layer, shape in part.config.compression["layers"].items()}
+    state = {f"{name}.{key}": tensor.detach() for key, tensor in part.state_dict().items()}
+    return assembled(whole, layers, state, target=name)
+
+
+def compressed_part(model: PreTrainedModel, compressed: PreTrainedModel) -> PreTrainedModel:
+    """What of `model` is compressed in `compressed`: the model there that `put_back` put back, else all of it.
+
+    Args:
+        model: `compressed` itself, or the dense model it came from, or the part of that already.
+
+    Returns:
+        a model by itself, on the memory of `model`.
+    """
+    target = (getattr(compressed.config, "compression", None) or {}).get("target")
+    if target is None or target not in dict(model.named_modules()):
+        return model
+    part = part_of(model, target)[1]
+    if model is not compressed:
+        return part
+    layers = {name.removeprefix(f"{target}."): s for name, s in compressed.config.compression["layers"].items()}
+    return assembled(part, layers, dict(part.state_dict()))

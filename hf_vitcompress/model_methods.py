@@ -1,0 +1,33 @@
+"""What factored models can do where the package is installed, beyond what travels with their checkpoints."""
+
+import os
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .modeling_factored import FactoredModelMixin
+
+
+class PackageModelMixin(FactoredModelMixin):
+    """Factored models that publish themselves with a card, and that can be multiplied out to the dense class."""
+
+    def to_dense(self) -> PreTrainedModel:
+        """The dense model that computes the same; see `hf_vitcompress.to_dense`."""
+        from .model.dense import to_dense
+
+        return to_dense(self)  # type: ignore[arg-type]
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """As in transformers, with a card that says what the model is; see `publish.push.push_model`.
+
+        The card keeps what a person wrote into it on the Hub.
+        """
+        from .publish.push import push_model
+
+        return push_model(self, repo_id, **kwargs)  # type: ignore[arg-type]
+
+    def publish(self, folder: str | os.PathLike, repo_id: str, **settings: Any) -> None:
+        """Publish a folder that this model was saved to; see `publish.push.push_folder`."""
+        from .publish.push import push_folder
+
+        push_folder(str(folder), repo_id, **settings)

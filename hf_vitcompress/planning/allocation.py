@@ -1,0 +1,220 @@
+"""The budget: what each part offers + a bound → a `CompressionPlan`, which module gets which shape."""
+
+import bisect
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config import Allocation
+from ..errors import BudgetError
+from .groups.base import Choice
+from .plan import CompressionPlan
+
+KEEP_TOLERANCE = 0.005
+"""How far the kept ratio may lie from the one asked for, as a fraction of it."""
+
+
+Cost = str
+"""`"params"` or `"macs"`."""
+
+
+@dataclass
+class Table:
+    """What one part offers the planner.
+
+    Attributes:
+        name: of the part.
+        choices: by rising cost and falling error, the dense one last.
+        weight: factor on the errors.
+    """
+
+    name: str
+    choices: list[Choice]
+    weight: float = 1.0
+
+    def entries(self, unit: Cost) -> list[tuple[int, float]]:
+        """(cost, weighted error) of each choice; the costs leave out biases and the rest of the model."""
+        return [(choice.cost(unit), choice.error * self.weight) for choice in self.choices]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A bound on the whole model.
+
+    Attributes:
+        limit: parameters, or MACs per image, that the compressed model may have.
+        original: the dense model's.
+        fixed: the part of it that no plan changes (embeddings, norms, heads, skipped layers; for MACs, attention).
+        unit: `"params"` or `"macs"`.
+        exact: whether the result must also come within `KEEP_TOLERANCE` of the limit from below, unless more would
+            gain nothing.
+    """
+
+    limit: int
+    original: int
+    fixed: int
+    unit: Cost = "params"
+    exact: bool = False
+
+
+def make_plan(
+    tables: Sequence[Table], budget: Budget, allocation: Allocation, rank_multiple: int = 8
+) -> CompressionPlan:
+    """Spend a budget.
+
+    `"greedy"` starts every part at its cheapest choice and takes, again and again, the step that gains most per cost,
+    which is optimal up to one step (see `_greedy`). `"uniform"` gives every part the same share of its dense cost.
+
+    Args:
+        rank_multiple: that the choices were made with, for messages.
+
+    Raises:
+        BudgetError: the bound cannot be met, naming the bound that stands in the way.
+    """
+    every = [table.entries(budget.unit) for table in tables]
+    useful = [_useful(table) for table in every]
+    entries = [[table[i] for i in indices] for table, indices in zip(every, useful, strict=True)]
+    smallest = sum(table[0][0] for table in entries)
+    room = budget.limit - budget.fixed
+    if room < smallest:
+        _raise_unreachable(len(tables), budget, smallest, rank_multiple)
+    levels = (_greedy if allocation == "greedy" else _uniform)(entries, room)
+    spent = _cost(entries, levels)
+    missed = budget.exact and abs(budget.fixed + spent - budget.limit) > KEEP_TOLERANCE * budget.limit
+    # Where only layers that nothing reads are left to buy, more would gain nothing.
+    if missed and any(table[level][1] > table[-1][1] for level, table in zip(levels, entries, strict=True)):
+        reached = (budget.fixed + spent) / budget.original
+        raise BudgetError(
+            f"keep_ratio={budget.limit / budget.original:.4f} cannot be met within {KEEP_TOLERANCE:.1%}: the nearest "
+            f"plan below it keeps {reached:.4f}, because ranks and widths are multiples of "
+            f"rank_multiple={rank_multiple}"
+            f"{' and every part gets the same share' if allocation == 'uniform' else ''}. Use a smaller "
+            "rank_multiple, or ask for that ratio."
+        )
+    chosen = [table.choices[own[level]] for table, own, level in zip(tables, useful, levels, strict=True)]
+    return CompressionPlan({name: shape for choice in chosen for name, shape in choice.shapes.items()})
+
+
+def _raise_unreachable(parts: int, budget: Budget, smallest: int, rank_multiple: int) -> None:
+    lowest = budget.fixed + smallest
+    raise BudgetError(
+        f"The budget of {budget.limit:,} {budget.unit} is out of reach: the smallest model with these settings has "
+        f"{lowest:,} (keep ratio {lowest / budget.original:.4f} of {budget.original:,}). {budget.fixed:,} of them lie "
+        f"outside the {parts} parts that may be compressed, and these need {smallest:,} at the lowest ranks and widths "
+        f"(multiples of {rank_multiple}). Ask for more, lower rank_multiple, or let more layers be compressed "
+        "(skip_modules, target_modules, mlp, attention)."
+    )
+
+
+Entries = list[list[tuple[int, float]]]
+"""By part, the (cost, error) of its choices, by rising cost."""
+
+
+def _useful(table: list[tuple[int, float]]) -> list[int]:
+    """Choices by rising cost that no cheaper one equals, and the dense one (the last)."""
+    useful: list[int] = []
+    for i in sorted(range(len(table)), key=lambda i: table[i]):
+        if not useful or i == len(table) - 1 or table[i][1] < table[useful[-1]][1]:
+            useful.append(i)
+    return useful
+
+
+def _greedy(entries: Entries, room: int) -> list[int]:
+    """Along the convex hulls first, where taking the best step each time is optimal; then whatever still fits."""
+    hulls = [_hull(table) for table in entries]
+    on_hull = _ascend([[table[i] for i in hull] for table, hull in zip(entries, hulls, strict=True)], room)
+    levels = [hull[level] for hull, level in zip(hulls, on_hull, strict=True)]
+    return _ascend(entries, room, levels)
+
+
+def _hull(table: list[tuple[int, float]]) -> list[int]:
+    """Indices of the lower convex hull, the first and the last included."""
+    hull: list[int] = []
+    for i, (cost, error) in enumerate(table):
+        while len(hull) > 1:
+            (a, x), (b, y) = table[hull[-2]], table[hull[-1]]
+            if (y - x) * (cost - a) < (error - x) * (b - a):
+                break
+            hull.pop()
+        hull.append(i)
+    return hull
+
+
+def _ascend(entries: Entries, room: int, start: list[int] | None = None) -> list[int]:
+    """From `start`, or the cheapest choices, take the step up that gains most per cost until none fits."""
+    levels = list(start or [0] * len(entries))
+    room -= _cost(entries, levels)
+
+    def best_step(i: int) -> tuple[float, int, int, int] | None:
+        table, now = entries[i], levels[i]
+        steps = []
+        for then in range(now + 1, len(table)):
+            price = table[then][0] - table[now][0]
+            if price > room:
+                break
+            if table[then][1] > table[now][1]:
+                continue
+            steps.append(((table[then][1] - table[now][1]) / max(price, 1), i, then, price))
+        return min(steps, default=None)
+
+    queue = [step for i in range(len(entries)) if (step := best_step(i)) is not None]
+    heapq.heapify(queue)
+    while queue:
+        _, i, then, price = heapq.heappop(queue)
+        if price <= room:
+            room -= price
+            levels[i] = then
+        if (step := best_step(i)) is not None:
+            heapq.heappush(queue, step)
+    return levels
+
+
+def _uniform(entries: Entries, room: int) -> list[int]:
+    """One share of the dense cost for all.
+
+    Where every share below 1 leaves room, some parts stay dense, those first whose other choices end furthest below.
+    """
+    below = [table[-2:][0][0] for table in entries]
+    highest, floors = sum(below), [[0] * len(entries)]
+    for i in sorted(range(len(entries)), key=lambda i: below[i] / entries[i][-1][0]):
+        floor = [*floors[-1][:i], len(entries[i]) - 1, *floors[-1][i + 1 :]]
+        if highest < room and _cost(entries, floor) <= room:
+            floors.append(floor)
+            highest += entries[i][-1][0] - below[i]
+    # The last of them may be at the expense of the others' share: it has to spend more.
+    return max((_common_share(entries, room, floor) for floor in floors[-2:]), key=lambda own: _cost(entries, own))
+
+
+def _common_share(entries: Entries, room: int, floor: list[int]) -> list[int]:
+    """The largest share that fits; what rounding leaves over goes where it lost most, but makes no part dense.
+
+    Args:
+        floor: levels to begin at; where some of them are dense, the rest may make others so.
+    """
+
+    def at_share(share: float) -> list[int]:
+        return [
+            max(least, bisect.bisect_right(table, share * table[-1][0], key=lambda e: e[0]) - 1)
+            for table, least in zip(entries, floor, strict=True)
+        ]
+
+    low, high = 0.0, 1.0
+    if _cost(entries, at_share(high)) <= room:
+        return at_share(high)
+    for _ in range(40):  # the cost jumps where the share passes a choice: bisection finds the last that fits
+        middle = (low + high) / 2
+        low, high = (middle, high) if _cost(entries, at_share(middle)) <= room else (low, middle)
+    levels = at_share(low)
+    left = room - _cost(entries, levels)
+    kept_back = 0 if any(floor) else 1
+    shortfall = [high * table[-1][0] - table[level][0] for table, level in zip(entries, levels, strict=True)]
+    for i in sorted(range(len(entries)), key=lambda i: -shortfall[i] / entries[i][-1][0]):
+        if levels[i] + 1 < len(entries[i]) - kept_back:
+            price = entries[i][levels[i] + 1][0] - entries[i][levels[i]][0]
+            if price <= left:
+                levels[i], left = levels[i] + 1, left - price
+    return levels
+
+
+def _cost(entries: Entries, levels: list[int]) -> int:
+    return sum(table[level][0] for table, level in zip(entries, levels, strict=True))

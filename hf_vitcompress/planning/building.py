@@ -1,0 +1,36 @@
+"""A dense model, its parts and a plan → a factored model."""
+
+from collections.abc import Iterable
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from ..model.assembly import assembled
+from ..runtime.distributed import from_owner
+from .groups.base import Part
+from .plan import CompressionPlan
+
+
+def build_model(
+    model: PreTrainedModel,
+    plan: CompressionPlan,
+    parts: Iterable[Part],
+    accelerator: Accelerator | None = None,
+    share_memory: bool = False,
+) -> PreTrainedModel:
+    """The `Factored…` counterpart of `model` with the plan's shapes.
+
+    It has the device, dtype, mode and attention implementation of `model`.
+
+    Args:
+        parts: solved, those of the plan among them.
+        accelerator: several processes get the main one's tensors.
+        share_memory: whether what stays dense is the same memory as in `model`, for a model that is only looked at, or
+            a copy of it.
+    """
+    state = {}
+    for part in parts:
+        for name, tensor in part.tensors(plan.shapes_of(part)).items():
+            own = tensor.detach().to(device=model.device, dtype=model.dtype, copy=True).contiguous()
+            state[name] = own if accelerator is None else from_owner(accelerator, own, 0)
+    return assembled(model, plan.layers, state, share_memory)

@@ -1,0 +1,139 @@
+"""Layers with features between them, as matrices: those that make the features, and the one that reads them.
+
+fc1 makes the hidden features of a feed-forward network and fc2 reads them; of a gated one,
+`fc2(act(gate(x)) · fc1(x))`, gate and fc1 make them together, each a factor. v makes those that o reads. A feature that
+goes is a row of every maker and a column of the reader.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures.layers import LayerInfo
+from ..config import CompressionConfig
+from ..errors import CalibrationError
+from ..statistics.statistics import Statistics
+from .closed_form import as_matrix, gradient_of, input_metric, output_metric
+from .pruning import repaired
+
+
+@dataclass
+class Maker:
+    """A layer that makes features, or a factor of each; float64.
+
+    Attributes:
+        weight: (m, in).
+        bias: (m,), or `None`.
+        gradient: the metric of its output (m, m), or `None` for the identity.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    gradient: Tensor | None
+
+    @property
+    def metric(self) -> Tensor:
+        """Of its output, (m, m)."""
+        eye = torch.eye(len(self.weight), dtype=self.weight.dtype, device=self.weight.device)
+        return eye if self.gradient is None else self.gradient
+
+    @property
+    def carried(self) -> Tensor:
+        """`Wᵀ M W` (in, in), the metric carried to the input."""
+        return self.weight.T @ (self.weight if self.gradient is None else self.gradient @ self.weight)
+
+
+@dataclass
+class Features:
+    """`m` features between layers, float64.
+
+    Attributes:
+        makers: one, or two whose outputs are multiplied.
+        reader: weight of the layer that reads the features, (out, m).
+        output_side: the metric of what it makes of them, (out, out).
+        covariance: their second moment (m, m), centred where the reader's bias takes up the mean.
+        mean: (m,).
+    """
+
+    makers: tuple[Maker, ...]
+    reader: Tensor
+    output_side: Tensor
+    covariance: Tensor
+    mean: Tensor
+
+    @property
+    def carried(self) -> list[Tensor]:
+        """Of every layer, the reader last, the metric (or the moment) on the features carried to its other side."""
+        return [*(maker.carried for maker in self.makers), self.reader @ self.covariance @ self.reader.T]
+
+    def rotated(self, rotation: Tensor) -> "Features":
+        """The same function, with the features `T a` in the place of `a`; for features that are linear in the input."""
+        inverse = torch.linalg.inv(rotation)
+        makers = tuple(
+            Maker(
+                rotation @ maker.weight,
+                None if maker.bias is None else rotation @ maker.bias,
+                None if maker.gradient is None else inverse.T @ maker.gradient @ inverse,
+            )
+            for maker in self.makers
+        )
+        covariance = rotation @ self.covariance @ rotation.T
+        return Features(makers, self.reader @ inverse, self.output_side, covariance, rotation @ self.mean)
+
+    def kept(self, features: Tensor, repair: bool) -> "Features":
+        """Those features alone; with `repair` the reader is solved again for them."""
+        plain = not repair or len(features) == len(self.mean)
+        makers = tuple(
+            Maker(
+                maker.weight[features],
+                None if maker.bias is None else maker.bias[features],
+                None if maker.gradient is None else maker.gradient[features][:, features],
+            )
+            for maker in self.makers
+        )
+        return Features(
+            makers,
+            self.reader[:, features] if plain else repaired(self.reader, self.covariance, features),
+            self.output_side,
+            self.covariance[features][:, features],
+            self.mean[features],
+        )
+
+
+def features_between(
+    layers: Sequence[LayerInfo], linears: Sequence[nn.Linear], statistics: Statistics, config: CompressionConfig
+) -> Features:
+    """What the statistics say about `layers`, of which the last reads what the others make.
+
+    Raises:
+        CalibrationError: they were collected without the features in view.
+    """
+    weight, side, moment = read_by(layers[-1], linears[-1], statistics, config)
+    makers = []
+    for layer, linear in zip(layers[:-1], linears[:-1], strict=True):
+        own = linear.weight.detach().double()
+        gradient = output_side(layer, linear, statistics, config) if config.needs_gradients else None
+        if gradient is not None and len(gradient) != layer.out_features:
+            raise CalibrationError(
+                f"The statistics hold too little about {layer.name!r} to prune its outputs; calibrate again with the "
+                "mlp and attention settings you plan with."
+            )
+        makers.append(Maker(own, None if linear.bias is None else linear.bias.detach().double(), gradient))
+    return Features(tuple(makers), weight, side, moment, statistics.inputs[layers[-1].input_name].mean)
+
+
+def read_by(
+    layer: LayerInfo, linear: nn.Linear, statistics: Statistics, config: CompressionConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer's weight (out, in), the metric of its output (out, out) and the moment of its input (in, in)."""
+    weight = linear.weight.detach().double()
+    moment = as_matrix(input_metric(statistics, layer, linear, config))
+    return weight, output_side(layer, linear, statistics, config), moment
+
+
+def output_side(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, config: CompressionConfig) -> Tensor:
+    """The metric of a layer's output, (out, out) float64."""
+    gradient = gradient_of(layer, statistics, config)
+    return as_matrix(output_metric(config.metric, gradient, layer, linear.weight).double())

@@ -1,0 +1,1 @@
+"""What is compressed together: a layer, queries and keys, layers with features between them, heads."""

@@ -1,0 +1,193 @@
+"""What the planner chooses between: the parts of a block, each with its shapes, their costs and predicted errors.
+
+A part is one or more linear layers that are compressed together. Its *shapes* are plain data, exactly those of
+`config.compression["layers"]` (see `modeling_factored`); no shapes means dense.
+
+| part | layers | shapes |
+|---|---|---|
+| `LayerPart` | any one | `rank` |
+| `QueryKeyPart` | q, k | `qk_rank`: one `down` for both |
+| `PairPart` (`pairs`) | fc1 (with gate), fc2 or v, o | `out_features` and `in_features` alike, and a `rank` each |
+| `HeadsPart` (`heads`) | q, k, v, o | whole heads: `out_features` and `in_features` alike |
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...architectures.layers import LayerInfo, attention_keys, linear_layer
+from ...config import CompressionConfig
+from ...errors import ConfigError
+from ...model.assembly import Shapes
+from ...statistics.statistics import Statistics
+from ..closed_form import (
+    balanced,
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One form a part may take: parameters (as `Part.dense_parameters` counts them), multiply-accumulates per image,
+    predicted loss increase.
+    """
+
+    parameters: int
+    macs: int
+    error: float
+    shapes: Shapes
+
+    def cost(self, unit: str) -> int:
+        return self.macs if unit == "macs" else self.parameters
+
+
+@dataclass
+class Target:
+    """What some layers with one input are to compute, and in what form: for solving them again in their place.
+
+    Attributes:
+        layers: one, or q and k on one `down`.
+        weight: (out', in) float64, of the dense layer's input; rows of pruned features are left out.
+        start: (out', in') float64, the closed form's unlimited solution on the compressed layer's input.
+        metric: of the output (out', out'), or carried through `weight` to the input (in, in); maybe its diagonal.
+        on_output: which of the two.
+        bias: (out',) float64, or `None`.
+        centered: whether the bias takes up the mean of the error.
+        rank: of the factors, or `None` for a plain layer.
+    """
+
+    layers: tuple[LayerInfo, ...]
+    weight: Tensor
+    start: Tensor
+    metric: Tensor
+    on_output: bool
+    bias: Tensor | None
+    centered: bool
+    rank: int | None
+
+
+class Part(ABC):
+    """Some layers of one block that are compressed together.
+
+    Attributes:
+        role: what they do in their block.
+        solution: what `solve` found; small, so that processes can exchange it.
+    """
+
+    role: str
+
+    def __init__(
+        self,
+        layers: Sequence[LayerInfo],
+        model: PreTrainedModel,
+        statistics: Statistics,
+        config: CompressionConfig,
+        importance: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.layers, self.model, self.statistics, self.config = tuple(layers), model, statistics, config
+        self.importance = importance or {}
+        self.linears: list[nn.Linear] = [linear_layer(model, layer.name) for layer in layers]
+        self.solution: Any = None
+
+    @property
+    def name(self) -> str:
+        return self.layers[0].name
+
+    @property
+    def block(self) -> int:
+        return self.layers[0].block
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """Modules that a plan may name for it."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def positions(self) -> int:
+        """Vectors per image that pass through the layers, for counting MACs."""
+        return round(self.statistics.tokens[self.layers[0].input_name] / max(self.statistics.images, 1))
+
+    @property
+    def products(self) -> int:
+        """Multiply-accumulates per image of one of the products of attention, for each feature: queries × keys."""
+        return self.positions * attention_keys(self.model, self.layers[0], self.positions)
+
+    @property
+    def dense_parameters(self) -> int:
+        """Weight entries, and those biases that shapes may remove."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def work(self) -> float:
+        """About how long `solve` takes, in any unit."""
+        return sum(
+            layer.full_rank**2 * (10 * layer.full_rank + layer.in_features + layer.out_features)
+            for layer in self.layers
+        )
+
+    def energy_scale(self, errors: Tensor) -> Tensor:
+        """Errors in the units of the loss; in other metrics, which do not compare, as shares of the energy."""
+        if self.config.metric == "fisher" or float(errors[0]) <= 0:
+            return errors
+        return errors / errors[0]
+
+    @abstractmethod
+    def solve(self) -> Any:
+        """The costly part of the predicted errors, for `solution`."""
+
+    @abstractmethod
+    def choices(self, multiple: int) -> list[Choice]:
+        """What the planner may take, dense included; ranks and widths are multiples of `multiple`."""
+
+    @abstractmethod
+    def choice(self, shapes: Shapes) -> Choice:
+        """The cost and predicted error of any shapes the part can have."""
+
+    @abstractmethod
+    def check(self, shapes: Shapes) -> None:
+        """Refuse shapes that the part cannot have.
+
+        Raises:
+            ConfigError: naming the layer.
+        """
+
+    @abstractmethod
+    def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
+        """The compressed layers' tensors by name, float64 or float32; of the layers that these shapes change."""
+
+    @abstractmethod
+    def targets(self, shapes: Shapes) -> list[Target]:
+        """Of the layers that these shapes change, in the order in which the block computes them."""
+
+    def describe(self, shapes: Shapes) -> str:
+        """In a few words, for reports."""
+        if not shapes:
+            return "dense"
+        ((_, shape),) = shapes.items()
+        return ", ".join(f"{key.replace('qk_rank', 'rank')} {value}" for key, value in shape.items())
+
+
+def refuse(name: str, shape: Mapping[str, Any], allowed: Mapping[str, int]) -> None:
+    """Raise `ConfigError` unless every entry of `shape` is a whole number in 1 … `allowed`."""
+    for key, value in shape.items():
+        if key not in allowed:
+            raise ConfigError(f"The plan gives {name!r} the unknown shape {key!r}; it may have {', '.join(allowed)}.")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= allowed[key]:
+            raise ConfigError(
+                f"The plan gives {name!r} the {key} {value!r}; it must be a whole number in 1 … {allowed[key]}."
+            )
+
+
+def factored(name: str, up: Tensor, down: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """The tensors of a `FactoredLinear`."""
+    up, down = balanced(up, down)
+    tensors = {f"{name}.up.weight": up, f"{name}.down.weight": down}
+    return tensors if bias is None else {**tensors, f"{name}.up.bias": bias}
+
+
+def shifted(bias: Tensor | None, lost: Tensor) -> Tensor:
+    """A bias that takes up the mean `lost` (out,) of the error."""
+    return lost if bias is None else bias.detach().double() + lost

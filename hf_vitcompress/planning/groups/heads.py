@@ -1,0 +1,135 @@
+"""Whole attention heads, pruned; and the scores by which heads and neurons may be chosen."""
+
+import torch
+from torch import Tensor
+
+from ...architectures.layers import head_dim
+from ...errors import ConfigError
+from ...model.assembly import Shapes
+from ..closed_form import is_centered
+from ..features import read_by
+from ..pruning import cut_errors, group_order, repaired, repaired_errors
+from ..selection import learned_scores
+from .base import Choice, Part, Target, refuse, shifted
+
+
+class HeadsPart(Part):
+    """Whole heads, pruned: rows of q, k and v with columns of o, and o repaired."""
+
+    role = "heads"
+
+    @property
+    def name(self) -> str:
+        return self.layers[0].parent
+
+    @property
+    def size(self) -> int:
+        """Features of one head."""
+        return head_dim(self.model, self.name)
+
+    @property
+    def heads(self) -> int:
+        return self.layers[0].out_features // self.size
+
+    @property
+    def dense_parameters(self) -> int:
+        biases = [linear.bias for linear in self.linears[:-1]]
+        return super().dense_parameters + sum(bias.numel() for bias in biases if bias is not None)
+
+    def _output_problem(self) -> tuple[Tensor, Tensor, Tensor]:
+        """o's weight, the metric of its output, the moment of its input."""
+        return read_by(self.layers[-1], self.linears[-1], self.statistics, self.config)
+
+    def _features(self, head: int) -> Tensor:
+        return torch.arange(head * self.size, (head + 1) * self.size, device=self.model.device)
+
+    def solve(self) -> tuple[list[int], Tensor]:
+        """Heads, the one to keep longest first, and errors (heads + 1,)."""
+        problem = self._output_problem()
+        groups = [self._features(head) for head in range(self.heads)]
+        if self.config.selector == "fisher":
+            order = group_order(*problem, groups)
+        else:
+            order = self._scores().argsort(descending=True, stable=True).tolist()
+        features = torch.cat([groups[head] for head in order])
+        curve = repaired_errors if self.config.repair else cut_errors
+        return order, self.energy_scale(curve(*problem, features)[:: self.size])
+
+    def _scores(self) -> Tensor:
+        """Importance of each head (heads,)."""
+        if self.config.selector == "gates":
+            return learned_scores(self.importance, self.layers[-1].name, self.heads)
+        norms = [linear.weight.detach().reshape(self.heads, -1).norm(dim=1) for linear in self.linears[:-1]]
+        last = self.linears[-1].weight.detach().T.reshape(self.heads, -1).norm(dim=1)
+        return torch.stack([*norms, last]).prod(0)
+
+    def choice(self, shapes: Shapes) -> Choice:
+        width = shapes.get(self.layers[-1].name, {}).get("in_features", self.layers[-1].in_features)
+        kept = width // self.size
+        parameters = self.dense_parameters * kept // self.heads
+        weights = sum(layer.parameters for layer in self.layers) * kept // self.heads
+        macs = weights * self.positions + 2 * self.products * width  # with scores and their use
+        return Choice(parameters, macs, float(self.solution[1][kept]), shapes)
+
+    def choices(self, multiple: int) -> list[Choice]:
+        return [self.choice(self._shapes(kept)) for kept in range(1, self.heads)] + [self.choice({})]
+
+    def _shapes(self, kept: int) -> Shapes:
+        width = kept * self.size
+        return {
+            **{layer.name: {"out_features": width} for layer in self.layers[:-1]},
+            self.layers[-1].name: {"in_features": width},
+        }
+
+    def check(self, shapes: Shapes) -> None:
+        widths = set()
+        for layer in self.layers:
+            shape = shapes.get(layer.name, {})
+            key = "in_features" if layer is self.layers[-1] else "out_features"
+            refuse(layer.name, shape, {key: self.heads * self.size})
+            widths.add(shape.get(key, self.heads * self.size))
+        if len(widths) > 1 or widths.pop() % self.size:
+            raise ConfigError(
+                f"The plan prunes {self.name!r} unevenly: out_features of q, k and v and in_features of o must be the "
+                f"same multiple of the head dimension {self.size}."
+            )
+
+    def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
+        if not shapes:
+            return {}
+        kept = shapes[self.layers[-1].name]["in_features"] // self.size
+        features = torch.cat([self._features(head) for head in sorted(self.solution[0][:kept])])
+        tensors = {}
+        for layer, linear in zip(self.layers[:-1], self.linears[:-1], strict=True):
+            tensors[f"{layer.name}.weight"] = linear.weight.detach()[features]
+            if linear.bias is not None:
+                tensors[f"{layer.name}.bias"] = linear.bias.detach()[features]
+        weight, _, input_side = self._output_problem()
+        layer, linear = self.layers[-1], self.linears[-1]
+        solved = repaired(weight, input_side, features) if self.config.repair else weight[:, features]
+        tensors[f"{layer.name}.weight"] = solved
+        if linear.bias is not None:
+            mean = self.statistics.inputs[layer.input_name].mean
+            lost = weight @ mean - solved @ mean[features] if is_centered(linear, self.config) else weight.new_zeros(())
+            tensors[f"{layer.name}.bias"] = shifted(linear.bias, lost)
+        return tensors
+
+    def targets(self, shapes: Shapes) -> list[Target]:
+        if not shapes:
+            return []
+        targets = []
+        tensors = self.tensors(shapes)
+        for layer, linear in zip(self.layers, self.linears, strict=True):
+            start = tensors[f"{layer.name}.weight"].double()
+            last = layer is self.layers[-1]
+            weight = linear.weight.detach().double() if last else start
+            bias = linear.bias.detach().double() if last and linear.bias is not None else None
+            bias = tensors[f"{layer.name}.bias"].double() if not last and linear.bias is not None else bias
+            metric = weight.new_ones(len(start))  # no rank, so the metric does not matter
+            targets.append(Target((layer,), weight, start, metric, True, bias, is_centered(linear, self.config), None))
+        return targets
+
+    def describe(self, shapes: Shapes) -> str:
+        if not shapes:
+            return "dense"
+        return f"{shapes[self.layers[-1].name]['in_features'] // self.size} of {self.heads} heads"

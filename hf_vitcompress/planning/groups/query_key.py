@@ -1,0 +1,101 @@
+"""Queries and keys on one shared projection."""
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...model.assembly import Shapes
+from ..closed_form import balanced, carried_gradient, error_curve, gradient_of, input_metric, is_centered, roots, solve
+from ..pareto import ranks_below
+from .base import Choice, Part, Target, refuse, shifted
+
+
+class QueryKeyPart(Part):
+    """q and k, which meet only in their product, on one `down`.
+
+    `[W_q; W_k]` is factored as one weight whose metric on the output side is block-diagonal. Both then see the same
+    projection of the hidden states, and the errors of their product cancel where those of two projections add up.
+
+    In some models k alone has no bias. The mean is then part of what `down` has to pass on, for both: softmax would
+    not see the keys' mean error, but with rotary positions it differs from key to key.
+    """
+
+    role = "qk"
+
+    @property
+    def name(self) -> str:
+        return self.layers[0].parent
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        return (self.name, *super().module_names)
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        wide = sum(
+            carried_gradient(
+                self.config.metric, gradient_of(layer, self.statistics, self.config), linear.weight.detach().double()
+            )
+            for layer, linear in zip(self.layers, self.linears, strict=True)
+        )
+        assert isinstance(wide, Tensor)
+        without = [linear for linear in self.linears if linear.bias is None]
+        reader = (without or self.linears)[0]
+        return input_metric(self.statistics, self.layers[0], reader, self.config), wide
+
+    @property
+    def _centered(self) -> bool:
+        """Whether both biases take up the mean of the error."""
+        return all(is_centered(linear, self.config) for linear in self.linears)
+
+    def solve(self) -> Tensor:
+        """Errors (n + 1,)."""
+        narrow, wide = self._sides()
+        return self.energy_scale(error_curve(roots(narrow, self.config.damping)[0], wide))
+
+    def choice(self, shapes: Shapes) -> Choice:
+        rank = shapes.get(self.name, {}).get("qk_rank")
+        outputs = sum(layer.out_features for layer in self.layers)
+        parameters = self.dense_parameters if rank is None else rank * (self.layers[0].in_features + outputs)
+        error = 0.0 if rank is None else float(self.solution[rank])
+        return Choice(parameters, parameters * self.positions, error, shapes)
+
+    def choices(self, multiple: int) -> list[Choice]:
+        outputs = sum(layer.out_features for layer in self.layers)
+        ranks = ranks_below(self.layers[0].in_features, outputs, multiple)
+        return [self.choice({self.name: {"qk_rank": rank}}) for rank in ranks] + [self.choice({})]
+
+    def check(self, shapes: Shapes) -> None:
+        for name, shape in shapes.items():
+            if name != self.name:
+                raise ConfigError(
+                    f'With attention="joint", q and k share one rank: give {self.name!r} a qk_rank instead of '
+                    f'{name!r} its own, or plan with attention="low_rank".'
+                )
+            refuse(name, shape, {"qk_rank": self.layers[0].in_features})
+
+    def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
+        if not shapes:
+            return {}
+        narrow, wide = self._sides()
+        weights = [linear.weight.detach().double() for linear in self.linears]
+        up, down, _ = solve(torch.cat(weights), roots(narrow, self.config.damping), wide, on_output=False)
+        rank = shapes[self.name]["qk_rank"]
+        up, down = balanced(up[:, :rank], down[:rank])
+        tensors = {f"{self.name}.qk_down.weight": down}
+        mean = self.statistics.inputs[self.layers[0].input_name].mean
+        ups = up.split([layer.out_features for layer in self.layers])
+        for layer, linear, weight, own in zip(self.layers, self.linears, weights, ups, strict=True):
+            tensors[f"{layer.name}.weight"] = own
+            if linear.bias is not None:
+                lost = weight @ mean - own @ (down @ mean) if self._centered else weight.new_zeros(())
+                tensors[f"{layer.name}.bias"] = shifted(linear.bias, lost)
+        return tensors
+
+    def targets(self, shapes: Shapes) -> list[Target]:
+        if not shapes:
+            return []
+        weight = torch.cat([linear.weight.detach().double() for linear in self.linears])
+        biases = [linear.bias.detach().double() for linear in self.linears if linear.bias is not None]
+        bias = torch.cat(biases) if len(biases) == len(self.linears) else None  # else neither moves
+        rank = shapes[self.name]["qk_rank"]
+        return [Target(self.layers, weight, weight, self._sides()[1], False, bias, self._centered, rank)]

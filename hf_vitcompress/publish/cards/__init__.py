@@ -1,0 +1,88 @@
+"""The model card of a compressed checkpoint, written from what lies in its folder: report, recipe and weights.
+
+No free text gets in but Hub ids, so that no local path, user name or token can.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from ...modeling_factored import CARD_FILE
+from ...report.card_file import Card
+from ...report.report import FIGURE_FILE, CompressionReport
+from ...runtime.files import atomic_path
+from . import wording
+from .citations import citations
+from .merging import END, START, renewed
+from .metadata import card_metadata
+from .subject import Checkpoint
+
+TEMPLATE = Path(__file__).parent / "template.md"
+
+PLACEHOLDER_ID = "path/or/hub-id"
+"""Stands for the repository until it is known."""
+
+
+def write_card(
+    folder: str | Path,
+    report: CompressionReport | None = None,
+    repo_id: str | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> Card:
+    """Write `README.md` into a checkpoint folder, or renew our part of the one that is there; returns it.
+
+    Arguments as of `model_card`; what the metadata of that file says counts as known, too.
+    """
+    path = Path(folder) / CARD_FILE
+    existing = Card.load(path) if path.is_file() else None
+    stated = {} if existing is None else existing.metadata
+    card = model_card(folder, report, repo_id, {**stated, **(known or {})})
+    if existing is not None:
+        card = renewed(existing, card)
+    with atomic_path(path) as temporary:
+        temporary.write_text(str(card), encoding="utf-8")
+    return card
+
+
+def model_card(
+    folder: str | Path,
+    report: CompressionReport | None = None,
+    repo_id: str | None = None,
+    known: Mapping[str, Any] | None = None,
+) -> Card:
+    """The card of the checkpoint in `folder`.
+
+    Args:
+        report: instead of the one in the folder.
+        repo_id: where it will be published, for the lines of code that load it.
+        known: card metadata that a person has stated: base model, licence and data sets that the report lacks.
+
+    Raises:
+        ReportError: the folder has no report.
+    """
+    checkpoint = Checkpoint.read(folder, report, known)
+    report, title = checkpoint.report, wording.title(checkpoint)
+    card = ModelCard.from_template(
+        card_metadata(checkpoint, repo_id.split("/")[-1] if repo_id else title),
+        template_path=str(TEMPLATE),
+        start=START,
+        end=END,
+        title=title,
+        summary=wording.summary(checkpoint),
+        rows=wording.rows(checkpoint),
+        measured=wording.measured(checkpoint),
+        figure=FIGURE_FILE,
+        parts=wording.parts(report),
+        auto_class=checkpoint.auto_class,
+        repo_id=repo_id or PLACEHOLDER_ID,
+        quantized=report.quantization is not None,
+        packages="hf-vitcompress torchao" if report.quantization else "hf-vitcompress",
+        making=wording.making(checkpoint),
+        recipe=yaml.safe_dump(report.settings).strip(),
+        limits=wording.limits(checkpoint),
+        references=citations(report.settings),
+    )
+    return Card(card.data.to_dict(), card.text.strip())

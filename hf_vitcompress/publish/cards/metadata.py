@@ -1,0 +1,56 @@
+"""The metadata of a card, as the Hub validates it."""
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ...report.report import CompressionReport
+from .merging import METRIC_SUFFIX, TRAITS
+from .subject import CLASSIFIER, Checkpoint
+from .wording import stages
+
+CLASSIFICATION = "image-classification"
+
+PIPELINES = {CLASSIFIER: CLASSIFICATION, "AutoModel": "image-feature-extraction"}
+
+
+def card_metadata(checkpoint: Checkpoint, name: str) -> ModelCardData:
+    report, origin, judged = checkpoint.report, checkpoint.report.origin, checkpoint.evaluation
+    relation = "quantized" if report.quantization else "finetune"
+    results = None
+    if judged is not None and judged.top1 is not None:
+        results = [
+            EvalResult(
+                task_type=CLASSIFICATION,
+                dataset_type=judged.dataset or "imagefolder",
+                dataset_name=judged.dataset or "unpublished test images",
+                metric_type="accuracy",
+                metric_value=judged.top1.value,
+                metric_name=f"top-1, n={judged.images}{METRIC_SUFFIX}",
+            )
+        ]
+    return ModelCardData(
+        language=origin.language or None,
+        license=origin.license,
+        license_name=origin.license_name,
+        license_link=origin.license_link,
+        library_name="transformers",
+        pipeline_tag=PIPELINES.get(checkpoint.auto_class),
+        tags=tags(report),
+        base_model=origin.base_model,
+        base_model_relation=relation if origin.base_model else None,
+        datasets=list(dict.fromkeys([*origin.datasets, *filter(None, [report.calibration_dataset])])) or None,
+        metrics=["accuracy"] if results else None,
+        eval_results=results,
+        model_name=name if results else None,
+    )
+
+
+def tags(report: CompressionReport) -> list[str]:
+    kinds = {kind for part in report.parts for shape in part.shapes.values() for kind in shape}
+    holds = (
+        bool(kinds & {"rank", "qk_rank"}),
+        bool(kinds & {"in_features", "out_features"}),
+        "distill" in stages(report),
+        report.quantization is not None,
+    )
+    traits = [tag for tag, applies in zip(TRAITS, holds, strict=True) if applies]
+    return ["hf_vitcompress", "vision", "model-compression", *traits]

@@ -1,0 +1,63 @@
+"""What a card is written from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...evaluation.evaluation import Evaluation
+from ...model.loading import auto_class_name
+from ...report.provenance import is_repo_id
+from ...report.report import CompressionReport
+from ...runtime.weights import disk_bytes, folder_digest, stored_dtypes
+
+CLASSIFIER = "AutoModelForImageClassification"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a compressed model.
+
+    Attributes:
+        report: of the compression.
+        auto_class: name of the Auto class that loads it.
+        disk_bytes: of its weights.
+        dtypes: they are stored in.
+        same_weights: whether they are those that the compression ended with.
+        evaluation: of these weights; `None` where they were not judged.
+    """
+
+    report: CompressionReport
+    auto_class: str
+    disk_bytes: int
+    dtypes: list[str]
+    same_weights: bool
+    evaluation: Evaluation | None
+
+    @classmethod
+    def read(
+        cls, folder: str | Path, report: CompressionReport | None = None, known: Mapping[str, Any] | None = None
+    ) -> "Checkpoint":
+        report = report or CompressionReport.load(folder)
+        calibration_dataset = _published(report.calibration_dataset)
+        report = replace(report, origin=report.origin.completed(known or {}), calibration_dataset=calibration_dataset)
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        digest = folder_digest(folder)
+        judged = report.evaluation
+        if judged is not None:
+            of_these = digest is not None and digest == (judged.weights or report.weights)
+            judged = replace(judged, dataset=_published(judged.dataset)) if of_these else None
+        return cls(
+            report,
+            auto_class_name(config.get("model_type", ""), config.get("architectures")),
+            disk_bytes(folder),
+            stored_dtypes(folder),
+            same_weights=digest is not None and report.weights == digest,
+            evaluation=judged,
+        )
+
+
+def _published(dataset: str | None) -> str | None:
+    """The id of a data set that others can find; a path is none."""
+    return dataset if dataset is not None and is_repo_id(dataset) else None

@@ -1,0 +1,154 @@
+"""What a card says. Nothing is claimed that was not measured on these very weights; what was not measured is named."""
+
+from ...report.report import CompressionReport
+from ...report.tables import NOT_MEASURED, comparison_rows
+from .subject import CLASSIFIER, Checkpoint
+
+TRAITS = {
+    "attention": {
+        "joint": "queries and keys share a projection, values lose directions",
+        "low_rank": "projections of attention are low-rank",
+        "prune": "heads are pruned",
+    },
+    "mlp": {
+        "auto": "feed-forward layers are pruned, low-rank, or both",
+        "low_rank": "feed-forward layers are low-rank",
+        "prune": "neurons of feed-forward layers are pruned",
+    },
+}
+
+
+def title(checkpoint: Checkpoint) -> str:
+    origin = checkpoint.report.origin
+    name = checkpoint.report.model.removeprefix("Factored")
+    if origin.base_model and origin.published:
+        name = origin.base_model.split("/")[-1]
+    if (target := checkpoint.report.settings.get("target")) is not None:
+        name = f"{name}, its {target}"
+    quantized = f", {checkpoint.report.quantization}" if checkpoint.report.quantization else ""
+    return f"{name} at {checkpoint.report.keep_ratio:.0%} of its parameters{quantized}"
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    report = checkpoint.report
+    kind = f"a {report.model.removeprefix('Factored')}"
+    base = f"[`{report.origin.base_model}`](https://huggingface.co/{report.origin.base_model})"
+    dense = base if report.origin.published else f"{kind} made from {base}"
+    if report.origin.base_model is None:
+        dense = f"{kind} that is not published"
+    kept = f"{report.compressed.parameters:,} of {report.dense.parameters:,} parameters ({report.keep_ratio:.1%})"
+    ways = [TRAITS[name].get(report.settings.get(name, "")) for name in TRAITS]
+    how = "; ".join(way for way in ways if way)
+    text = f"This is {dense}, compressed by `hf_vitcompress` to {kept}: {how}."
+    if (target := report.settings.get("target")) is not None:
+        text = (
+            f"This is {dense}. Its `{target}` was compressed by `hf_vitcompress` to {kept}: {how}. The rest is as it "
+            "was. All figures but the bytes on disk are of that part."
+        )
+    return text + (f" Its weights are quantized to {report.quantization}." if report.quantization else "")
+
+
+def rows(checkpoint: Checkpoint) -> list[tuple[str, str, str, str]]:
+    report = checkpoint.report
+    found = comparison_rows(
+        report.dense,
+        report.compressed,
+        report.origin.disk_bytes,
+        checkpoint.disk_bytes,
+        checkpoint.evaluation,
+        report.latency,
+    )
+    if checkpoint.auto_class != CLASSIFIER:
+        found = [row for row in found if row[0] != "top-1"]
+    if not checkpoint.same_weights and report.quantization is None:
+        found = [row for row in found if row[0] != "weights in memory"]  # they may be of another type now
+    found = [_with_dtypes(row, report.origin.dtypes, checkpoint.dtypes) if "disk" in row[0] else row for row in found]
+    names = " ".join(name for name, *_ in found)
+    wanted = ("top-1", "agreement", "latency") if checkpoint.auto_class == CLASSIFIER else ("latency",)
+    missing = [name for name in wanted if name not in names]
+    return [*found, *((name, NOT_MEASURED, NOT_MEASURED, "") for name in missing)]
+
+
+def _with_dtypes(row: tuple[str, str, str, str], dense: list[str], own: list[str]) -> tuple[str, str, str, str]:
+    """Bytes compare fairly only where both are stored in the same type."""
+    name, before, after, change = row
+    return name, f"{before} ({', '.join(dense)})" if dense else before, f"{after} ({', '.join(own)})", change
+
+
+def measured(checkpoint: Checkpoint) -> list[str]:
+    report, judged = checkpoint.report, checkpoint.evaluation
+    sentences = []
+    if judged is not None:
+        images = f"{judged.images:,} images of `{judged.dataset}`" if judged.dataset else f"{judged.images:,} images"
+        sentences.append(
+            f"Accuracy: {images}, {judged.precision}; in brackets 95 % intervals, that of the change is paired."
+        )
+    if report.latency:
+        first = report.latency[0]
+        sentences.append(
+            f"Latency: one forward pass, median of {first.rounds}, on {first.device}; both models "
+            "in turn; in brackets the quartiles of the ratio."
+        )
+    return sentences
+
+
+def parts(report: CompressionReport) -> str:
+    changed = [part for part in report.parts if part.shapes]
+    return f"{len(changed)} of {len(report.parts)} parts of the blocks were compressed, the others are as they were."
+
+
+def making(checkpoint: Checkpoint) -> list[str]:
+    report = checkpoint.report
+    source = f"of `{report.calibration_dataset}`" if report.calibration_dataset else "from a source not on record"
+    labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
+    sentences = [f"Calibration: {report.calibration_images:,} images {source}; {labels}."]
+    if report.bad_images:
+        sentences.append(f"{report.bad_images:,} images could not be read and were left out.")
+    if (gates := report.gates) is not None:
+        sentences.append(f"Scores of neurons and heads: learned from {gates.images:,} images in {gates.seconds:.0f} s.")
+    if (done := report.compensation) is not None:
+        learnt = "with labels" if report.settings.get("label_weight") else "without labels"
+        unit = " nats" if checkpoint.auto_class == CLASSIFIER else ""
+        sentences.append(
+            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, {done.seconds:.0f} s, "
+            f"loss on {done.held_out_images:,} others from {done.loss_before:.4f} to {done.loss_after:.4f}{unit}."
+        )
+    if not checkpoint.same_weights:
+        sentences.append("Afterwards the weights were changed, for instance trained further or stored otherwise.")
+    if report.seconds:
+        spent = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report.seconds.items())
+        sentences.append(f"Seconds: {spent}.")
+    if (place := report.environment) is not None:
+        processes = f", {place.processes} processes" if place.processes > 1 else ""
+        versions = ", ".join(f"{name} {version}" for name, version in place.versions.items())
+        sentences += [f"Hardware: {place.hardware}{processes}.", f"Versions: {versions}."]
+    return sentences
+
+
+def stages(report: CompressionReport) -> list[str]:
+    return list(dict.fromkeys(point.stage for point in report.compensation.points)) if report.compensation else []
+
+
+def limits(checkpoint: Checkpoint) -> list[str]:
+    report, judged = checkpoint.report, checkpoint.evaluation
+    sentences = []
+    if judged is None and report.evaluation is not None:
+        sentences.append("The accuracy that the report gives is of other weights than these; that of these is unknown.")
+    elif judged is None and checkpoint.auto_class != CLASSIFIER:
+        sentences.append("How far its outputs are from those of the dense model was not measured.")
+    elif judged is None:
+        estimate = "; the KL divergence that the report predicts is an estimate"
+        sentences.append(f"Its accuracy was not measured{'' if report.predicted_loss is None else estimate}.")
+    elif judged.top1 is None and checkpoint.auto_class == CLASSIFIER:
+        sentences.append("There were no labels to measure top-1 accuracy with.")
+    if not report.latency:
+        sentences.append("Its speed was not measured.")
+    sentences += [
+        "Not measured: accuracy by class, on rare or shifted inputs and on other data than the above; fairness between "
+        "groups; other hardware, precisions and batch sizes. Compression can cost rare cases more than the average.",
+        "What the dense model should not be used for, this one should not either."
+        + (" See the card of the base model." if report.origin.base_model else ""),
+    ]
+    if report.origin.license is None:
+        sentences.append("The licence of the dense model is not known here; it applies to this one, too.")
+    return sentences

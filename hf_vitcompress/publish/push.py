@@ -1,0 +1,237 @@
+"""Publishing a compressed checkpoint on the Hub: one commit, with a card that keeps what a person wrote."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
+from transformers.utils import PushToHubMixin, logging
+
+from ..errors import PublishError, ReportError, VitCompressError
+from ..modeling_factored import CARD_FILE, holds_weights
+from ..report.card_file import Card
+from ..report.report import CompressionReport
+from ..version import __version__
+from .cards import write_card
+from .cards.merging import own_text, renewed
+from .files import checked_folder, link_files, published_files, resharded
+from .record import restored_companions
+from .retries import CLIENT_ERRORS, CONFLICTS, explained, is_transient, persistently, status_of
+
+LARGEST_SHARD = "50GB"
+
+ATTEMPTS = 4
+"""How often a commit is made anew on top of what somebody else has committed meanwhile."""
+
+EXPECTED: tuple[type[Exception], ...] = (OSError, ValueError, *CLIENT_ERRORS)
+
+logger = logging.get_logger(__name__)
+
+
+def push_model(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str | None = None,
+    tags: list[str] | None = None,
+) -> CommitInfo:
+    """Publish a compressed model with image processor, recipe, plan, report, figure and card; see `push_folder`.
+
+    A model that was loaded from a folder or from the Hub takes along what lies there. Of a model with adapters they
+    alone are published, as by transformers.
+    """
+    check_target(repo_id, token)
+    settings: dict[str, Any] = {
+        "commit_message": commit_message,
+        "commit_description": commit_description,
+        "private": private,
+        "token": token,
+        "revision": revision,
+        "create_pr": create_pr,
+        "tags": tags,
+    }
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return PushToHubMixin.push_to_hub(model, repo_id, **settings)  # type: ignore[return-value]
+    if not model.companions:
+        try:
+            model.companions = restored_companions(model)  # type: ignore[assignment]
+        except CLIENT_ERRORS as error:
+            raise PublishError(explained(error, repo_id, "the model")) from error
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, max_shard_size=max_shard_size or LARGEST_SHARD)
+        return push_folder(folder, repo_id, **settings)
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str | None = None,
+    tags: list[str] | None = None,
+) -> CommitInfo:
+    """Publish a folder made by `save_pretrained` or `vitcompress compress`, in one commit; the folder is only read.
+
+    The repository is created where there is none. A card that is there keeps its text and metadata, except for the
+    block and the facts that are ours. Weights of an earlier push in another number of shards are removed. What fails
+    can be repeated: files that have arrived are not sent again.
+
+    Args:
+        repo_id: `name`, or `organization/name`.
+        private: visibility of a new repository; by default that of the account.
+        token: by default the one that `hf auth login` keeps.
+        revision: branch; made if there is none of that name.
+        create_pr: open a pull request instead of committing.
+        max_shard_size: split the weights anew, into files of at most this size, such as `"5GB"`.
+        tags: further tags for the card.
+
+    Raises:
+        PublishError: the folder is no checkpoint, there is no token or it may not write, or the Hub cannot be reached.
+    """
+    root = checked_folder(folder)
+    check_target(repo_id, token)
+    api = HfApi(token=token, library_name="hf_vitcompress", library_version=__version__)
+    try:
+        with tempfile.TemporaryDirectory() as other:
+            if max_shard_size is not None:
+                root = resharded(root, max_shard_size, Path(other))
+            repo = persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
+            branch = revision or "main"
+            if revision is not None and not revision.startswith("refs/") and not create_pr:
+                persistently(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
+            push = _Push(api, root, repo, branch, create_pr, tags or [])
+            return push.commit(commit_message or "Upload compressed model", commit_description)
+    except VitCompressError:
+        raise
+    except EXPECTED as error:
+        raise PublishError(explained(error, repo_id, str(folder))) from error
+
+
+class _Push:
+    """One folder on its way to one branch."""
+
+    def __init__(self, api: HfApi, root: Path, repo: str, branch: str, create_pr: bool, tags: list[str]) -> None:
+        self.api, self.root, self.repo, self.branch = api, root, repo, branch
+        self.create_pr, self.tags = create_pr, tags
+        self.files = published_files(root)
+
+    def commit(self, message: str, description: str | None) -> CommitInfo:
+        """On top of the branch as it was when its card was read: nobody's edit is overwritten unseen."""
+        for attempt in range(1, ATTEMPTS + 1):
+            head = persistently(lambda: self.api.model_info(self.repo, revision=self.branch))
+            present = {sibling.rfilename for sibling in head.siblings or []}
+            card = self._card(head.sha if CARD_FILE in present else None)
+            stale = [name for name in present if holds_weights(name) and name not in self.files]
+            try:
+                return self._send(card, stale, head.sha, message, description)
+            except CLIENT_ERRORS as error:
+                if status_of(error) not in CONFLICTS or attempt == ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _send(
+        self, card: bytes | None, stale: list[str], head: str | None, message: str, description: str | None
+    ) -> CommitInfo:
+        uploads = self._additions(card)
+        if self.create_pr:
+            # By itself, because it can be repeated; the request that opens the pull request cannot.
+            persistently(
+                lambda: self.api.preupload_lfs_files(
+                    self.repo, uploads, create_pr=True, revision=self.branch, free_memory=False
+                )
+            )
+
+        def send() -> CommitInfo:
+            # Anew each time, because they remember what the branch had when it was first asked.
+            additions = uploads if self.create_pr else self._additions(card)
+            return self.api.create_commit(
+                self.repo,
+                [*additions, *(CommitOperationDelete(name) for name in stale)],
+                commit_message=message,
+                commit_description=description,
+                revision=self.branch,
+                create_pr=self.create_pr,
+                parent_commit=head,
+            )
+
+        try:
+            return persistently(send, repeatable=not self.create_pr)
+        except CLIENT_ERRORS as error:
+            if self.create_pr and is_transient(error):
+                raise PublishError(
+                    f"The Hub failed while the pull request to {self.repo!r} was being opened, and may have opened it: "
+                    "look there before you repeat the command."
+                ) from error
+            raise
+
+    def _additions(self, card: bytes | None) -> list[CommitOperationAdd]:
+        files = [CommitOperationAdd(name, str(path)) for name, path in self.files.items()]
+        return files if card is None else [*files, CommitOperationAdd(CARD_FILE, card)]
+
+    def _card(self, head: str | None) -> bytes | None:
+        """The card to commit: ours in the card of the branch at `head`, or in the folder's where that has none."""
+        remote = None
+        if head is not None:
+            file = persistently(lambda: self.api.hf_hub_download(self.repo, CARD_FILE, revision=head))
+            remote = Card.load(file)
+        own = self.root / CARD_FILE
+        try:
+            report = CompressionReport.load(self.root)
+        except ReportError as error:
+            logger.warning(f"{self.repo} is published without a card of ours. {error}")
+            return own.read_bytes() if remote is None and own.is_file() else None
+        local = self._local_card(report, {} if remote is None else remote.metadata)
+        if remote is None:
+            return str(local).encode()
+        if not own_text(remote):
+            remote.text = local.text  # nobody wrote there: keep what was written here
+        elif own_text(local) not in ("", own_text(remote)):
+            logger.warning(
+                f"The card of {self.repo} and {CARD_FILE} in {self.root} were both edited: the text of the one on the "
+                "Hub is kept."
+            )
+        return str(renewed(remote, local)).encode()
+
+    def _local_card(self, report: CompressionReport, known: dict[str, Any]) -> Card:
+        """The folder's card with the lines and tags for this repository."""
+        with tempfile.TemporaryDirectory() as temporary:
+            link_files({**self.files, CARD_FILE: self.root / CARD_FILE}, Path(temporary))
+            card = write_card(temporary, report, self.repo, known)
+        tags = card.metadata["tags"]
+        return Card({**card.metadata, "tags": [*tags, *(tag for tag in self.tags if tag not in tags)]}, card.text)
+
+
+def check_target(repo_id: str, token: bool | str | None) -> None:
+    """Refuse what the Hub would refuse, before any work is done.
+
+    Raises:
+        PublishError: the name is none, or there is no token.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishError(f"{repo_id!r} is no name of a Hub repository: {error}") from error
+    given = token if isinstance(token, str) else None if token is False else get_token()
+    if not given:
+        raise PublishError(
+            "Publishing needs a Hugging Face token with write access: run `hf auth login`, or give one (token=…, "
+            "--token, or the variable HF_TOKEN)."
+        )
+    if not re.fullmatch(r"[!-~]+", given):
+        # Said here, because the client's own message would show it.
+        raise PublishError("The token has spaces, line breaks or other characters that no token has. Copy it again.")

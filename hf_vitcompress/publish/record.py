@@ -1,0 +1,93 @@
+"""What is saved beside a compressed model, so that it can be understood and made again."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, model_info
+from huggingface_hub.errors import RepositoryNotFoundError
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..config import CompressionConfig
+from ..model.loading import load_image_processor
+from ..modeling_factored import CARD_FILE
+from ..planning.plan import CompressionPlan
+from ..report.provenance import is_repo_id
+from ..report.report import FIGURE_FILE, REPORT_FILE, REPORT_NAME, CompressionReport
+from .cards import write_card
+from .retries import persistently
+
+RECIPE_FILE = "compression_recipe.yaml"
+PLAN_FILE = "compression_plan.json"
+RECORD_FILES = (RECIPE_FILE, PLAN_FILE, REPORT_FILE, f"{REPORT_NAME}.md", FIGURE_FILE)
+WHEREVER = ("LICENSE*", "NOTICE*", "*processor*_config.json")
+"""Patterns of files that go wherever the weights go: the image processor's, too, where it cannot be loaded here."""
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class CompressionRecord:
+    """Recipe, plan, report and the card made of them; `save_pretrained` of the model calls this one's."""
+
+    config: CompressionConfig
+    plan: CompressionPlan
+    report: CompressionReport
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        self.config.save(Path(folder) / RECIPE_FILE)
+        self.plan.save(Path(folder) / PLAN_FILE)
+        self.report.save(folder)
+        write_card(folder, self.report)
+
+
+class SavedFiles:
+    """Files that go wherever a model goes; a card among them is renewed for the weights it comes to lie beside."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+
+    @classmethod
+    def of(cls, folder: str | Path, names: tuple[str, ...] = RECORD_FILES) -> "SavedFiles":
+        """Those that are there; `names` may be patterns."""
+        files = [path for name in names for path in Path(folder).glob(name) if path.is_file()]
+        return cls({path.name: path.read_bytes() for path in files})
+
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        for name, content in self.files.items():
+            if name != CARD_FILE or not (Path(folder) / CARD_FILE).exists():
+                (Path(folder) / name).write_bytes(content)
+        if REPORT_FILE in self.files:
+            write_card(folder)
+
+
+def restored_companions(model: PreTrainedModel) -> list[Any]:
+    """What lies beside the checkpoint that a model was loaded from, a folder or a Hub repository."""
+    name = str(model.config.name_or_path or "")
+    wanted = (CARD_FILE, *RECORD_FILES, *WHEREVER)
+    saved = SavedFiles({})
+    if is_repo_id(name):
+        saved = _from_hub(name, wanted)
+    elif name and Path(name).is_dir():
+        saved = SavedFiles.of(name, wanted)
+    processor = load_image_processor(model)
+    return [*([saved] if saved.files else []), *([] if processor is None else [processor])]
+
+
+def _from_hub(name: str, wanted: tuple[str, ...]) -> SavedFiles:
+    """Files of a repository; none where that is gone, or was a folder that is.
+
+    One by one, because `snapshot_download` is content with what the cache has when the Hub does not answer.
+    """
+    try:
+        info = persistently(lambda: model_info(name))
+    except RepositoryNotFoundError:
+        logger.warning(f"There is no {name!r} any more: what lay beside the model there does not go along.")
+        return SavedFiles({})
+    present = [sibling.rfilename for sibling in info.siblings or []]
+    names = [file for file in present if any(fnmatch(file, pattern) for pattern in wanted)]
+    download = partial(hf_hub_download, name, revision=info.sha)
+    return SavedFiles({file: Path(persistently(partial(download, file))).read_bytes() for file in names})

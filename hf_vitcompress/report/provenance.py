@@ -1,0 +1,151 @@
+"""Where a compressed model comes from, as far as others may know: never a local path, a user name or a host name."""
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator
+from huggingface_hub import hf_hub_download, repo_exists, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
+
+from ..modeling_factored import CARD_FILE
+from ..runtime.devices import device_name
+from ..runtime.weights import disk_bytes, stored_dtypes
+from ..version import __version__
+from .card_file import Card
+
+WEIGHTS_FILE = "model.safetensors"
+LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The dense model.
+
+    Attributes:
+        base_model: its Hub id; of a local one the id that its own card names as its base; `None` where unknown.
+        published: whether it is that model itself.
+        license, license_name, license_link, language: as its card has them.
+        datasets: Hub ids of what it was trained on, as its card has them.
+        disk_bytes: size of its weight files; `None` where they are not on this disk.
+        dtypes: they are stored in, such as F16.
+    """
+
+    base_model: str | None = None
+    published: bool = False
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    disk_bytes: int | None = None
+    dtypes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Origin":
+        """Of a model that was loaded from a folder or from the Hub; empty for one that was not loaded."""
+        name = str(model.config.name_or_path or "")
+        if name and Path(name).is_dir():
+            stated = _from_card(card_data(Path(name) / CARD_FILE))
+            size = disk_bytes(name) or None
+            return cls(**stated, disk_bytes=size, dtypes=stored_dtypes(name))
+        if not is_repo_id(name) or not is_on_hub(name):
+            return cls()  # it may be a folder that has been deleted since
+        weights = try_to_load_from_cache(name, WEIGHTS_FILE)
+        stated = {**_from_card(hub_card_data(name)), "base_model": name, "published": True}
+        if not isinstance(weights, str):
+            return cls(**stated)
+        return cls(**stated, disk_bytes=os.path.getsize(weights), dtypes=stored_dtypes(Path(weights).parent))
+
+    def completed(self, card: Mapping[str, Any]) -> "Origin":
+        """With what the metadata of a card states and is not known otherwise."""
+        stated = _from_card(card)
+        return replace(self, **{name: value for name, value in stated.items() if not getattr(self, name)})
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a model was made on.
+
+    Attributes:
+        hardware: name of the CPU with the threads used, or of the GPU.
+        processes: how many shared the work.
+        versions: of the packages that decide the result.
+    """
+
+    hardware: str
+    processes: int
+    versions: dict[str, str]
+
+    @classmethod
+    def here(cls, accelerator: Accelerator) -> "Environment":
+        versions = {
+            "hf_vitcompress": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "accelerate": accelerate.__version__,
+            "datasets": version("datasets"),
+            "python": platform.python_version(),
+        }
+        return cls(device_name(accelerator.device), accelerator.num_processes, versions)
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` can be the id of a Hub repository, and is nothing on this disk."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return bool(name) and not Path(name).exists()
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether the Hub has a model of this name: known from the cache where it was downloaded, else by asking."""
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return True
+    try:
+        return repo_exists(name)
+    except Exception:  # no way to the Hub, see `hub_card_data`
+        return False
+
+
+def card_data(path: Path) -> dict[str, Any]:
+    """The metadata of a card in a file; none where there is no card, or where it cannot be read."""
+    try:
+        return Card.load(path).metadata
+    except OSError:
+        return {}
+
+
+def hub_card_data(repo_id: str) -> dict[str, Any]:
+    """The metadata of a card on the Hub; none where there is no card, or no way to the Hub."""
+    try:
+        return card_data(Path(hf_hub_download(repo_id, CARD_FILE)))
+    except Exception:  # the Hub client has no common base class for its errors, and a card is no must
+        return {}
+
+
+def as_list(value: Any) -> list[str]:
+    """What card metadata gives as one string or a list of them; whatever else stands there is left out."""
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+
+
+def _from_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What card metadata says about an `Origin`."""
+    terms = {key: card[key] for key in ("license", "license_name", "license_link") if isinstance(card.get(key), str)}
+    bases = as_list(card.get("base_model"))
+    if len(bases) == 1 and is_repo_id(bases[0]):
+        terms["base_model"] = bases[0]
+    datasets = [name for name in as_list(card.get("datasets")) if is_repo_id(name)]
+    language = [code for code in as_list(card.get("language")) if LANGUAGE.fullmatch(code)]
+    return {**terms, "language": language, "datasets": datasets}

@@ -1,0 +1,172 @@
+"""What was kept, what it costs, what it predicts and what was measured: for the terminal, Markdown, JSON and PNG."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compensation.course import CompensationReport
+from ..errors import ReportError
+from ..evaluation.costs import Costs
+from ..evaluation.evaluation import Evaluation
+from ..evaluation.latency import Latency
+from ..importance.report import GateReport
+from ..planning.plan import PartReport
+from ..runtime.files import atomic_path
+from .provenance import Environment, Origin
+from .tables import comparison_rows, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+REPORT_NAME = "compression_report"
+REPORT_FILE = f"{REPORT_NAME}.json"
+FIGURE_FILE = f"{REPORT_NAME}.png"
+
+
+@dataclass
+class CompressionReport:
+    """Everything known about one compression.
+
+    Attributes:
+        model: class of the compressed model.
+        dense, compressed: costs of both.
+        parts: one entry for each group of layers that could have been compressed.
+        predicted_loss: KL from the dense model, nats per image, scaled to losses measured on calibration images;
+            `None` for metrics that predict no loss.
+        calibration_images: images the statistics come from.
+        bad_images: images that could not be read.
+        seconds: by stage.
+        settings: the recipe.
+        budget_curve: (keep ratio, predicted loss) pairs for other budgets.
+        compensation: its course; `None` if there was none.
+        gates: how the scores of neurons and heads were learned; `None` if they were not.
+        origin: the dense model.
+        calibration_dataset: Hub id of the calibration images; `None` for others.
+        environment: what it was made on.
+        weights: digest of those it ended with, see `fingerprints`.
+        quantization: scheme its weights were quantized with afterwards; `None` for none.
+        evaluation: filled in by whoever measures it.
+        latency: likewise; one entry for each batch size.
+    """
+
+    model: str
+    dense: Costs
+    compressed: Costs
+    parts: list[PartReport]
+    predicted_loss: float | None
+    calibration_images: int
+    bad_images: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    budget_curve: list[tuple[float, float]] = field(default_factory=list)
+    compensation: CompensationReport | None = None
+    gates: GateReport | None = None
+    origin: Origin = field(default_factory=Origin)
+    calibration_dataset: str | None = None
+    environment: Environment | None = None
+    weights: str | None = None
+    quantization: str | None = None
+    evaluation: Evaluation | None = None
+    latency: list[Latency] = field(default_factory=list)
+
+    @property
+    def keep_ratio(self) -> float:
+        return self.compressed.parameters / self.dense.parameters
+
+    @property
+    def title(self) -> str:
+        """The compressed model, and what of it the figures are of where that is only a part."""
+        target = self.settings.get("target")
+        return self.model if target is None else f"{self.model}, its {target}"
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """The before/after table: quantity, dense, compressed, change."""
+        rows = comparison_rows(self.dense, self.compressed, None, None, self.evaluation, self.latency)
+        if self.predicted_loss is not None:
+            name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
+            rows.append((name, "0", f"{self.predicted_loss:.4f}", ""))
+        if (gates := self.gates) is not None:
+            shares = f"{gates.near_zero:.0%} below 0.1, {gates.below_half:.0%} below 0.5"
+            rows.append(("scores of features", "1", f"mean {gates.points[-1].mean:.2f}", shares))
+        if (done := self.compensation) is not None:
+            change = f"{done.loss_before:.4f} before compensation"
+            rows.append((f"KL held out, n={done.held_out_images}", "0", f"{done.loss_after:.4f}", change))
+        return rows
+
+    def to_markdown(self) -> str:
+        lines = ["| | dense | compressed | change |", "|---|---|---|---|"]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows()]
+        lines += ["", "| part | role | what is left | parameters kept | predicted loss |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {part.name} | {part.role} | {part.kept} | {part.parameters / part.dense_parameters:.0%} | "
+            f"{_loss(part.predicted_loss)} |"
+            for part in self.parts
+        ]
+        return "\n".join(lines) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        return _without_infinities({**asdict(self), "keep_ratio": self.keep_ratio})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "CompressionReport":
+        """Of `compression_report.json` in `folder`.
+
+        Raises:
+            ReportError: there is none, or it is damaged.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        path = Path(folder) / REPORT_FILE
+        try:
+            return TypeAdapter(cls).validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise ReportError(f"There is no {REPORT_FILE} in {str(folder)!r}: it was not made by compress.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ReportError(
+                f"{str(path)!r} is damaged: {place + ': ' if place else ''}{first['msg']}. Restore it, "
+                "or compress the model again."
+            ) from error
+        except OSError as error:
+            raise ReportError(f"{str(path)!r} cannot be read: {error}.") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Write `compression_report.json`, `.md` and `.png` into `folder`."""
+        from .figures import compression_figure, save_figure
+
+        path = Path(folder) / REPORT_NAME
+        for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
+            with atomic_path(path.with_suffix(suffix)) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        title = f"{self.title}: {self.keep_ratio:.1%} of the parameters kept"
+        point = None if self.predicted_loss is None else (self.keep_ratio, self.predicted_loss)
+        course = () if self.compensation is None else self.compensation.points
+        save_figure(compression_figure(title, self.parts, self.budget_curve, point, course), path.with_suffix(".png"))
+
+    def render(self) -> "RenderableType":
+        """A rich table for the terminal."""
+        return table(("", "dense", "compressed", "change"), self.rows(), title=self.title)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=100)
+        with console.capture() as capture:
+            console.print(self.render())
+        return capture.get()
+
+
+def _without_infinities(value: Any) -> Any:
+    """JSON has no infinity; the interval of a single image is one, and is written as a string."""
+    if isinstance(value, dict):
+        return {key: _without_infinities(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _loss(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"

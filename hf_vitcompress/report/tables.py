@@ -1,0 +1,91 @@
+"""Figures as rows of text, and rows as tables for the terminal."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ..evaluation.costs import Costs
+from ..evaluation.evaluation import Evaluation, Interval
+from ..evaluation.latency import Latency, latency_row
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NOT_MEASURED = "not measured"
+
+
+def comparison_rows(
+    dense: Costs | None,
+    model: Costs,
+    dense_disk: int | None,
+    disk: int | None,
+    evaluation: Evaluation | None,
+    latencies: Sequence[Latency],
+) -> list[tuple[str, str, str, str]]:
+    """Rows (quantity, dense, model, change) of whatever is known."""
+    counts: list[tuple[str, int | None, int | None, Callable[[int], str]]] = [
+        ("parameters", None if dense is None else dense.parameters, model.parameters, _grouped),
+        ("MACs per image", None if dense is None else dense.macs, model.macs, _grouped),
+        ("weights in memory", None if dense is None else dense.bytes, model.bytes, format_bytes),
+        ("weights on disk", dense_disk, disk, format_bytes),
+    ]
+    rows = []
+    for name, before, after, show in counts:
+        if after is not None:
+            change = "" if before is None else f"{after / before:.1%} kept"
+            rows.append((name, "" if before is None else show(before), show(after), change))
+    rows += _evaluation_rows(evaluation)
+    return [*rows, *map(latency_row, latencies)]
+
+
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str | None = None) -> "RenderableType":
+    from rich.table import Table
+
+    grid = Table(*header, title=title)
+    for column in grid.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
+
+
+def format_bytes(count: int) -> str:
+    """Decimal units, as file managers and the Hub use them."""
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if size < 999.95:  # what is above would be rounded to 1000.0
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def format_percent(interval: Interval) -> str:
+    return f"{interval.value:.2%} ({interval.low:.2%} to {interval.high:.2%})"
+
+
+def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str, str]]:
+    if evaluation is None:
+        return [("top-1", NOT_MEASURED, NOT_MEASURED, "")]
+    rows = []
+    if evaluation.top1 is not None:
+        before = "" if evaluation.reference_top1 is None else format_percent(evaluation.reference_top1)
+        change = ""
+        if (drop := evaluation.top1_drop) is not None:
+            value, low, high = (0.0 - 100 * x for x in (drop.value, drop.high, drop.low))
+            change = f"{value:+.2f} points ({low:+.2f} to {high:+.2f})"
+        rows.append((f"top-1, n={evaluation.images}", before, format_percent(evaluation.top1), change))
+    if evaluation.agreement is not None:
+        rows.append(("agreement", "", format_percent(evaluation.agreement), ""))
+    if evaluation.kl is not None:
+        kl = evaluation.kl
+        name = "KL measured" if evaluation.agreement is not None else "relative error"
+        rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
+    return rows
+
+
+def _grouped(count: int) -> str:
+    return f"{count:,}"

@@ -1,0 +1,53 @@
+"""What a device computes in, and what it is called."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import torch
+
+from ..config import Precision
+from ..errors import ConfigError
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`"bfloat16"` or `"float32"`; `"auto"` asks the device whether it computes in bfloat16."""
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}.")
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16")
+        return "bfloat16" if fast else "float32"
+    return "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Forward passes in bfloat16 where `precision` says so; weights stay as they are."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextlib.contextmanager
+def fast_products(device: torch.device, wanted: bool) -> Iterator[None]:
+    """Where `wanted`, float32 products on a CPU take their numbers as bfloat16 and add in float32."""
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (not in torch's type stubs)
+    previous = matmul.fp32_precision
+    try:
+        if wanted and device.type == "cpu":
+            matmul.fp32_precision = "bf16"
+        yield
+    finally:
+        matmul.fp32_precision = previous
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        name = torch.cpu.get_capabilities().get("cpu_name", "CPU")
+        return f"{name} ({threads} thread{'' if threads == 1 else 's'})"
+    return str(device)

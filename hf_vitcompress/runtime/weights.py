@@ -1,0 +1,88 @@
+"""Telling whether figures belong to the weights that are at hand."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+
+from ..modeling_factored import WEIGHTS
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    return sorted(path for path in Path(folder).glob("model*.safetensors") if WEIGHTS.fullmatch(path.name))
+
+
+def model_digest(model: nn.Module) -> str:
+    """Digest of a model's weights: the same before and after they are saved, whatever their names and shards."""
+    return _digest(model.state_dict().values())
+
+
+def folder_digest(folder: str | Path) -> str | None:
+    """`model_digest` of the weights in a checkpoint folder; `None` where it has no safetensors files."""
+    files = weight_files(folder)
+    return _digest(_tensors(files)) if files else None
+
+
+def _tensors(files: Iterable[Path]) -> Iterator[Tensor]:
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                yield file.get_tensor(name)
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    contents = sorted(_content(part) for tensor in tensors for part in plain_tensors(tensor))
+    return hashlib.sha256("".join(contents).encode()).hexdigest()
+
+
+def _content(tensor: Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    hashed = hashlib.sha256(f"{flat.dtype} {tuple(tensor.shape)}".encode())
+    hashed.update(flat.view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A short hash of a model's class, shapes and (a sample of) its weights."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+
+
+def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The stored tensors of which a quantized one consists; a plain one itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    names, _ = tensor.__tensor_flatten__()
+    for name in names:
+        yield from plain_tensors(getattr(tensor, name))
+
+
+def disk_bytes(folder: str | Path) -> int:
+    """Bytes of the weight files in a checkpoint folder."""
+    return sum(path.stat().st_size for path in Path(folder).iterdir() if WEIGHT_FILE.fullmatch(path.name))
+
+
+def stored_dtypes(folder: str | Path) -> list[str]:
+    """Names of the types the weights of a folder are stored in, the one of the most values first."""
+    counts: dict[str, int] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                stored = file.get_slice(name)
+                kind = stored.get_dtype()
+                counts[kind] = counts.get(kind, 0) + math.prod(stored.get_shape())
+    return sorted(counts, key=lambda kind: -counts[kind])

@@ -1,0 +1,291 @@
+"""One pass over the images: forward, a few backward passes, and the moments of what flows through each layer.
+
+The loss whose gradients are collected is defined in one place, `outputs`. Activations are never cached: a batch's
+moments are added up as soon as the batch has passed.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..architectures.inputs import model_inputs
+from ..architectures.layers import LayerInfo, feature_pairs
+from ..architectures.outputs import read_outputs
+from ..architectures.running import evaluation_mode
+from ..config import CompressionConfig
+from ..errors import CalibrationError, CalibrationWarning, DataError
+from ..images.images import Batch, ImageSource
+from ..runtime.devices import autocast, resolve_precision
+from ..runtime.distributed import from_main, gather_objects, local_work, new_accelerator, own_share
+from ..runtime.weights import fingerprint
+from .fisher_probes import probe_losses, takes_targets, task_loss
+from .moments import GradientMoment, Moment
+from .observer import Observer
+from .statistics import Statistics
+
+CHECKPOINT_SECONDS = 30.0
+
+# Fields of the config that change the statistics; a checkpoint made under others is not continued.
+_RELEVANT = (
+    "metric",
+    "calibration_loss",
+    "token_weighting",
+    "fisher_probes",
+    "batch_size",
+    "precision",
+    "seed",
+    "on_bad_image",
+)
+
+
+def calibrate(
+    model: PreTrainedModel,
+    layers: Sequence[LayerInfo],
+    images: ImageSource,
+    config: CompressionConfig,
+    image_processor: Any = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+    accelerator: Accelerator | None = None,
+) -> Statistics:
+    """Collect the statistics of `layers` over `images`.
+
+    Args:
+        model: dense model; it is left as it was, on its device, in its mode.
+        layers: what to observe, from `layers.find_layers`.
+        images: all of them are used, in their order.
+        config: `metric` decides which moments are needed.
+        checkpoint: a file that is written every half minute and continued from when it exists; a calibration that
+            was killed ends with the same statistics as one that was not.
+
+    Raises:
+        CalibrationError: an activation or a gradient is not finite, all gradients are 0, the checkpoint belongs to
+            something else, or the model has no loss of its own and `calibration_loss` asks for it.
+        DataError: that loss needs targets and the images have none.
+        DistributedError: another process failed or has ended; what all had seen at the last checkpoint is in it.
+    """
+    accelerator = accelerator or new_accelerator()
+    start = time.perf_counter()
+    _check_targets(model, images, config)
+    settings = {name: getattr(config, name) for name in _RELEVANT}
+    settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
+    settings["precision"] = resolve_precision(config.precision, model.device)
+    settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
+    statistics = Statistics(settings=settings, fingerprint=fingerprint(model))
+    with local_work(accelerator, "Reading the checkpoint"):
+        if accelerator.is_main_process and checkpoint is not None and Path(checkpoint).is_file():
+            statistics = _resume(checkpoint, statistics).to(model.device)
+    if statistics.images == 0:
+        _allocate(statistics, layers, config, model.device)
+    # The other processes may not see the main one's files.
+    statistics.sum_over_processes(accelerator)
+    plain = statistics.scalings, statistics.timing, statistics.settings
+    statistics.scalings, statistics.timing, statistics.settings = from_main(accelerator, plain)
+
+    done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
+    observer = Observer(statistics, layers, config, len(images))
+    shapes: dict[int, list[int]] = {}
+    bar = tqdm(
+        total=len(images),
+        initial=statistics.images + statistics.bad_images,
+        desc="calibrating",
+        unit=" images",
+        disable=not (progress and accelerator.is_main_process),
+    )
+    with bar, evaluation_mode(model), observer.attached(model):
+
+        def observe(share: range) -> None:
+            bad_before = len(images.bad_images)
+            for batch in images.batches(image_processor, config.batch_size, share):
+                observer.batch = batch.index
+                if not shapes:
+                    shapes[batch.index] = list(batch.pixel_values.shape[1:])
+                generator = torch.Generator().manual_seed((config.seed * 1_000_003 + batch.index) % 2**63)
+                _observe_batch(model, batch, observer, config, settings["precision"], generator)
+                statistics.images += len(batch.pixel_values)
+                bar.update(min(len(batch.pixel_values) * accelerator.num_processes, len(images) - round(bar.n)))
+            statistics.bad_images += len(images.bad_images) - bad_before
+            _check_finite(observer)
+
+        count = images.batch_count(config.batch_size)
+        for _ in _rounds(statistics, observe, range(done, count), accelerator, endless=checkpoint is None):
+            bar.update(statistics.images + statistics.bad_images - bar.n)
+            _record_shape(statistics, shapes, accelerator)
+            if checkpoint is not None:
+                with local_work(accelerator, "Writing the checkpoint"):
+                    if accelerator.is_main_process:
+                        statistics.save(checkpoint)
+    if statistics.images == 0:
+        raise images.unreadable()
+    _check_gradients(statistics, model)
+    _warn_if_few_tokens(statistics, layers)
+    statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start
+    return statistics
+
+
+def _rounds(
+    statistics: Statistics, observe: Callable[[range], None], batches: range, accelerator: Accelerator, endless: bool
+) -> Iterator[None]:
+    """Observe `batches`, dealt out over the processes; at every yield the statistics are of all processes.
+
+    They are summed over the processes once per round. A round lasts about `CHECKPOINT_SECONDS`, or to the end.
+    """
+    done, length = batches.start, len(batches) if endless else 4
+    while done < batches.stop:
+        end = min(done + length * accelerator.num_processes, batches.stop)
+        start = time.perf_counter()
+        if not accelerator.is_main_process:
+            statistics.clear()  # the main process keeps what was summed before
+        with local_work(accelerator, "Calibration"):
+            observe(own_share(accelerator, end, done))
+        statistics.sum_over_processes(accelerator)
+        seconds = (time.perf_counter() - start) / length
+        if not endless:
+            length = from_main(accelerator, max(1, round(CHECKPOINT_SECONDS / seconds)))
+        done = end
+        yield
+
+
+def _record_shape(statistics: Statistics, shapes: dict[int, list[int]], accelerator: Accelerator) -> None:
+    """Note the shape of one image, for counting costs.
+
+    Args:
+        shapes: by index of the batch, of the first one that this process has read.
+    """
+    if "image_shape" not in statistics.settings:
+        found = [item for own in gather_objects(accelerator, shapes) for item in own.items()]
+        if found:
+            statistics.settings["image_shape"] = min(found)[1]
+
+
+def _check_targets(model: PreTrainedModel, images: ImageSource, config: CompressionConfig) -> None:
+    own_loss = config.calibration_loss == "task" and config.needs_gradients
+    if own_loss and takes_targets(model) and images.labels is None and images.targets is None:
+        raise DataError(
+            f'calibration_loss="task" takes the loss that {type(model).__name__} computes for targets, and '
+            f"{images.name} has none. Give labelled images, or a DataLoader whose batches have `labels` as the model "
+            'takes them; or calibrate with calibration_loss="output", which needs none.'
+        )
+
+
+def _observe_batch(
+    model: PreTrainedModel,
+    batch: Batch,
+    observer: Observer,
+    config: CompressionConfig,
+    precision: str,
+    generator: torch.Generator,
+) -> None:
+    inputs = model_inputs(model, batch.pixel_values, batch.inputs)
+    observer.mask = inputs.get("pixel_attention_mask")
+    pixel_values = inputs["pixel_values"]
+    precision = precision if pixel_values.dtype == torch.float32 else "float32"  # else the weights' own
+    if not config.needs_gradients:
+        with torch.no_grad(), autocast(pixel_values.device, precision):
+            model(**inputs)
+        observer.finish_batch()
+        return
+    probes = 1 if config.calibration_loss == "task" else config.fisher_probes
+    pixel_values.requires_grad_(True)
+    with torch.enable_grad():
+        with autocast(pixel_values.device, precision):
+            losses = _losses(model, inputs, batch, config, generator)
+        for probe, loss in enumerate(losses, start=1):
+            torch.autograd.grad(loss, pixel_values, retain_graph=probe < probes)
+    observer.finish_batch(len(pixel_values), probes)
+
+
+def _losses(
+    model: PreTrainedModel,
+    inputs: dict[str, Tensor],
+    batch: Batch,
+    config: CompressionConfig,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Scalars that are sums over the images, to be differentiated one by one."""
+    if config.calibration_loss == "task":
+        return iter([len(batch.pixel_values) * task_loss(model, inputs, batch.targets_on(model.device))])
+    return probe_losses(read_outputs(model, model(**inputs), inputs), config.fisher_probes, generator)
+
+
+def _allocate(
+    statistics: Statistics, layers: Sequence[LayerInfo], config: CompressionConfig, device: torch.device
+) -> None:
+    full = config.metric in ("activation", "fisher")
+    paired = {layer.name for pair in feature_pairs(layers, config) for layer in pair}
+    for layer in layers:
+        narrow_input = layer.in_features <= layer.out_features or layer.name in paired
+        if layer.input_name not in statistics.inputs:
+            order = 2 if full and narrow_input else 1 if config.metric == "diagonal" else 0
+            statistics.inputs[layer.input_name] = Moment.empty(layer.in_features, order, device)
+        if full and not narrow_input:
+            statistics.outputs[layer.name] = Moment.empty(layer.out_features, 2, device)
+        if config.needs_gradients:
+            size = layer.out_features if layer.name in paired else layer.full_rank
+            shape = (size, size) if config.metric == "fisher" else (layer.out_features,)
+            statistics.gradients[layer.name] = GradientMoment.empty(shape, device)
+
+
+def _check_finite(observer: Observer) -> None:
+    statistics = observer.statistics
+    finite = {name: moment.is_finite() for name, moment in {**statistics.inputs, **statistics.outputs}.items()}
+    for name, own in {**finite, **observer.finite}.items():
+        if not own:
+            raise CalibrationError(
+                f"The activations at {name!r} hold NaN or infinite values. Check the model's weights and the images, "
+                'or calibrate with precision="float32".'
+            )
+    for name, gradient in statistics.gradients.items():
+        if not gradient.is_finite():
+            raise CalibrationError(
+                f'The gradients at {name!r} hold NaN or infinite values; calibrate with precision="float32", or with '
+                'metric="activation", which needs none.'
+            )
+
+
+def _check_gradients(statistics: Statistics, model: PreTrainedModel) -> None:
+    # A single layer without any is normal: not every head reads the last block.
+    moments = statistics.gradients.values()
+    if moments and not any(gradient.second.any() for gradient in moments):
+        raise CalibrationError(
+            f"All gradients are 0: what {type(model).__name__} computes does not depend on the layers, or is "
+            'constant, as the probability of a single class is. Calibrate with metric="activation", which needs no '
+            "gradients."
+        )
+
+
+def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> None:
+    for layer in layers:
+        tokens = statistics.tokens.get(layer.input_name, 0)
+        if tokens < layer.full_rank:
+            warnings.warn(
+                f"{tokens} calibration tokens reached {layer.name!r}, fewer than its {layer.full_rank} features: its "
+                "statistics are singular and the result will fit these images only. Use more images.",
+                CalibrationWarning,
+                stacklevel=3,
+            )
+            return
+
+
+def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
+    saved = Statistics.load(checkpoint)
+    saved.settings.setdefault("calibration_loss", "output")  # which is older than the setting
+    differing = [name for name, value in fresh.settings.items() if saved.settings.get(name) != value]
+    if set(fresh.settings["prunable_inputs"]) <= set(saved.settings.get("prunable_inputs", [])):
+        differing = [name for name in differing if name != "prunable_inputs"]  # it knows more than is asked
+    if saved.fingerprint != fresh.fingerprint:
+        differing.insert(0, "model")
+    if differing:
+        raise CalibrationError(
+            f"The calibration in {str(checkpoint)!r} belongs to another model or to other settings (different: "
+            f"{', '.join(differing)}). Delete that file to start again, or give another name."
+        )
+    return saved

@@ -1,0 +1,190 @@
+"""What calibration measures: streaming second moments, kept only on the narrow side of each layer.
+
+A layer `y = W x + b` of shape (out, in) enters the closed forms (see `factorization`) through two matrices on its
+*narrow* side, of size min(in, out)²:
+
+* out ≤ in: the gradient moment `G = E_image[Σ_tokens g gᵀ]`, and the covariance of the output, `W C Wᵀ`;
+* in < out: the covariance `C` of the input, and the moment of the gradient carried to the input, `Wᵀ G W`.
+
+Without pruning the wide moments (1536² instead of 384² in a ViT-S) are never formed: they would be four fifths of the
+arithmetic. Where hidden features may be pruned, their own moments take the place of the narrow ones: the covariance of
+fc2's input and the gradient moments at the outputs of fc1 and, where there is one, of the gate. A square layer keeps
+`C` and `G` themselves, and layers that read the same tensor share one `C`.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..architectures.layers import LayerInfo
+from ..errors import CalibrationError
+from ..runtime.distributed import from_owner, gather_objects, sum_in_place, sum_numbers
+from ..runtime.files import atomic_path
+from .loss_correction import CurveScaling
+from .moments import GradientMoment, Moment
+
+FORMAT_VERSION = 2
+
+
+@dataclass
+class Statistics:
+    """Everything calibration learnt about a model; one serves any number of budgets.
+
+    Attributes:
+        inputs: by input name, moments of what the layers read; (in, in), or (in,) or the mean only where nothing more
+            is needed.
+        outputs: by layer name, moments of `W x + b`, for layers with out < in whose inputs have no (in, in).
+        gradients: by layer name, gradient moments at the output, or at the input where that is narrower and enough;
+            empty where no metric needs them.
+        images: images seen.
+        tokens: vectors seen by each input name.
+        bad_images: images that could not be read and were left out.
+        settings: what the statistics depend on (metric, seed, precision, …) and `image_shape`, plain data.
+        fingerprint: identifies the model's weights.
+        scalings: corrections of the predicted losses, by `selection.selection_method`, once they are measured.
+        timing: seconds by stage, plain data.
+    """
+
+    inputs: dict[str, Moment] = field(default_factory=dict)
+    outputs: dict[str, Moment] = field(default_factory=dict)
+    gradients: dict[str, GradientMoment] = field(default_factory=dict)
+    images: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+    bad_images: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    scalings: dict[str, CurveScaling] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        """Of one image's `pixel_values`, by which costs are counted; `None` in statistics from before it was noted."""
+        shape = self.settings.get("image_shape")
+        return None if shape is None else tuple(shape)
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file, beside the target first and then renamed."""
+        tensors = {
+            f"{kind}/{name}/{f.name}": tensor.cpu().contiguous()
+            for kind in _KINDS
+            for name, moment in getattr(self, kind).items()
+            for f in fields(moment)
+            if (tensor := getattr(moment, f.name)) is not None
+        }
+        plain = {
+            "format_version": FORMAT_VERSION,
+            "images": self.images,
+            "tokens": self.tokens,
+            "bad_images": self.bad_images,
+            "settings": self.settings,
+            "fingerprint": self.fingerprint,
+            "scalings": {method: asdict(scaling) for method, scaling in self.scalings.items()},
+            "timing": self.timing,
+        }
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"vitcompress_statistics": json.dumps(plain)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        """The reverse of `save`.
+
+        Raises:
+            CalibrationError: the file is missing, damaged or something else.
+        """
+        remedy = "Run the calibration again, or give the file that `vitcompress inspect --statistics` wrote."
+        if not Path(path).is_file():
+            raise CalibrationError(f"There is no statistics file {str(path)!r}. {remedy}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                plain = json.loads((file.metadata() or {})["vitcompress_statistics"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise CalibrationError(f"{str(path)!r} is not a complete statistics file ({error}). {remedy}") from error
+        if plain.pop("format_version", None) != FORMAT_VERSION:
+            raise CalibrationError(f"{str(path)!r} was written by another version of this package. {remedy}")
+        for method, scaling in plain["scalings"].items():
+            points = [(predicted, measured) for predicted, measured in scaling["points"]]
+            plain["scalings"][method] = CurveScaling(scaling["weights"], points)
+        moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
+        return cls(**moments, **plain)
+
+    def to(self, device: torch.device) -> "Statistics":
+        """Move all moments to `device`, in place."""
+        for kind in _KINDS:
+            for moment in getattr(self, kind).values():
+                for name, value in vars(moment).items():
+                    setattr(moment, name, None if value is None else value.to(device))
+        return self
+
+    def sum_over_processes(self, accelerator: Accelerator) -> None:
+        """Replace what this process has seen by what all have: one sum of the moments, no images and no activations.
+
+        All processes get the same moments, about the shift of the first of them that has seen an image.
+        """
+        if accelerator.num_processes == 1:
+            return
+        seen = gather_objects(accelerator, self.images)
+        owner = next((process for process, images in enumerate(seen) if images), 0)
+        # In the order of their names, since those read from a file come in another one.
+        for moments in (self.inputs, self.outputs):
+            for _, moment in sorted(moments.items()):
+                moment.reshift(from_owner(accelerator, moment.shift, owner))
+                sum_in_place(accelerator, [t for t in (moment.weight, moment.first, moment.second) if t is not None])
+        for _, gradient in sorted(self.gradients.items()):
+            sum_in_place(accelerator, [gradient.count, gradient.second])
+        names = sorted(self.inputs)
+        counts = [self.images, self.bad_images, *(self.tokens.get(name, 0) for name in names)]
+        images, bad_images, *tokens = (round(count) for count in sum_numbers(accelerator, counts))
+        self.images, self.bad_images = images, bad_images
+        self.tokens = dict(zip(names, tokens, strict=True))
+
+    def clear(self) -> None:
+        """Nothing seen, so that a sum over processes counts what was summed before only once."""
+        for kind in _KINDS:
+            for moment in getattr(self, kind).values():
+                moment.clear()
+        self.images, self.bad_images, self.tokens = 0, 0, {}
+
+    @property
+    def bytes_by_layer(self) -> dict[str, int]:
+        """Bytes of the moments by input, output or layer name: what one sum over processes moves."""
+        sizes: dict[str, int] = {}
+        for kind in _KINDS:
+            for name, moment in getattr(self, kind).items():
+                tensors = [tensor for tensor in vars(moment).values() if tensor is not None]
+                sizes[f"{kind}/{name}"] = sum(tensor.nbytes for tensor in tensors)
+        return sizes
+
+    def check_layers(self, layers: Iterable[LayerInfo]) -> None:
+        """Refuse layers these statistics do not cover.
+
+        Raises:
+            CalibrationError: naming the first such layer.
+        """
+        collected = self.settings.get("layers")
+        for layer in layers:
+            if layer.input_name not in self.inputs or (collected is not None and layer.name not in collected):
+                raise CalibrationError(
+                    f"The statistics hold nothing about {layer.name!r}. They were collected from another model, or "
+                    "with other target_modules; calibrate this one."
+                )
+
+
+_KINDS: dict[str, type[Moment] | type[GradientMoment]] = {
+    "inputs": Moment,
+    "outputs": Moment,
+    "gradients": GradientMoment,
+}
+
+
+def _moments_from(tensors: dict[str, Tensor], kind: str, make: type) -> dict[str, Any]:
+    names = dict.fromkeys(key.split("/")[1] for key in tensors if key.startswith(f"{kind}/"))
+    return {name: make(**{f.name: tensors.get(f"{kind}/{name}/{f.name}") for f in fields(make)}) for name in names}

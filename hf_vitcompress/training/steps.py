@@ -1,0 +1,103 @@
+"""Steps of an optimizer that several processes share: which images each of them sees, and the sum of what it finds."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..images.images import Batch, ImageSource
+from ..runtime.distributed import from_main, local_work, sum_in_place
+
+TIMED_STEPS = 3
+
+
+class Steps:
+    """Steps over images in random order, the same however often the work was interrupted.
+
+    Args:
+        batch_size: images in a step, over all processes; fewer where there are not as many.
+
+    Attributes:
+        per_epoch: steps in one pass; images beyond the last whole batch wait for another one.
+    """
+
+    def __init__(
+        self, images: ImageSource, image_processor: Any, batch_size: int, seed: int, accelerator: Accelerator
+    ) -> None:
+        self.images, self.processor, self.seed, self.accelerator = images, image_processor, seed, accelerator
+        self.batch_size = min(batch_size, len(images))
+        self.per_epoch = len(images) // self.batch_size
+
+    def own_part(self, step: int) -> list[tuple[Batch, Tensor]]:
+        """This process's images of a step, and three draws in [0, 1) for each of them (n, 3).
+
+        Which they are depends on the step and the seed alone.
+        """
+        epoch, position = divmod(step, self.per_epoch)
+        order = torch.randperm(len(self.images), generator=self._generator(0, epoch))
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        draws = torch.rand(self.batch_size, 3, generator=self._generator(1, step))
+        own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        part: list[tuple[Batch, Tensor]] = []
+        with local_work(self.accelerator, "Reading images"):
+            if len(chosen[own]):
+                images = self.images.select(chosen[own].tolist())
+                batches = images.batches(self.processor, len(images), wanted=[0])
+                part = [(batch, draws[own][batch.positions]) for batch in batches]
+        return part
+
+    def _generator(self, purpose: int, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + 2 * number + purpose) % 2**63)
+
+    def in_epochs(self, epochs: float) -> int:
+        """How many steps these are."""
+        return max(1, round(epochs * self.per_epoch))
+
+    def in_seconds(self, seconds: float, gradients: Callable[[int], float], optimizer: torch.optim.Optimizer) -> int:
+        """How many steps fit into that time, of which a few trials are a part; the same on all processes.
+
+        Args:
+            gradients: computes those of a step.
+            optimizer: of the parameters that get them.
+        """
+        start = time.perf_counter()
+        step_seconds = self.seconds_of(gradients, optimizer)
+        left = seconds - (time.perf_counter() - start)
+        return from_main(self.accelerator, max(1, int(left / step_seconds)))
+
+    def seconds_of(self, gradients: Callable[[int], float], optimizer: torch.optim.Optimizer) -> float:
+        """Seconds of a step, from a few whose gradients are thrown away."""
+        seconds = []
+        for trial in range(TIMED_STEPS + 1):
+            start = time.perf_counter()
+            gradients(trial % self.per_epoch)
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[1:])  # the first one warms up
+
+    def bar(self, doing: str, step: int, total_steps: int, progress: bool) -> "tqdm[Any]":
+        """Progress in images; of the main process."""
+        return tqdm(
+            total=total_steps * self.batch_size,
+            initial=step * self.batch_size,
+            desc=doing,
+            unit=" images",
+            disable=not (progress and self.accelerator.is_main_process),
+        )
+
+
+def sum_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over the processes, in one exchange; a process may have none."""
+    if accelerator.num_processes == 1:
+        return
+    receivers = list(parameters)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in receivers]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    sum_in_place(accelerator, [flat])
+    for parameter, summed in zip(receivers, flat.split([p.numel() for p in receivers]), strict=True):
+        parameter.grad = summed.view_as(parameter)

@@ -1,0 +1,460 @@
+"""The terminal, from flags to files, messages and exit codes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, BertConfig, BertModel, ViTForImageClassification
+
+from hf_vitcompress import CompressionConfig, CompressionPlan, cli
+from hf_vitcompress.statistics import calibration
+from support.models import DIGITS, seeded, tiny_config
+from support.terminal import Run, one_line, running_commands, without_bars  # noqa: F401  (the fixture "run")
+
+MODEL = str(DIGITS / "model")
+CALIBRATION = str(DIGITS / "calibration.parquet")
+TEST = str(DIGITS / "test.parquet")
+RECIPE = ["--rank-multiple", "2", "--precision", "float32", "--batch-size", "32"]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the compressed digits (`small`), their statistics and what was printed."""
+    folder = tmp_path_factory.mktemp("first")
+    command = [sys.executable, "-m", "hf_vitcompress", "compress", MODEL, "--data", CALIBRATION, "--keep-ratio", "0.4"]
+    command += [*RECIPE, "--test", TEST, "--output", "small", "--statistics", "statistics.safetensors", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.txt").write_text(done.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def statistics(first: Path) -> Path:
+    return first / "statistics.safetensors"
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = (load_file(folder / "model.safetensors") for folder in (a, b))
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---- compress
+
+
+def test_compress_prints_the_table_and_saves_a_model(first: Path) -> None:
+    printed = (first / "printed.txt").read_text(encoding="utf-8")
+    for row in ("parameters", "MACs per image", "top-1, n=500", "agreement", "KL measured", "KL predicted"):
+        assert row in printed
+    assert "saved to small" in printed
+    model = AutoModelForImageClassification.from_pretrained(first / "small")
+    assert model.num_parameters() / 205_002 == pytest.approx(0.4, rel=0.005)
+
+
+def test_compress_leaves_nothing_but_what_was_asked_for(first: Path) -> None:
+    assert {path.name for path in first.iterdir()} == {"small", "statistics.safetensors", "printed.txt"}
+
+
+def test_the_saved_report_holds_the_evaluation(first: Path) -> None:
+    report = json.loads((first / "small" / "compression_report.json").read_text(encoding="utf-8"))
+    assert report["evaluation"]["images"] == 500
+    assert report["evaluation"]["agreement"]["value"] >= 0.95
+
+
+def test_a_config_file_and_flags_make_the_same_model(run: Run, statistics: Path, tmp_path: Path) -> None:
+    shared = {"rank_multiple": 2, "precision": "float32", "batch_size": 32}
+    settings = {"keep_ratio": 0.6, "skip_modules": ["fc2"], **shared}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    common = ["compress", MODEL, "--statistics", statistics, "--quiet"]
+    flags = ["--keep-ratio", 0.6, *RECIPE, "--skip-modules", "fc2"]
+    by_file = run(*common, "--config", tmp_path / "recipe.yaml", "--output", tmp_path / "a")
+    by_flags = run(*common, *flags, "--output", tmp_path / "b")
+    assert (by_file.code, by_flags.code) == (0, 0), by_file.err
+    recipes = [CompressionConfig.load(tmp_path / name / "compression_recipe.yaml") for name in "ab"]
+    assert recipes[0] == recipes[1] == CompressionConfig(**settings)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
+def test_another_budget_needs_the_statistics_only(run: Run, statistics: Path, tmp_path: Path) -> None:
+    before = statistics.read_bytes()
+    budget = ["--max-params", 60000]
+    done = run("compress", MODEL, "--statistics", statistics, *budget, *RECIPE, "--output", tmp_path / "s", "-q")
+    assert done.code == 0, done.err
+    parameters = AutoModelForImageClassification.from_pretrained(tmp_path / "s").num_parameters()
+    assert 58000 < parameters <= 60000
+    assert statistics.read_bytes() == before
+
+
+def test_finished_statistics_are_used_again_beside_data(
+    run: Run, first: Path, statistics: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(calibration, "_observe_batch", lambda *_: pytest.fail("calibrated again"))
+    arguments = ["--data", CALIBRATION, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "-q"]
+    done = run("compress", MODEL, *arguments, "--output", tmp_path / "s")
+    assert done.code == 0, done.err
+    assert same_weights(tmp_path / "s", first / "small")
+
+
+# What a command makes of its flags, without the work.
+
+
+@pytest.fixture
+def recipe_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CompressionConfig]:
+    class StopHereError(Exception):
+        pass
+
+    seen: list[CompressionConfig] = []
+
+    def remember(config: CompressionConfig, _: bool) -> None:
+        seen.append(config)
+        raise StopHereError
+
+    monkeypatch.setattr(cli.compression, "_compressor", remember)
+
+    def call(*arguments: object) -> CompressionConfig:
+        with pytest.raises(StopHereError):
+            run("plan", MODEL, "--statistics", "unused", *arguments)
+        return seen[-1]
+
+    return call
+
+
+def write(path: Path, **settings: Any) -> Path:
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize("flag", [["--max-params", 9], ["--max-macs", 9], ["--max-accuracy-drop", 0.5]])
+def test_a_budget_flag_beats_the_budget_of_the_file(
+    flag: list[Any], recipe_of: Callable[..., CompressionConfig], tmp_path: Path
+) -> None:
+    config = recipe_of("--config", write(tmp_path / "r.json", keep_ratio=0.3, seed=5), *flag)
+    assert config.budget == flag[0].removeprefix("--").replace("-", "_")
+    assert config.seed == 5
+
+
+def test_flags_beat_the_file_which_beats_the_preset(
+    recipe_of: Callable[..., CompressionConfig], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "r.json", preset="svd", damping=0.01, batch_size=3, correct_bias=True)
+    config = recipe_of("--config", file, "--batch-size", 4, "--preset", "svd_llm")
+    assert config == CompressionConfig.preset("svd_llm", damping=0.01, batch_size=4, correct_bias=True)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_switches_work_both_ways(value: bool, recipe_of: Callable[..., CompressionConfig], tmp_path: Path) -> None:
+    file = write(tmp_path / "r.json", correct_bias=not value)
+    assert recipe_of("--config", file, "--correct-bias" if value else "--no-correct-bias").correct_bias is value
+
+
+def test_patterns_can_be_given_several_times(recipe_of: Callable[..., CompressionConfig]) -> None:
+    config = recipe_of("--skip-modules", "fc1", "--skip-modules", "layers.0.*")
+    assert config.skip_modules == ["fc1", "layers.0.*"]
+    assert config.target_modules is None
+
+
+def test_no_flags_are_the_default_recipe(recipe_of: Callable[..., CompressionConfig]) -> None:
+    assert recipe_of() == CompressionConfig()
+
+
+# ---- messages
+
+
+def test_an_output_folder_that_exists_is_not_touched(run: Run, statistics: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    done = run("compress", MODEL, "--statistics", statistics, *RECIPE, "--output", tmp_path)
+    assert done.code == 1
+    assert "--overwrite" in one_line(done.err)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_overwrite_replaces_the_folder_as_a_whole(run: Run, statistics: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.txt").write_text("old")
+    arguments = ["--statistics", statistics, *RECIPE, "--keep-ratio", 0.4, "--output", tmp_path / "out", "--overwrite"]
+    done = run("compress", MODEL, *arguments, "-q")
+    assert done.code == 0, done.err
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert not (tmp_path / "out" / "old.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_that_is_a_file_is_refused(run: Run, statistics: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    done = run("compress", MODEL, "--statistics", statistics, "--output", tmp_path / "out", "--overwrite")
+    assert (done.code, (tmp_path / "out").read_text()) == (1, "a file")
+    assert "is a file" in one_line(done.err)
+
+
+def test_the_current_folder_can_be_the_output(
+    run: Run, statistics: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("compress", MODEL, "--statistics", statistics, *RECIPE, "--keep-ratio", 0.4, "--output", ".", "-q")
+    if done.code == 0:
+        assert (tmp_path / "model.safetensors").is_file()
+    else:
+        assert "output" in one_line(without_bars(done.err))
+
+
+def bert(folder: Path) -> str:
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def unheard_of(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "vitamin"}')
+    return str(folder)
+
+
+def damaged(folder: Path) -> str:
+    seeded(ViTForImageClassification, tiny_config()).save_pretrained(folder)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    return str(folder)
+
+
+MODELS: dict[str, tuple[Callable[[Path], str], str]] = {
+    "missing": (lambda folder: str(folder / "absent"), "absent"),
+    "other architecture": (bert, "bert.*beit, clip"),
+    "unknown architecture": (unheard_of, "unknown architecture.*beit, clip"),
+    "damaged weights": (damaged, "model.*cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_that_cannot_be_used_is_one_line(kind: str, run: Run, tmp_path: Path) -> None:
+    make, message = MODELS[kind]
+    done = run("compress", make(tmp_path / "model"), "--data", CALIBRATION, "--output", tmp_path / "out", "-q")
+    assert done.code == 1
+    assert re.search(message, one_line(done.err))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compress", MODEL, "--output", "out"], "--data"),
+        (["compress", MODEL, "--output", "out", "--data", "./absent"], "absent"),
+        (["compress", MODEL, "--output", "out", "--statistics", "absent.safetensors"], r"absent\.safetensors"),
+        (["compress", MODEL, "--output", "out", "--statistics", CALIBRATION], r"calibration\.parquet"),
+        (["compress", MODEL, "--output", "out", "--plan", "absent.json"], r"absent\.json"),
+        (["compress", MODEL, "--output", "out", "--keep-ratio", "2"], "keep_ratio"),
+        (["compress", MODEL, "--output", "out", "--keep-ratio", "0.5", "--max-macs", "9"], "keep_ratio and max_macs"),
+        (["compress", MODEL, "--output", "out", "--preset", "magic"], "azizi2024"),
+        (["compress", MODEL, "--output", "out", "--config", "absent.yaml"], r"absent\.yaml"),
+        (["inspect", MODEL], "--data"),
+        (["plan", MODEL, "--statistics", "absent"], "absent"),
+        (["evaluate", MODEL, "--data", TEST, "--latency"], "--against"),
+        (["evaluate", MODEL, "--data", "./absent"], "absent"),
+        (["evaluate", MODEL, "--data", TEST, "--precision", "float16", "-q"], "precision"),
+    ],
+    ids=lambda value: " ".join(str(v) for v in value[:1] + value[2:])[:60] if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_one_line(
+    arguments: list[str], message: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.code == 1
+    assert re.search(message, one_line(without_bars(done.err)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flag_that_does_not_exist_is_a_usage_error(run: Run) -> None:
+    done = run("compress", MODEL, "--keep-ration", 0.5)
+    assert done.code == 2
+    assert "--keep-ration" in done.err
+
+
+def test_an_interruption_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.compression, "_compressor", interrupted)
+    done = run("compress", MODEL, "--data", CALIBRATION, "--output", tmp_path / "out")
+    assert done.code == 130
+    assert "the same command goes on" in done.err
+
+
+RECIPE_FLAGS = [
+    *("--" + field.name.replace("_", "-") for field in fields(CompressionConfig)),
+    *("--config", "--preset", "--no-correct-bias", "--no-correct-curves"),
+]
+COMMANDS = {
+    "compress": [*RECIPE_FLAGS, "--output", "--plan", "--test", "--latency"],
+    "inspect": [*RECIPE_FLAGS, "--figure"],
+    "plan": [*RECIPE_FLAGS, "--output"],
+    "evaluate": ["--data", "--against", "--latency", "--json", "--precision", "--batch-size", "--update-card"],
+    "quantize": ["--output", "--scheme", "--overwrite"],
+    "export": ["--to", "--output", "--against", "--max-batch", "--json"],
+    "push": ["--private", "--revision", "--create-pr", "--token", "--commit-message", "--max-shard-size", "--tag"],
+}
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_exits_well_and_names_every_setting(command: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a terminal of the usual width, where a name that is cut off would be of no use."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    done = run(*filter(None, [command]), "--help")
+    assert done.code == 0
+    text = re.sub(r"\x1b\[[0-9;]*m", "", done.out)
+    assert not [name for name in COMMANDS.get(command, COMMANDS) if name not in text]
+
+
+# ---- plan, inspect, evaluate
+
+
+def test_a_plan_can_be_edited_and_given_back(run: Run, statistics: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    done = run("plan", MODEL, "--statistics", statistics, "--keep-ratio", 0.5, *RECIPE, "--output", file, "-q")
+    assert done.code == 0, done.err
+    content = json.loads(file.read_text())
+    assert content["keep_ratio"] == pytest.approx(0.5, rel=0.005)
+    edited = next(name for name, shape in content["layers"].items() if "rank" in shape)
+    removed = next(name for name in content["layers"] if name.endswith(".attention") and name not in edited)
+    content["layers"][edited]["rank"] = 5
+    del content["layers"][removed]
+    file.write_text(json.dumps(content))
+    arguments = ["--statistics", statistics, *RECIPE, "--plan", file, "--output", tmp_path / "small", "-q"]
+    done = run("compress", MODEL, *arguments)
+    assert done.code == 0, done.err
+    saved = CompressionPlan.load(tmp_path / "small" / "compression_plan.json")
+    assert saved.layers == content["layers"]
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "small")
+    assert model.get_submodule(edited).rank == 5
+    assert not hasattr(model.get_submodule(removed), "qk_down")
+    assert model.get_submodule(removed).q_proj.weight.shape == model.get_submodule(removed).k_proj.weight.shape
+    assert saved.keep_ratio == model.num_parameters() / 205_002
+
+
+def test_without_an_output_the_plan_alone_is_printed(run: Run, statistics: Path) -> None:
+    done = run("plan", MODEL, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "-q")
+    assert done.code == 0
+    assert set(json.loads(done.out)) == {"layers", "predicted_loss", "keep_ratio", "budget"}
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"layers": [1]}', '{"layers": {"vit.layers.0.mlp.fc1": "all"}}', "{", '{"ranks": {}}']
+)
+def test_a_file_that_is_no_plan_is_one_line(content: str, run: Run, statistics: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(content)
+    arguments = ["--statistics", statistics, *RECIPE, "--plan", tmp_path / "plan.json", "--output", tmp_path / "out"]
+    done = run("compress", MODEL, *arguments, "-q")
+    assert done.code == 1
+    assert "plan" in one_line(without_bars(done.err))
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_shows_losses_over_budgets_and_by_part(run: Run, statistics: Path, tmp_path: Path) -> None:
+    figure = tmp_path / "figure.png"
+    done = run("inspect", MODEL, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "--figure", figure, "-q")
+    assert done.code == 0, done.err
+    assert "vit.layers.3.mlp" in done.out
+    assert re.search(r"rank \d+", done.out)
+    assert re.search(r"width \d+", done.out)
+    losses = [float(loss) for _, loss in re.findall(r"│ (0\.\d\d) +│ +(\d\.\d{4}) │", done.out)]
+    assert len(losses) >= 8
+    assert losses == sorted(losses)
+    with Image.open(figure) as image:
+        assert min(image.size) > 300
+
+
+def test_evaluate_compares_two_checkpoints(run: Run, first: Path, tmp_path: Path) -> None:
+    arguments = ["--data", TEST, "--against", MODEL, "--latency", "--json", tmp_path / "figures.json", "-q"]
+    done = run("evaluate", first / "small", *arguments)
+    assert done.code == 0, done.err
+    for row in ("parameters", "weights on disk", "top-1, n=500", "agreement", "latency, batch 32"):
+        assert row in done.out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["costs"]["parameters"] < figures["dense_costs"]["parameters"] == 205_002
+    assert figures["disk_bytes"] == (first / "small" / "model.safetensors").stat().st_size
+    assert figures["evaluation"]["reference_top1"]["value"] == 0.982
+    assert figures["latency"][0]["dense"] > 0
+    saved = json.loads((first / "small" / "compression_report.json").read_text())
+    assert figures["evaluation"]["top1"] == saved["evaluation"]["top1"]
+
+
+def test_evaluate_judges_one_checkpoint_by_its_labels(run: Run) -> None:
+    done = run("evaluate", MODEL, "--data", TEST, "-q")
+    assert done.code == 0, done.err
+    assert "98.20%" in done.out
+    assert "agreement" not in done.out
+
+
+# ---- interruption
+
+KILLED = """
+import os, signal, sys
+import hf_vitcompress.statistics.calibration
+from hf_vitcompress.cli import main
+from hf_vitcompress.statistics import Statistics
+
+hf_vitcompress.statistics.calibration.CHECKPOINT_SECONDS = 0
+save = Statistics.save
+def save_and_die(self, path):
+    save(self, path)
+    if self.images == 128:
+        os.kill(os.getpid(), signal.SIGKILL)
+Statistics.save = save_and_die
+main()
+"""
+
+
+def interruptible(folder: Path) -> list[str]:
+    output = ["--output", str(folder / "small")]
+    return ["compress", MODEL, "--data", CALIBRATION, "--keep-ratio", "0.4", *RECIPE, *output, "-q"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is left of a run that was killed after 128 of 297 images."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-c", KILLED, *interruptible(folder)]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (file,) = folder.iterdir()
+    return file
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
+    run: Run, first: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(checkpoint, tmp_path)
+    observe, batches = calibration._observe_batch, []
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        batches.append(1)
+        observe(*args, **kwargs)
+
+    monkeypatch.setattr(calibration, "_observe_batch", counted)
+    done = run(*interruptible(tmp_path))
+    assert done.code == 0, done.err
+    assert len(batches) == 6, "297 images in batches of 32, 128 of them seen before"
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    assert same_weights(tmp_path / "small", first / "small")
+
+
+def test_a_killed_run_does_not_go_on_under_other_settings(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copy(checkpoint, tmp_path)
+    done = run(*interruptible(tmp_path), "--seed", 1)
+    assert done.code == 1
+    assert checkpoint.name in one_line(without_bars(done.err)), "the file to delete must be named"
+    assert (tmp_path / checkpoint.name).read_bytes() == checkpoint.read_bytes()

@@ -1,0 +1,1 @@
+"""What tests share: tiny models, fixtures, a small Hub, a clean interpreter."""

@@ -1,0 +1,33 @@
+"""Models and images whose blocks are read one by one."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hf_vitcompress import CompressionConfig
+from hf_vitcompress.architectures.layers import block_names
+from hf_vitcompress.compensation.block_inputs import BlockStreams
+from hf_vitcompress.images.images import ImageSource
+from support.zoo import HEADS, Head
+
+BATCH = 8
+
+
+VIT, SWIN, YOLOS, NAFLEX = (
+    next(head for head in HEADS if head.family == family) for family in ("vit", "swin", "yolos", "siglip2")
+)
+
+
+def streams_of(models: Any, images: ImageSource, **settings: Any) -> BlockStreams:
+    config = CompressionConfig(**{"batch_size": BATCH, "precision": "float32", **settings})
+    return BlockStreams(models, block_names(models[0]), images, config, None, Accelerator(cpu=True))
+
+
+def padded_images(head: Head, count: int = 4, real: int = 12) -> tuple[ImageSource, Tensor]:
+    """Images of which the last patches are padding, and their mask."""
+    mask = torch.ones(count, head.images[0], dtype=torch.int32)
+    mask[:, real:] = 0
+    about = [{"pixel_attention_mask": own} for own in mask]
+    return ImageSource(list(head.pixels(count)), None, "the images", inputs=about), mask

@@ -1,0 +1,126 @@
+"""Tiny dense models whose classes lie apart, and compressed ones that have lost something to win back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel, ViTForImageClassification
+
+from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCompressor
+from hf_vitcompress.compensation.distillation import Distillation
+from hf_vitcompress.compensation.residual import ResidualCompensation
+from hf_vitcompress.evaluation.reference import Reference
+from hf_vitcompress.images.images import ImageSource
+from hf_vitcompress.planning.building import build_model
+from hf_vitcompress.planning.planner import Prepared
+from hf_vitcompress.runtime.checkpoints import Checkpoint
+from support.models import seeded, tiny_config
+
+HELD_OUT = 24
+LOW_RANK = {"attention": "low_rank", "mlp": "low_rank"}
+METHODS: dict[str, dict[str, str]] = {
+    "default": {},
+    "low rank": LOW_RANK,
+    "pruned": {"attention": "prune", "mlp": "prune"},
+    "joint and pruned": {"mlp": "prune"},
+}
+"""Settings of ways to compress, by what to call them in a test."""
+
+
+def lively(
+    model_class: type[PreTrainedModel] = ViTForImageClassification, config: Any = None, seed: int = 0
+) -> PreTrainedModel:
+    """A random model whose answers differ from image to image, and suffer when it is compressed."""
+    model = seeded(model_class, config or tiny_config(), seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.copy_(1 + 0.3 * torch.randn_like(module.weight))
+        if hasattr(model, "classifier"):
+            model.classifier.weight.mul_(2)
+    return model
+
+
+def random_images(count: int, seed: int = 2) -> Tensor:
+    """(count, 3, 16, 16)"""
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class Case:
+    """A dense model ready for compensation; every `student()` is a new compressed model, all of them alike."""
+
+    dense: PreTrainedModel
+    config: CompressionConfig
+    statistics: Statistics
+    prepared: Prepared
+    plan: CompressionPlan
+    train: ImageSource
+    reference: Reference
+
+    def student(self) -> PreTrainedModel:
+        return build_model(self.dense, self.plan, self.prepared.parts)
+
+    def residual(self, student: PreTrainedModel) -> ResidualCompensation:
+        return ResidualCompensation(
+            student, self.prepared, self.plan, self.statistics, self.train, self.reference, self.config
+        )
+
+    def distillation(self, student: PreTrainedModel) -> Distillation:
+        return Distillation(student, self.dense, self.train, self.reference, self.config)
+
+
+def compressed(
+    dense: PreTrainedModel | None = None,
+    images: Tensor | list[Any] | None = None,
+    labels: list[int] | None = None,
+    ranks: dict[str, int] | None = None,
+    layers: dict[str, dict[str, int]] | None = None,
+    **settings: Any,
+) -> Case:
+    """Calibrated, planned and factorized; the last `HELD_OUT` images judge.
+
+    Args:
+        ranks: by layer name, to factor these and nothing else, each by itself.
+        layers: a plan's shapes, for whatever `settings` say.
+    """
+    if ranks is not None:
+        settings, layers = {**LOW_RANK, **settings}, low_rank_plan(ranks).layers
+    dense = dense or lively()
+    source = ImageSource(list(random_images(96) if images is None else images), labels, "the images")
+    values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "correct_curves": False, **settings}
+    config = CompressionConfig(**values)
+    compressor = ViTCompressor(config, progress=False)
+    end = len(source) - HELD_OUT
+    statistics = compressor.calibrate(dense, source.select(range(end)))
+    prepared = compressor.prepare(dense, statistics)
+    plan = prepared.plan(config, exact=False) if layers is None else CompressionPlan(layers)
+    reference = Reference.of(dense, source.select(range(end, len(source))), None, config)
+    return Case(dense, config, statistics, prepared, plan, source.select(range(end)), reference)
+
+
+def low_rank_plan(ranks: dict[str, int]) -> CompressionPlan:
+    return CompressionPlan({name: {"rank": rank} for name, rank in ranks.items()})
+
+
+def checkpoint(path: Path | None = None) -> Checkpoint:
+    return Checkpoint(path, Accelerator())
+
+
+def state_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], model: PreTrainedModel) -> set[str]:
+    """Names of the tensors that are no longer the same to the bit."""
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def logits(model: PreTrainedModel, pixels: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(pixel_values=pixels).logits

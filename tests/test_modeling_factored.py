@@ -32,7 +32,8 @@ from transformers import (
     pipeline,
 )
 
-from hf_vitcompress import FactoredLinear, modeling_factored
+import hf_vitcompress
+from hf_vitcompress import FactoredLinear, layers_factored, modeling_factored
 from hf_vitcompress.configuration_factored import (
     GUARD_FIELDS,
     GUARD_TEXT,
@@ -316,7 +317,7 @@ def test_models_can_be_pickled_and_copied(form, pixels):
 
 def test_registering_again_changes_nothing(pixels, tmp_path):
     model = factored()
-    modeling_factored.register()
+    hf_vitcompress.register()
     model.save_pretrained(tmp_path)
     assert type(AutoModelForImageClassification.from_pretrained(tmp_path)) is type(model)
 
@@ -648,7 +649,7 @@ def test_shapes_that_cannot_be_are_refused_by_the_name_of_the_layer(layers, mess
 
 @pytest.mark.parametrize("form", ["shared down", "narrow values"])
 def test_attention_that_is_not_the_known_one_is_refused(form, monkeypatch):
-    monkeypatch.setattr(modeling_factored, "ATTENTIONS", {})
+    monkeypatch.setattr(layers_factored, "ATTENTIONS", {})
     with pytest.raises(ValueError, match=r"'layers\.0\.attention.*ViTAttention cannot have"):
         formed(form, ViTModel)
 

@@ -17,7 +17,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_vitcompress import CompressionConfig, ViTCompressor, modeling_factored, to_dense
+from hf_vitcompress import (
+    CompressionConfig,
+    ViTCompressor,
+    configuration_factored,
+    layers_factored,
+    modeling_factored,
+    to_dense,
+)
 from hf_vitcompress.architectures.families import FAMILIES, register_family
 from hf_vitcompress.architectures.layers import find_layers, may_prune_heads
 from hf_vitcompress.configuration_factored import factored_config_class
@@ -127,7 +134,7 @@ def same_name(name: str, model_type: str, **body: object) -> tuple[type[PreTrain
 
 def test_a_class_with_the_name_of_one_of_transformers_is_refused_and_nothing_registered() -> None:
     same_name("ViT", "usual_name")
-    with pytest.raises(ConfigError, match=r"test_registering\.ViTConfig and transformers.*FactoredViTConfig.*Rename"):
+    with pytest.raises(ConfigError, match=r"test_registration\.ViTConfig and transformers.*FactoredViTConfig.*Rename"):
         register_family("usual_name", outside.OUTSIDE)
     assert "usual_name" not in FAMILIES
     assert factored_config_class("vit").__mro__[2] is transformers.ViTConfig
@@ -136,7 +143,7 @@ def test_a_class_with_the_name_of_one_of_transformers_is_refused_and_nothing_reg
 def test_a_model_class_with_such_a_name_is_refused_before_any_work() -> None:
     _, model = same_name("Own", "own_name")
     model.__name__ = model.__qualname__ = "ViTModel"
-    with pytest.raises(ConfigError, match=r"test_registering\.ViTModel and transformers.*Rename the class ViTModel"):
+    with pytest.raises(ConfigError, match=r"test_registration\.ViTModel and transformers.*Rename the class ViTModel"):
         register_family("own_name", outside.OUTSIDE)
     with pytest.raises(ValueError, match="Rename the class ViTModel"):
         factored_model_class(model)
@@ -159,15 +166,15 @@ def test_a_class_that_is_defined_again_takes_the_place_of_the_former() -> None:
 
 
 def test_attention_of_a_usual_name_is_not_that_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = type("ViTAttention", (outside.PlainAttention,), {"__module__": "outside"})
+    usual = type("ViTAttention", (outside.PlainAttention,), {"__module__": outside.__name__})
     monkeypatch.setattr(outside, "ViTAttention", usual, raising=False)
-    monkeypatch.setitem(ATTENTIONS, "outside.ViTAttention", outside.NAMES)
-    ours = modeling_factored._attention_class(usual, "layer")
+    monkeypatch.setitem(ATTENTIONS, f"{outside.__name__}.ViTAttention", outside.NAMES)
+    ours = layers_factored.attention_class(usual, "layer")
     assert issubclass(ours, usual)
     assert issubclass(modeling_factored.FactoredViTAttention, transformers.models.vit.modeling_vit.ViTAttention)
     assert pickle.loads(pickle.dumps(ours)) is ours
-    monkeypatch.delitem(modeling_factored._classes, usual)
-    monkeypatch.delitem(modeling_factored._public, ours.__name__)
+    monkeypatch.delitem(configuration_factored.FACTORED, usual)
+    monkeypatch.delitem(configuration_factored.PUBLIC, ours.__name__)
     assert issubclass(getattr(modeling_factored, ours.__name__), usual)  # as in another process
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from .families import row_of
+from .subject import Subject
 
 
 def model_inputs(
@@ -39,7 +40,13 @@ def model_inputs(
         value = given[name]
         # The grid's sizes decide shapes: the processor reads them as numbers, wherever the model is.
         inputs[name] = value.cpu() if name == "spatial_shapes" else value.to(model.device)
-    if getattr(getattr(model, "reading", None), "layers", ()):
+    return inputs
+
+
+def subject_inputs(subject: Subject, pixel_values: Tensor, extra: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """`model_inputs`, and the request for what the model around the subject reads of it."""
+    inputs = model_inputs(subject.model, pixel_values, extra)
+    if subject.reading is not None and subject.reading.layers:
         inputs["output_hidden_states"] = True
     return inputs
 

@@ -13,7 +13,7 @@ A result is read as a list of terms, each of them either the logits of classes o
     headless                hidden states, and the pooled output where the family says that it is a product: features
 
 Classes differ by the KL divergence, its mean over the items; features by half their relative squared error. What the
-terms of an image come to is added. A head of another kind is one more entry of `READERS`.
+terms of an image come to is added. A head of another kind is one call of `register_reader`.
 """
 
 import math
@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from .families import row_of
-from .inputs import model_inputs
+from .inputs import subject_inputs
+from .subject import Reading, Subject
 
 SEVERAL_LABELS, NUMBERS = "multi_label_classification", "regression"
 """Problem types of transformers for which the logits of an image are not those of one class."""
@@ -61,31 +62,18 @@ class Term:
         return Term(self.values.cpu(), None if self.weight is None else self.weight.cpu())
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a larger model reads of a model inside it, where that is not simply its output; see `towers.reading_of`.
-
-    Attributes:
-        layers: indices of the hidden states it reads; none for the pooled output.
-        skipped: tokens at the front that it leaves out.
-    """
-
-    layers: tuple[int, ...] = ()
-    skipped: int = 0
-
-
 Result = Mapping[str, Any]
 Reader = Callable[[PreTrainedModel, Result], list[Term]]
 
 
-def outputs_of(model: PreTrainedModel, pixel_values: Tensor, extra: Mapping[str, Tensor] | None = None) -> list[Term]:
+def outputs_of(subject: Subject, pixel_values: Tensor, extra: Mapping[str, Tensor] | None = None) -> list[Term]:
     """Run a model on images; see `inputs.model_inputs` and `read_outputs`."""
-    inputs = model_inputs(model, pixel_values, extra)
-    return read_outputs(model, model(**inputs), inputs)
+    inputs = subject_inputs(subject, pixel_values, extra)
+    return read_outputs(subject, subject.model(**inputs), inputs)
 
 
-def read_outputs(model: PreTrainedModel, result: Any, inputs: Mapping[str, Tensor] | None = None) -> list[Term]:
-    """The terms of what `model` returned for `inputs`, in float32.
+def read_outputs(subject: Subject, result: Any, inputs: Mapping[str, Tensor] | None = None) -> list[Term]:
+    """The terms of what the subject's model returned for `inputs`, in float32.
 
     Raises:
         UnsupportedModelError: nothing in it is known.
@@ -95,18 +83,17 @@ def read_outputs(model: PreTrainedModel, result: Any, inputs: Mapping[str, Tenso
     if mask is not None and found.get("last_hidden_state") is not None:
         # What stands at padding is arbitrary.
         found["last_hidden_state"] = found["last_hidden_state"] * mask.to(found["last_hidden_state"].dtype)[..., None]
-    name = type(model).__name__
-    reading = getattr(model, "reading", None)
+    name = type(subject.model).__name__
     reader = next((reader for head, reader in READERS.items() if head in name), _other)
     try:
-        terms = reader(model, found) if reading is None else _as_read(reading, found)
+        terms = reader(subject.model, found) if subject.reading is None else _as_read(subject.reading, found)
     except KeyError:
         terms = []
     if not terms:
         returned = ", ".join(found) if found else f"a {type(result).__name__}"
         raise UnsupportedModelError(
             f"{name} returns nothing that its compressed form could be compared by (it returned {returned}). Say what "
-            "its result means by an entry of hf_vitcompress.outputs.READERS."
+            "its result means with hf_vitcompress.register_reader."
         )
     return terms
 
@@ -201,6 +188,17 @@ READERS: dict[str, Reader] = {
     "Backbone": _features_at("feature_maps"),
 }
 """How to read a result, by a part of the class's name; others have 2-d logits of classes, or features."""
+
+
+def register_reader(head: str, reader: Reader) -> None:
+    """Say what the results of a head from outside mean, so that models with it can be calibrated and judged.
+
+    Args:
+        head: a part of the names of its model classes, such as `"ForPoseEstimation"`. A later call with the same name
+            takes the place of the former, and names that were registered first are looked for first.
+        reader: (model, its result as a mapping) → the `Term`s to compare; a missing key may raise `KeyError`.
+    """
+    READERS[head] = reader
 
 
 def divergence(

@@ -8,16 +8,16 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architectures.inputs import model_inputs
-from ..config import CompressionConfig
+from ..architectures.subject import Subject
 from ..errors import CompensationError
 from ..images.images import Batch, ImageSource
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import gather_objects, local_work, own_share, sum_numbers
+from ..runtime.run import Run
 from .block_calls import Call, Flow, observe_flow
 
 
@@ -83,7 +83,7 @@ class BlockStreams:
     """The inputs of one block of two models of one architecture, on the same images: this process's share of them.
 
     Args:
-        models: the first is the one whose flow is observed.
+        subjects: the first is the one whose flow is observed.
         blocks: module names, in the models' order.
         images: at most as many are used as the largest inputs of a block fit into `cache_megabytes`.
 
@@ -95,17 +95,15 @@ class BlockStreams:
 
     def __init__(
         self,
-        models: tuple[PreTrainedModel, PreTrainedModel],
+        subjects: tuple[Subject, Subject],
         blocks: Sequence[str],
         images: ImageSource,
-        config: CompressionConfig,
-        processor: Any,
-        accelerator: Accelerator,
+        run: Run,
     ) -> None:
-        self.models, self.blocks, self.images, self.config = models, blocks, images, config
-        self.processor, self.accelerator = processor, accelerator
-        self.precision = resolve_precision(config.precision, models[1].device)
-        self.streams = BlockStream(models[0], self.precision), BlockStream(models[1], self.precision)
+        self.blocks, self.images, self.config, self.accelerator = blocks, images, run.config, run.accelerator
+        self.processor = subjects[0].processor
+        self.precision = resolve_precision(run.config.precision, subjects[1].model.device)
+        self.streams = BlockStream(subjects[0].model, self.precision), BlockStream(subjects[1].model, self.precision)
         self.at = 0
         self.chained: list[bool] = []
         self._sizes: list[int] = []
@@ -143,8 +141,9 @@ class BlockStreams:
         batch = next(self.images.batches(self.processor, self.config.batch_size, self._share()), None)
         if batch is None:
             return None
-        inputs = model_inputs(self.models[0], batch.pixel_values, batch.inputs)
-        return observe_flow(self.models[0], self.blocks, inputs, self.precision)
+        model = self.streams[0].model
+        inputs = model_inputs(model, batch.pixel_values, batch.inputs)
+        return observe_flow(model, self.blocks, inputs, self.precision)
 
     def _share(self) -> Sequence[int]:
         """Batches that this process may read, or those that it has read before."""

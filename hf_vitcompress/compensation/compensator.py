@@ -7,18 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from ..config import BUDGETS, CompressionConfig
+from ..config import BUDGETS
 from ..errors import DataError
 from ..evaluation.reference import Reference
 from ..images.images import ImageSource
 from ..planning.plan import CompressionPlan
-from ..planning.planner import Prepared
+from ..planning.planner import Planner
 from ..runtime.checkpoints import Checkpoint
-from ..runtime.distributed import new_accelerator
-from ..statistics.statistics import Statistics
+from ..runtime.run import Run
 from .course import CompensationPoint, CompensationReport
 from .distillation import DEFAULT_MINUTES, Distillation, trained_parameters
 from .optimizer import RotatedAdamW, eigenbases
@@ -32,9 +30,9 @@ class Compensator:
     """Compensates compressed models of one dense model, on the same images.
 
     Args:
-        prepared: of the dense model, which is left as it was.
-        statistics: of the dense model.
+        planner: of the dense model, which is left as it was.
         images: to learn from; the last of them are held out. Labels are used where `label_weight` asks for them.
+        run: the recipe and the processes.
         checkpoint: path that the stages' own checkpoint files begin with; `None` keeps none.
 
     Attributes:
@@ -44,33 +42,21 @@ class Compensator:
         DataError: there are fewer than two images.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        statistics: Statistics,
-        images: ImageSource,
-        config: CompressionConfig,
-        image_processor: Any = None,
-        checkpoint: str | Path | None = None,
-        progress: bool = True,
-        accelerator: Accelerator | None = None,
-    ) -> None:
+    def __init__(self, planner: Planner, images: ImageSource, run: Run, checkpoint: str | Path | None = None) -> None:
         if len(images) < 2:
             raise DataError(
                 f"Compensation needs at least two images, one to learn from and one to judge by; {images.name} has "
                 f"{len(images)}."
             )
-        self.prepared, self.statistics, self.config, self.processor = prepared, statistics, config, image_processor
-        self.checkpoint, self.progress = checkpoint, progress
+        config = run.config
+        self.planner, self.work, self.config, self.checkpoint = planner, run, config, checkpoint
         self.checkpoints: list[Path] = []
-        self.accelerator = accelerator or new_accelerator()
         held_out = max(1, min(config.held_out_images, int(LARGEST_HELD_OUT_SHARE * len(images))))
         end = len(images) - held_out
         self.train = images.select(
             range(end if config.compensation_images is None else min(end, config.compensation_images))
         )
-        held_out_images = images.select(range(end, len(images)))
-        self.reference = Reference.of(prepared.model, held_out_images, image_processor, config, self.accelerator)
+        self.reference = Reference.of(planner.subject, images.select(range(end, len(images))), run)
 
     def run(self, student: PreTrainedModel, plan: CompressionPlan, share: float = 1.0) -> CompensationReport:
         """Compensate `student` in place, as the config says.
@@ -85,16 +71,9 @@ class Compensator:
         points: list[CompensationPoint] = []
         try:
             if config.solves_residuals:
-                points = ResidualCompensation(
-                    student,
-                    self.prepared,
-                    plan,
-                    self.statistics,
-                    self.train.select(range(min(len(self.train), config.num_images or len(self.train)))),
-                    self.reference,
-                    config,
-                    self.processor,
-                ).run(self._stage("residual", plan, share), self.progress)
+                images = self.train.select(range(min(len(self.train), config.num_images or len(self.train))))
+                residuals = ResidualCompensation(student, self.planner, plan, images, self.reference, self.work)
+                points = residuals.run(self._stage("residual", plan, share))
             if config.distills:
                 points = self._distill(student, plan, share, points)
         finally:
@@ -124,30 +103,30 @@ class Compensator:
         if config.optimizer == "preconditioned":
             optimizer = RotatedAdamW(
                 trained_parameters(student).values(),
-                eigenbases(student, self.prepared.layers, self.statistics),
+                eigenbases(student, self.planner.layers, self.planner.statistics),
                 config.learning_rate,
                 self.reference.precision,
             )
-        teaching = Distillation(
-            student, self.prepared.model, self.train, self.reference, config, self.processor, optimizer
-        )
-        later = teaching.run(minutes, self._stage("distill", plan, share), self.progress)
+        work = dataclasses.replace(self.work, config=config)
+        teaching = Distillation(student, self.planner.subject, self.train, self.reference, work, optimizer)
+        later = teaching.run(minutes, self._stage("distill", plan, share))
         return points + [dataclasses.replace(point, seconds=point.seconds + spent) for point in later]
 
     def _stage(self, stage: str, plan: CompressionPlan, share: float) -> Checkpoint:
-        return self.checkpoint_for(stage, plan.layers) if share == 1.0 else Checkpoint(None, self.accelerator)
+        return self.checkpoint_for(stage, plan.layers) if share == 1.0 else Checkpoint(None, self.work.accelerator)
 
     def checkpoint_for(self, stage: str, *depends_on: Any) -> Checkpoint:
         """Named after all that the result of a stage depends on, so that no other run goes on with it."""
         if self.checkpoint is None:
-            return Checkpoint(None, self.accelerator)
+            return Checkpoint(None, self.work.accelerator)
         settings = {name: value for name, value in self.config.to_dict().items() if name not in BUDGETS}
         images = [self.train.name, len(self.train), self.reference.images]
-        known = [self.statistics.fingerprint, self.statistics.settings, settings, images, *depends_on]
+        statistics = self.planner.statistics
+        known = [statistics.weights, statistics.settings, settings, images, *depends_on]
         if self.config.selector == "gates":
-            known.append(self.prepared.method)  # of plans alike, other scores make other models
+            known.append(self.planner.method)  # of plans alike, other scores make other models
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
         path = Path(self.checkpoint)
         path = path.with_name(f"{path.name}.{stage}-{digest}")
         self.checkpoints.append(path)
-        return Checkpoint(path, self.accelerator)
+        return Checkpoint(path, self.work.accelerator)

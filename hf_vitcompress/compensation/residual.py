@@ -26,14 +26,11 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.layers import block_names
 from ..architectures.running import evaluation_mode
-from ..config import CompressionConfig
 from ..evaluation.reference import Reference
 from ..images.images import ImageSource
 from ..layers_factored import FactoredLinear
@@ -41,10 +38,10 @@ from ..modeling_factored import compressed_modules
 from ..planning.closed_form import balanced, roots
 from ..planning.groups.base import Part, Target
 from ..planning.plan import CompressionPlan
-from ..planning.planner import Prepared
+from ..planning.planner import Planner
 from ..runtime.checkpoints import Checkpoint
 from ..runtime.distributed import from_owner
-from ..statistics.statistics import Statistics
+from ..runtime.run import Run
 from .block_inputs import BlockStream, BlockStreams
 from .course import CompensationPoint
 from .cross_moments import CrossMoments, collect_cross_moments, targets_output
@@ -122,26 +119,24 @@ class ResidualCompensation:
     def __init__(
         self,
         student: PreTrainedModel,
-        prepared: Prepared,
+        planner: Planner,
         plan: CompressionPlan,
-        statistics: Statistics,
         images: ImageSource,
         reference: Reference,
-        config: CompressionConfig,
-        image_processor: Any = None,
+        run: Run,
     ) -> None:
-        self.student, self.prepared, self.plan, self.statistics = student, prepared, plan, statistics
-        self.images, self.reference, self.config, self.processor = images, reference, config, image_processor
-        self.dense = prepared.model
-        self.accelerator: Accelerator = reference.accelerator
+        self.student, self.planner, self.plan, self.images = student, planner, plan, images
+        self.reference, self.work, self.config = reference, run, run.config
+        self.dense = planner.subject.model
+        self.accelerator = run.accelerator
         self.blocks: dict[str, list[Part]] = {name: [] for name in block_names(self.dense)}
-        for part in prepared.parts:
+        for part in planner.parts:
             self.blocks[part.layers[0].block_name].append(part)
         count = len(self.blocks)
         self.marks = sorted({math.ceil(count * (i + 1) / POINTS) for i in range(POINTS)})
         """After how many blocks the held-out images are asked."""
 
-    def run(self, checkpoint: Checkpoint, progress: bool = True) -> list[CompensationPoint]:
+    def run(self, checkpoint: Checkpoint) -> list[CompensationPoint]:
         """Returns the held-out losses on the way."""
         start = time.perf_counter()
         state = checkpoint.load() or {"blocks": 0, "layers": {}, "points": [], "seconds": 0.0}
@@ -153,7 +148,7 @@ class ResidualCompensation:
             if not state["points"]:
                 self._judge(state, images=0)
             if state["blocks"] < len(self.blocks):
-                self._solve_blocks(state, start, checkpoint, progress)
+                self._solve_blocks(state, start, checkpoint)
         points = [CompensationPoint(**point) for point in state["points"]]
         best = min(range(len(points)), key=lambda i: points[i].loss)
         kept = [0, *self.marks][best]
@@ -163,23 +158,16 @@ class ResidualCompensation:
                     self._write(name, tensors)
         return points
 
-    def _solve_blocks(self, state: dict[str, Any], start: float, checkpoint: Checkpoint, progress: bool) -> None:
+    def _solve_blocks(self, state: dict[str, Any], start: float, checkpoint: Checkpoint) -> None:
         """Those that are not in `state` yet."""
         blocks = list(self.blocks)
-        streams = BlockStreams(
-            (self.dense, self.student), blocks, self.images, self.config, self.processor, self.accelerator
-        )
+        subject = self.planner.subject
+        streams = BlockStreams((subject, subject.like(self.student)), blocks, self.images, self.work)
         images = streams.start(state["blocks"])
         if images == 0:
             raise self.images.unreadable()
-        bar = tqdm(
-            range(state["blocks"], len(blocks)),
-            desc="solving residuals",
-            unit=" blocks",
-            initial=state["blocks"],
-            total=len(blocks),
-            disable=not (progress and self.accelerator.is_main_process),
-        )
+        left, done = range(state["blocks"], len(blocks)), state["blocks"]
+        bar = self.work.bar("solving residuals", "blocks", left, initial=done, total=len(blocks))
         for index in bar:
             if index > streams.at:
                 streams.advance()
@@ -201,7 +189,7 @@ class ResidualCompensation:
         for part in self.blocks[block]:
             for target in part.targets(self.plan.shapes_of(part)):
                 groups.setdefault(target.layers[0].input_name, []).append(target)
-        order = {layer.input_name: position for position, layer in enumerate(self.prepared.layers)}
+        order = {layer.input_name: position for position, layer in enumerate(self.planner.layers)}
         solved: dict[str, dict[str, Tensor]] = {}
         for input_name in sorted(groups, key=lambda name: order[name]):
             targets = groups[input_name]

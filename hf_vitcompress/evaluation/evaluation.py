@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
+from ..architectures.subject import Subject
 from ..errors import DataError
 from ..images.images import Batch, ImageSource
 from ..model.towers import compressed_part
@@ -108,19 +109,19 @@ def mean_interval(values: Tensor) -> Interval:
 
 
 def model_outputs(
-    model: PreTrainedModel, batches: Iterable[Batch], precision: str = "float32", bar: Any = None, processes: int = 1
+    subject: Subject, batches: Iterable[Batch], precision: str = "float32", bar: Any = None, processes: int = 1
 ) -> tuple[Outputs, Tensor | None]:
-    """What the model says about the images, and labels (n,) where all are known.
+    """What the subject's model says about the images, and labels (n,) where all are known.
 
     `bar` advances for all `processes` that do the same.
     """
-    outputs, labels = [], []
+    outputs, labels, model = [], [], subject.model
     training = model.training
     model.eval()
     try:
         for batch in batches:
             with torch.inference_mode(), autocast(model.device, precision):
-                terms = thinned(outputs_of(model, batch.pixel_values, batch.inputs), VALUES_PER_IMAGE)
+                terms = thinned(outputs_of(subject, batch.pixel_values, batch.inputs), VALUES_PER_IMAGE)
             outputs.append([term.cpu() for term in terms])
             if batch.labels is not None:
                 labels.append(batch.labels)
@@ -164,9 +165,9 @@ def evaluate_model(
     Raises:
         DataError: there are neither labels nor a model to compare with.
     """
-    whole, model = model, compressed_part(model, model)
-    against = None if against is None else compressed_part(against, whole)
-    classes = is_classifier(model)
+    judged = compressed_part(model, model, image_processor)
+    dense = None if against is None else compressed_part(against, model, image_processor)
+    classes = is_classifier(judged.model)
     if against is None and (images.labels is None or not classes):
         raise DataError(
             "There is nothing to judge by: the images have no labels that fit the model's classes, and no dense model "
@@ -175,24 +176,24 @@ def evaluate_model(
     precision = resolve_precision(precision, model.device)
     accelerator = accelerator or new_accelerator()
     share = own_share(accelerator, images.batch_count(batch_size))
-    models = [model] if against is None else [model, against]
+    subjects = [judged] if dense is None else [judged, dense]
     progress = progress and accelerator.is_main_process
     results = []
-    with tqdm(total=len(images) * len(models), desc="evaluating", unit=" images", disable=not progress) as bar:
-        for judged in models:
+    with tqdm(total=len(images) * len(subjects), desc="evaluating", unit=" images", disable=not progress) as bar:
+        for subject in subjects:
             own = images.select(range(len(images)))
             with local_work(accelerator, "Evaluation"):
-                batches = own.batches(image_processor, batch_size, share)
-                found = model_outputs(judged, batches, precision, bar, accelerator.num_processes)
+                batches = own.batches(subject.processor, batch_size, share)
+                found = model_outputs(subject, batches, precision, bar, accelerator.num_processes)
             results.append(found)
     outputs, labels = results[0]
     bad_images = round(sum_numbers(accelerator, [len(own.bad_images)])[0])
-    figures = _image_figures(outputs, results[1][0] if against is not None else None, labels, classes)
+    figures = _image_figures(outputs, results[1][0] if dense is not None else None, labels, classes)
     figures = _gathered(accelerator, figures if outputs else None)
     if not figures:
         raise own.unreadable()
     evaluation = _evaluation(figures, bad_images)
-    return replace(evaluation, precision=precision, dataset=images.hub_id, weights=model_digest(whole))
+    return replace(evaluation, precision=precision, dataset=images.hub_id, weights=model_digest(model))
 
 
 def judge(

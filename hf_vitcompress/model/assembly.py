@@ -87,8 +87,6 @@ def assembled(
             state[name] = tensor.detach() if share_memory else tensor.detach().clone()
     small.load_state_dict(state, assign=True)
     small.tie_weights()
-    if hasattr(model, "reading"):
-        small.reading = model.reading  # how `outputs` reads it, as part of a larger model
     if getattr(model, "generation_config", None) is not None:
         small.generation_config = model.generation_config
     return small.to(model.device).train(model.training)

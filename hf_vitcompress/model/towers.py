@@ -1,17 +1,17 @@
 """A model inside a larger one, such as the vision tower of CLIP: found, compressed by itself, and put back."""
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from ..architectures.families import row_of
-from ..architectures.outputs import Reading
+from ..architectures.subject import Reading, Subject
 from ..errors import ConfigError
 from .assembly import assembled
 
 
-def part_of(model: PreTrainedModel, target: str) -> tuple[str, PreTrainedModel]:
-    """The model inside `model` that `target` names, by its module name or a dotted tail of it: full name and model.
-
-    From then on `outputs.read_outputs` reads of it what `model` does.
+def part_of(model: PreTrainedModel, target: str, processor: Any = None) -> Subject:
+    """The model inside `model` that `target` names, by its module name or a dotted tail of it.
 
     Raises:
         ConfigError: there is none, or several.
@@ -23,9 +23,7 @@ def part_of(model: PreTrainedModel, target: str) -> tuple[str, PreTrainedModel]:
         raise ConfigError(
             f"target={target!r} {several} inside {type(model).__name__}. Those that can be compressed: {_names(model)}."
         )
-    part = inside[found[0]]
-    part.reading = reading_of(model)  # type: ignore[assignment]  # not a module
-    return found[0], part
+    return Subject(inside[found[0]], model, found[0], processor, reading_of(model))
 
 
 def reading_of(whole: PreTrainedModel) -> Reading | None:
@@ -64,30 +62,31 @@ def _names(model: PreTrainedModel) -> str:
     return ", ".join(repr(name) for name, m in inside if row_of(m) is not None and m.main_input_name == "pixel_values")
 
 
-def put_back(whole: PreTrainedModel, name: str, part: PreTrainedModel) -> PreTrainedModel:
-    """The `Factored…` counterpart of `whole` in which the model at that module name is `part`, a factored one.
+def put_back(subject: Subject, small: PreTrainedModel) -> PreTrainedModel:
+    """The `Factored…` counterpart of the subject's whole model in which `small`, a factored one, is its part.
 
-    It shares no memory with `whole`; it takes over the tensors of `part`.
+    It shares no memory with the dense model; it takes over the tensors of `small`.
     """
-    layers = {f"{name}.{layer}": shape for layer, shape in part.config.compression["layers"].items()}
-    state = {f"{name}.{key}": tensor.detach() for key, tensor in part.state_dict().items()}
-    return assembled(whole, layers, state, target=name)
+    layers = {f"{subject.name}.{layer}": shape for layer, shape in small.config.compression["layers"].items()}
+    state = {f"{subject.name}.{key}": tensor.detach() for key, tensor in small.state_dict().items()}
+    return assembled(subject.whole, layers, state, target=subject.name)
 
 
-def compressed_part(model: PreTrainedModel, compressed: PreTrainedModel) -> PreTrainedModel:
+def compressed_part(model: PreTrainedModel, compressed: PreTrainedModel, processor: Any = None) -> Subject:
     """What of `model` is compressed in `compressed`: the model there that `put_back` put back, else all of it.
 
     Args:
         model: `compressed` itself, or the dense model it came from, or the part of that already.
+        processor: of the images it is to be run on.
 
     Returns:
         a model by itself, on the memory of `model`.
     """
     target = (getattr(compressed.config, "compression", None) or {}).get("target")
     if target is None or target not in dict(model.named_modules()):
-        return model
-    part = part_of(model, target)[1]
+        return Subject.alone(model, processor)
+    part = part_of(model, target, processor)
     if model is not compressed:
         return part
     layers = {name.removeprefix(f"{target}."): s for name, s in compressed.config.compression["layers"].items()}
-    return assembled(part, layers, dict(part.state_dict()))
+    return part.like(assembled(part.model, layers, dict(part.model.state_dict())))

@@ -19,13 +19,9 @@ special case; at full rank `up · down = W` whatever the moments.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..architectures.layers import LayerInfo
-from ..config import CompressionConfig, Metric
-from ..errors import CalibrationError
-from ..statistics.moments import GradientMoment
-from ..statistics.statistics import Statistics
+from .layer_moments import LayerMoments
 
 
 @dataclass
@@ -69,36 +65,16 @@ def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     return up / balance, down * balance[:, None]
 
 
-def factorize(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, config: CompressionConfig) -> Factorization:
-    """Solve one layer in the metric of `config`.
+def factorize(moments: LayerMoments, damping: float) -> Factorization:
+    """Solve one layer.
 
     Returns:
-        factors and error curve; the curve is in units of the loss (nats per image) for `metric="fisher"`, in the
+        factors and error curve; the curve is in units of the loss (nats per image) for the metric `"fisher"`, in the
         metric's own units otherwise.
     """
-    weight = linear.weight.detach().double()
-    narrow, wide = sides(layer, linear, statistics, config)
-    on_output = layer.out_features <= layer.in_features
-    up, down, errors = solve(weight, roots(narrow, config.damping), wide, on_output)
-    mean = statistics.inputs[layer.input_name].mean if is_centered(linear, config) else None
-    return Factorization(up.float(), down.float(), errors, mean)
-
-
-def is_centered(linear: nn.Linear, config: CompressionConfig) -> bool:
-    """Whether the bias takes up the mean of the error."""
-    return config.correct_bias and linear.bias is not None
-
-
-def sides(
-    layer: LayerInfo, linear: nn.Linear, statistics: Statistics, config: CompressionConfig
-) -> tuple[Tensor, Tensor]:
-    """`N` (n, n), or its diagonal, and `K` (n, n); see the module's text."""
-    weight = linear.weight.detach().double()
-    gradient = gradient_of(layer, statistics, config)
-    if layer.out_features <= layer.in_features:
-        wide = _carried_input(statistics, layer, linear, weight, config)
-        return output_metric(config.metric, gradient, layer, weight), wide
-    return input_metric(statistics, layer, linear, config), carried_gradient(config.metric, gradient, weight)
+    narrow, wide = moments.sides
+    up, down, errors = solve(moments.weight, roots(narrow, damping), wide, moments.on_output)
+    return Factorization(up.float(), down.float(), errors, moments.mean if moments.centered else None)
 
 
 def solve(
@@ -126,63 +102,6 @@ def error_curve(root: Tensor, wide: Tensor) -> Tensor:
 def tail_sums(terms: Tensor) -> Tensor:
     """(n,) → (n + 1,): what is lost if only the first 0 … n terms are kept."""
     return torch.cat([terms.flip(0).cumsum(0).flip(0), terms.new_zeros(1)])
-
-
-def gradient_of(layer: LayerInfo, statistics: Statistics, config: CompressionConfig) -> GradientMoment | None:
-    gradient = statistics.gradients.get(layer.name)
-    if gradient is None and config.needs_gradients:
-        raise CalibrationError(
-            f"The statistics hold no gradients of {layer.name!r}, which metric={config.metric!r} needs. Calibrate with "
-            "that metric."
-        )
-    return gradient
-
-
-def output_metric(metric: Metric, gradient: GradientMoment | None, layer: LayerInfo, weight: Tensor) -> Tensor:
-    """`M_out` (out, out), or its diagonal."""
-    if metric not in ("fisher", "row_fisher"):
-        return weight.new_ones(layer.out_features)
-    assert gradient is not None
-    return gradient.moment if metric == "fisher" else gradient.mean_square
-
-
-def input_metric(statistics: Statistics, layer: LayerInfo, linear: nn.Linear, config: CompressionConfig) -> Tensor:
-    """`M_in` (in, in), or its diagonal."""
-    moment, centered = statistics.inputs[layer.input_name], is_centered(linear, config)
-    if config.metric in ("activation", "fisher"):
-        return moment.covariance if centered else moment.moment
-    if config.metric == "diagonal":
-        return moment.variance if centered else moment.mean_square
-    return linear.weight.new_ones(layer.in_features, dtype=torch.float64)
-
-
-def _carried_input(
-    statistics: Statistics, layer: LayerInfo, linear: nn.Linear, weight: Tensor, config: CompressionConfig
-) -> Tensor:
-    """`W M_in Wᵀ` (out, out); for a wide input it may be the covariance of the output, which was measured instead."""
-    output = statistics.outputs.get(layer.name)
-    if output is None or config.metric not in ("activation", "fisher"):
-        side = input_metric(statistics, layer, linear, config)
-        return weight @ side @ weight.T if side.dim() == 2 else (weight * side) @ weight.T
-    if is_centered(linear, config):
-        return output.covariance
-    product_mean = output.mean if linear.bias is None else output.mean - linear.bias.detach().double()
-    return output.covariance + torch.outer(product_mean, product_mean)
-
-
-def carried_gradient(metric: Metric, gradient: GradientMoment | None, weight: Tensor) -> Tensor:
-    """`Wᵀ M_out W` (in, in); for a wide output it may be the moment of the gradient at the input."""
-    if metric not in ("fisher", "row_fisher"):
-        return weight.T @ weight
-    assert gradient is not None
-    if metric == "row_fisher":
-        return weight.T @ (gradient.mean_square[:, None] * weight)
-    return gradient.moment if len(gradient.second) < len(weight) else weight.T @ gradient.moment @ weight
-
-
-def as_matrix(side: Tensor) -> Tensor:
-    """A metric's matrix from it or its diagonal."""
-    return torch.diag(side) if side.dim() == 1 else side
 
 
 def roots(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from ..statistics.loss_correction import CurveScaling
+from ..statistics.loss_correction import LossCorrection
 
 STEP = 2.0
 LEAST_GAIN = 0.01
@@ -30,7 +30,9 @@ Measure = Callable[[Mapping[str, float], float], tuple[float, Tensor]]
 """(weights, keep ratio) → predicted loss of the model planned that way, and its measured losses by image (n,)."""
 
 
-def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lowest_keep_ratio: float) -> CurveScaling:
+def fit_correction(
+    measure: Measure, roles: Sequence[str], search_weights: bool, lowest_keep_ratio: float
+) -> LossCorrection:
     """Search the weight of `q` and `k`, then measure the points.
 
     Args:
@@ -39,7 +41,7 @@ def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lo
         search_weights: false for metrics whose curves are not losses; all weights are then 1.
         lowest_keep_ratio: no model is smaller; the search moves up to it, points below it are left out.
     """
-    weights = CurveScaling.prior(roles).weights if search_weights else {}
+    weights = LossCorrection.prior(roles).weights if search_weights else {}
     reference = max(REFERENCE_KEEP_RATIO, lowest_keep_ratio)
     best = measure(weights, reference)
     for factor in (STEP, 1 / STEP) if weights else ():
@@ -54,7 +56,7 @@ def fit_scaling(measure: Measure, roles: Sequence[str], search_weights: bool, lo
             break
     ratios = [ratio for ratio in POINT_KEEP_RATIOS if ratio > lowest_keep_ratio and ratio != reference]
     points = {(predicted, float(losses.mean())) for predicted, losses in [best, *(measure(weights, r) for r in ratios)]}
-    return CurveScaling(weights, _rising(sorted(points)))
+    return LossCorrection(weights, _rising(sorted(points)))
 
 
 def _clearly_lower(losses: Tensor, best: Tensor) -> bool:

@@ -9,13 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..architectures.layers import LayerInfo
-from ..config import CompressionConfig
 from ..errors import CalibrationError
-from ..statistics.statistics import Statistics
-from .closed_form import as_matrix, gradient_of, input_metric, output_metric
+from .layer_moments import LayerMoments, as_matrix
 from .pruning import repaired
 
 
@@ -102,38 +99,21 @@ class Features:
         )
 
 
-def features_between(
-    layers: Sequence[LayerInfo], linears: Sequence[nn.Linear], statistics: Statistics, config: CompressionConfig
-) -> Features:
-    """What the statistics say about `layers`, of which the last reads what the others make.
+def features_between(moments: Sequence[LayerMoments]) -> Features:
+    """What the statistics say about layers, of which the last reads what the others make.
 
     Raises:
         CalibrationError: they were collected without the features in view.
     """
-    weight, side, moment = read_by(layers[-1], linears[-1], statistics, config)
+    reader = moments[-1]
     makers = []
-    for layer, linear in zip(layers[:-1], linears[:-1], strict=True):
-        own = linear.weight.detach().double()
-        gradient = output_side(layer, linear, statistics, config) if config.needs_gradients else None
-        if gradient is not None and len(gradient) != layer.out_features:
+    for own in moments[:-1]:
+        gradient = as_matrix(own.output_side) if own.metric.needs_gradients else None
+        if gradient is not None and len(gradient) != own.layer.out_features:
             raise CalibrationError(
-                f"The statistics hold too little about {layer.name!r} to prune its outputs; calibrate again with the "
-                "mlp and attention settings you plan with."
+                f"The statistics hold too little about {own.layer.name!r} to prune its outputs; calibrate again with "
+                "the mlp and attention settings you plan with."
             )
-        makers.append(Maker(own, None if linear.bias is None else linear.bias.detach().double(), gradient))
-    return Features(tuple(makers), weight, side, moment, statistics.inputs[layers[-1].input_name].mean)
-
-
-def read_by(
-    layer: LayerInfo, linear: nn.Linear, statistics: Statistics, config: CompressionConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A layer's weight (out, in), the metric of its output (out, out) and the moment of its input (in, in)."""
-    weight = linear.weight.detach().double()
-    moment = as_matrix(input_metric(statistics, layer, linear, config))
-    return weight, output_side(layer, linear, statistics, config), moment
-
-
-def output_side(layer: LayerInfo, linear: nn.Linear, statistics: Statistics, config: CompressionConfig) -> Tensor:
-    """The metric of a layer's output, (out, out) float64."""
-    gradient = gradient_of(layer, statistics, config)
-    return as_matrix(output_metric(config.metric, gradient, layer, linear.weight).double())
+        makers.append(Maker(own.weight, own.bias, gradient))
+    covariance = as_matrix(reader.input_side)
+    return Features(tuple(makers), reader.weight, as_matrix(reader.output_side), covariance, reader.mean)

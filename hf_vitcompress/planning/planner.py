@@ -1,11 +1,10 @@
-"""A dense model made ready for planning: its parts and their predicted errors, whatever the budgets that follow."""
+"""A dense model made ready for planning: its groups of layers and their predicted errors, whatever the budgets."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.families import Role
@@ -17,20 +16,23 @@ from ..architectures.layers import (
     has_standard_attention,
     prunable_heads,
 )
-from ..config import CompressionConfig
+from ..architectures.subject import Subject
+from ..config import BUDGETS, CompressionConfig
 from ..errors import BudgetError, CalibrationError, ConfigError
 from ..evaluation.costs import Costs, count_costs
-from ..runtime.distributed import deal, gather_objects, local_work, new_accelerator
-from ..runtime.weights import fingerprint
-from ..statistics.loss_correction import CurveScaling
+from ..metrics import METRICS
+from ..runtime.distributed import deal, gather_objects, local_work
+from ..runtime.run import Run
+from ..runtime.weights import model_digest
+from ..statistics.loss_correction import LossCorrection
 from ..statistics.statistics import Statistics
 from .allocation import Budget, Table, make_plan
-from .groups.base import Choice, Part
+from .groups.base import Choice, Given, Part
 from .groups.heads import HeadsPart
 from .groups.layer import LayerPart
 from .groups.pair import PairPart
 from .groups.query_key import QueryKeyPart
-from .plan import CompressionPlan, PartReport
+from .plan import CompressionPlan
 from .selection import selection_method
 
 BUDGET_CURVE_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
@@ -40,25 +42,31 @@ Group = tuple[type[Part], Sequence[LayerInfo]]
 
 
 @dataclass
-class Prepared:
+class Planner:
     """Everything about a model that does not depend on the budget.
 
     Attributes:
-        model: the dense model, unchanged.
+        subject: the dense model, unchanged.
+        statistics: of it.
         layers: what may be compressed.
         parts: the same, as it is compressed.
         costs: of the dense model, for images such as it was calibrated on.
         method: by which features and ranks are chosen, see `selection.selection_method`.
-        scaling: corrections of the predicted losses; without any points until they are measured.
     """
 
-    model: PreTrainedModel
+    subject: Subject
+    statistics: Statistics
     layers: list[LayerInfo]
     parts: list[Part]
     costs: Costs
     method: str
-    scaling: CurveScaling
     _choices: dict[int, list[list[Choice]]] = field(default_factory=dict)
+
+    @property
+    def correction(self) -> LossCorrection:
+        """Of the predicted losses; without any points until they are measured."""
+        is_loss = METRICS[self.parts[0].config.metric].is_loss
+        return self.statistics.corrections.get(self.method) or LossCorrection.prior(self.roles if is_loss else ())
 
     @property
     def fixed_parameters(self) -> int:
@@ -103,7 +111,7 @@ class Prepared:
         budget = self.budget(config)
         if not exact:
             budget = Budget(budget.limit, budget.original, budget.fixed, budget.unit)
-        weights = self.scaling.weights if weights is None else weights
+        weights = self.correction.weights if weights is None else weights
         tables = [
             Table(part.name, choices, weights.get(part.role, 1.0))
             for part, choices in zip(self.parts, self.choices(config.rank_multiple), strict=True)
@@ -115,7 +123,7 @@ class Prepared:
         kept = sum(part.choice(plan.shapes_of(part)).parameters for part in self.parts)
         return CompressionPlan(
             plan.layers,
-            self.scaling.loss(self.predicted(plan, self.scaling.weights)),
+            self.correction.loss(self.predicted(plan, self.correction.weights)),
             (self.fixed_parameters + kept) / self.costs.parameters,
             {config.budget: getattr(config, config.budget)},
         )
@@ -136,40 +144,14 @@ class Prepared:
                 curve.append((ratio, plan.predicted_loss))
         return curve
 
-    def part_reports(self, plan: CompressionPlan) -> list[PartReport]:
-        """Each part's shapes and its share of the scaled predicted loss."""
-        total = self.predicted(plan, self.scaling.weights)
-        loss = self.scaling.loss(total)
-        reports = []
-        for part in self.parts:
-            shapes = plan.shapes_of(part)
-            choice = part.choice(shapes)
-            own = choice.error * self.scaling.weights.get(part.role, 1.0)
-            reports.append(
-                PartReport(
-                    name=part.name,
-                    role=part.role,
-                    block=part.block,
-                    layers=[layer.name for layer in part.layers],
-                    kept=part.describe(shapes),
-                    shapes=shapes,
-                    parameters=choice.parameters,
-                    dense_parameters=part.dense_parameters,
-                    predicted_loss=None if loss is None else loss * own / total if total else 0.0,
-                )
-            )
-        return reports
 
+def make_planner(
+    subject: Subject, statistics: Statistics, run: Run, importance: Mapping[str, Tensor] | None = None
+) -> Planner:
+    """Predict the errors of every group of layers of a dense model.
 
-def prepare_model(
-    model: PreTrainedModel,
-    statistics: Statistics,
-    config: CompressionConfig,
-    progress: bool = True,
-    accelerator: Accelerator | None = None,
-    importance: Mapping[str, Tensor] | None = None,
-) -> Prepared:
-    """Predict the errors of every part of a dense model; several processes share the work and all get every result.
+    Several processes share the work and all get every result. What was solved is kept in `statistics.solutions`, so
+    that the planner of another budget takes seconds.
 
     Args:
         importance: for `selector="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the
@@ -178,23 +160,30 @@ def prepare_model(
     Raises:
         CalibrationError: the statistics belong to another model, another metric or fewer layers.
     """
+    model, config = subject.model, run.config
     layers = find_layers(model, config.target_modules, config.skip_modules)
-    _check_statistics(statistics, model, config, layers)
+    _check_statistics(statistics, subject, config, layers)
     statistics.to(model.device).check_layers(layers)
-    parts = make_parts(model, layers, statistics, config, importance)
-    _solve_all(parts, progress, accelerator or new_accelerator())
-    # For the images that the parts' own costs are for, which the config need not know.
-    costs = count_costs(model, statistics.image_shape)
-    return Prepared(model, layers, parts, costs, selection_method(config, importance), scaling=CurveScaling())
+    given = Given(model, statistics, config, importance or {})
+    parts = make_parts(layers, given)
+    method = selection_method(config, importance)
+    known = statistics.solutions.setdefault(_key(config, method), [])
+    if not known:
+        _solve_all(parts, run)
+        known += [part.solution for part in parts]
+    for part, solution in zip(parts, known, strict=True):
+        part.solution = solution
+    # For the images that the groups' own costs are for, which the config need not know.
+    return Planner(subject, statistics, layers, parts, count_costs(model, statistics.image_shape), method)
 
 
-def make_parts(
-    model: PreTrainedModel,
-    layers: Sequence[LayerInfo],
-    statistics: Statistics,
-    config: CompressionConfig,
-    importance: Mapping[str, Tensor] | None = None,
-) -> list[Part]:
+def _key(config: CompressionConfig, method: str) -> str:
+    """All that solutions depend on, besides the moments and weights."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in BUDGETS}
+    return json.dumps([method, settings], sort_keys=True)
+
+
+def make_parts(layers: Sequence[LayerInfo], given: Given) -> list[Part]:
     """The parts of every block, as the config's `attention` and `mlp` want them, not yet solved.
 
     Layers whose partners are skipped are factored alone.
@@ -202,6 +191,7 @@ def make_parts(
     Raises:
         ConfigError: nothing is left to compress, or attention that is to lose heads cannot.
     """
+    model, config = given.model, given.config
     pairs = {pair[0].block: pair for pair in feature_pairs(layers, config)}
     groups: list[Group] = []
     for block, members in by_block(layers).items():
@@ -215,7 +205,7 @@ def make_parts(
             f"attention={config.attention!r} and mlp={config.mlp!r} leave nothing of the {len(layers)} layers to "
             "compress."
         )
-    return [kind(together, model, statistics, config, importance) for kind, together in groups]
+    return [kind(together, given) for kind, together in groups]
 
 
 def _attention_groups(
@@ -241,24 +231,24 @@ def _alone(members: Mapping[Role, LayerInfo], roles: Sequence[Role]) -> list[Gro
     return [(LayerPart, [members[role]]) for role in roles if role in members]
 
 
-def _solve_all(parts: Sequence[Part], progress: bool, accelerator: Accelerator) -> None:
+def _solve_all(parts: Sequence[Part], run: Run) -> None:
     """Dealt out over the processes by cost; the solutions then go to all of them."""
+    accelerator = run.accelerator
     owners = deal([part.work for part in parts], accelerator.num_processes)
     mine = [i for i, owner in enumerate(owners) if owner == accelerator.process_index]
-    bar = tqdm(mine, desc="factorizing", unit=" parts", disable=not (progress and accelerator.is_main_process))
     with local_work(accelerator, "Factorization"):
-        solutions = {i: parts[i].solve() for i in bar}
+        solutions = {i: parts[i].solve() for i in run.bar("factorizing", "parts", mine)}
     for found in gather_objects(accelerator, solutions):
         for i, solution in found.items():
             parts[i].solution = solution
 
 
 def _check_statistics(
-    statistics: Statistics, model: PreTrainedModel, config: CompressionConfig, layers: Sequence[LayerInfo]
+    statistics: Statistics, subject: Subject, config: CompressionConfig, layers: Sequence[LayerInfo]
 ) -> None:
-    if statistics.fingerprint != fingerprint(model):
+    if statistics.weights != model_digest(subject.model, by_name=True):
         raise CalibrationError(
-            f"The statistics were collected from another model than this {type(model).__name__} (or from other "
+            f"The statistics were collected from another model than this {type(subject.model).__name__} (or from other "
             "weights of it). Calibrate this one."
         )
     seen = statistics.images + statistics.bad_images

@@ -6,14 +6,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transformers import PreTrainedModel
+
 from ..compensation.course import CompensationReport
+from ..config import CompressionConfig
 from ..errors import ReportError
-from ..evaluation.costs import Costs
+from ..evaluation.costs import Costs, count_costs
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.latency import Latency
 from ..importance.report import GateReport
-from ..planning.plan import PartReport
+from ..planning.plan import CompressionPlan, PartReport
+from ..planning.planner import Planner
 from ..runtime.files import atomic_path
+from ..runtime.weights import model_digest
 from .provenance import Environment, Origin
 from .tables import comparison_rows, table
 
@@ -70,6 +75,31 @@ class CompressionReport:
     quantization: str | None = None
     evaluation: Evaluation | None = None
     latency: list[Latency] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, planner: Planner, plan: CompressionPlan, small: PreTrainedModel, config: CompressionConfig, **known: Any
+    ) -> "CompressionReport":
+        """What is known of `small`, the model of a plan, once it is built.
+
+        Args:
+            known: further fields, such as `origin`.
+        """
+        statistics = planner.statistics
+        return cls(
+            model=type(small).__name__,
+            dense=planner.costs,
+            compressed=count_costs(small, statistics.image_shape),
+            parts=part_reports(planner, plan),
+            predicted_loss=plan.predicted_loss,
+            calibration_images=statistics.images,
+            bad_images=statistics.bad_images,
+            settings=config.to_dict(),
+            budget_curve=planner.budget_curve(config),
+            calibration_dataset=statistics.settings.get("dataset"),
+            weights=model_digest(small),
+            **known,
+        )
 
     @property
     def keep_ratio(self) -> float:
@@ -170,3 +200,29 @@ def _without_infinities(value: Any) -> Any:
 
 def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.2e}"
+
+
+def part_reports(planner: Planner, plan: CompressionPlan) -> list[PartReport]:
+    """Each group's shapes and its share of the scaled predicted loss."""
+    weights = planner.correction.weights
+    total = planner.predicted(plan, weights)
+    loss = planner.correction.loss(total)
+    reports = []
+    for part in planner.parts:
+        shapes = plan.shapes_of(part)
+        choice = part.choice(shapes)
+        own = choice.error * weights.get(part.role, 1.0)
+        reports.append(
+            PartReport(
+                name=part.name,
+                role=part.role,
+                block=part.block,
+                layers=[layer.name for layer in part.layers],
+                kept=part.describe(shapes),
+                shapes=shapes,
+                parameters=choice.parameters,
+                dense_parameters=part.dense_parameters,
+                predicted_loss=None if loss is None else loss * own / total if total else 0.0,
+            )
+        )
+    return reports

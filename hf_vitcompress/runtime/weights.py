@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel
 
 from ..modeling_factored import WEIGHTS
 
@@ -19,9 +18,17 @@ def weight_files(folder: str | Path) -> list[Path]:
     return sorted(path for path in Path(folder).glob("model*.safetensors") if WEIGHTS.fullmatch(path.name))
 
 
-def model_digest(model: nn.Module) -> str:
-    """Digest of a model's weights: the same before and after they are saved, whatever their names and shards."""
-    return _digest(model.state_dict().values())
+def model_digest(model: nn.Module, by_name: bool = False) -> str:
+    """Digest of all of a model's weights: the same before and after they are saved, whatever their names and shards.
+
+    Args:
+        by_name: whether the model's class and the tensors' in-memory names count, as they do for what is known layer by
+            layer.
+    """
+    if not by_name:
+        return _digest(model.state_dict().values())
+    contents = [f"{name} {_digest([tensor])}" for name, tensor in sorted(model.state_dict().items())]
+    return hashlib.sha256("\n".join([type(model).__name__, *contents]).encode()).hexdigest()
 
 
 def folder_digest(folder: str | Path) -> str | None:
@@ -47,15 +54,6 @@ def _content(tensor: Tensor) -> str:
     hashed = hashlib.sha256(f"{flat.dtype} {tuple(tensor.shape)}".encode())
     hashed.update(flat.view(torch.uint8).numpy().data)
     return hashed.hexdigest()
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """A short hash of a model's class, shapes and (a sample of) its weights."""
-    digest = hashlib.sha256(type(model).__name__.encode())
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 WEIGHT_FILE = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")

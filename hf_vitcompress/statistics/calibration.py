@@ -7,25 +7,28 @@ moments are added up as soon as the batch has passed.
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..architectures.inputs import model_inputs
+from ..architectures.inputs import subject_inputs
 from ..architectures.layers import LayerInfo, feature_pairs
 from ..architectures.outputs import read_outputs
 from ..architectures.running import evaluation_mode
+from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..errors import CalibrationError, CalibrationWarning, DataError
 from ..images.images import Batch, ImageSource
+from ..metrics import METRICS
 from ..runtime.devices import autocast, resolve_precision
-from ..runtime.distributed import from_main, gather_objects, local_work, new_accelerator, own_share
-from ..runtime.weights import fingerprint
+from ..runtime.distributed import from_main, gather_objects, local_work, own_share
+from ..runtime.run import Run
+from ..runtime.weights import model_digest
+from .accumulators import Sampler
 from .fisher_probes import probe_losses, takes_targets, task_loss
 from .moments import GradientMoment, Moment
 from .observer import Observer
@@ -47,22 +50,15 @@ _RELEVANT = (
 
 
 def calibrate(
-    model: PreTrainedModel,
-    layers: Sequence[LayerInfo],
-    images: ImageSource,
-    config: CompressionConfig,
-    image_processor: Any = None,
-    checkpoint: str | Path | None = None,
-    progress: bool = True,
-    accelerator: Accelerator | None = None,
+    subject: Subject, layers: Sequence[LayerInfo], images: ImageSource, run: Run, checkpoint: str | Path | None = None
 ) -> Statistics:
     """Collect the statistics of `layers` over `images`.
 
     Args:
-        model: dense model; it is left as it was, on its device, in its mode.
+        subject: the dense model; it is left as it was, on its device, in its mode.
         layers: what to observe, from `layers.find_layers`.
         images: all of them are used, in their order.
-        config: `metric` decides which moments are needed.
+        run: the config's `metric` decides which moments are needed.
         checkpoint: a file that is written every half minute and continued from when it exists; a calibration that
             was killed ends with the same statistics as one that was not.
 
@@ -72,44 +68,24 @@ def calibrate(
         DataError: that loss needs targets and the images have none.
         DistributedError: another process failed or has ended; what all had seen at the last checkpoint is in it.
     """
-    accelerator = accelerator or new_accelerator()
     start = time.perf_counter()
+    model, config, accelerator = subject.model, run.config, run.accelerator
     _check_targets(model, images, config)
-    settings = {name: getattr(config, name) for name in _RELEVANT}
-    settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
-    settings["precision"] = resolve_precision(config.precision, model.device)
-    settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
-    statistics = Statistics(settings=settings, fingerprint=fingerprint(model))
-    with local_work(accelerator, "Reading the checkpoint"):
-        if accelerator.is_main_process and checkpoint is not None and Path(checkpoint).is_file():
-            statistics = _resume(checkpoint, statistics).to(model.device)
-    if statistics.images == 0:
-        _allocate(statistics, layers, config, model.device)
-    # The other processes may not see the main one's files.
-    statistics.sum_over_processes(accelerator)
-    plain = statistics.scalings, statistics.timing, statistics.settings
-    statistics.scalings, statistics.timing, statistics.settings = from_main(accelerator, plain)
-
+    statistics = _begin(subject, layers, images, run, checkpoint)
     done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
-    observer = Observer(statistics, layers, config, len(images))
+    sampler = Sampler(len(images), config.seed)
+    observer = Observer(statistics, layers, sampler, config.token_weighting)
+    passes = _Passes(subject, config, statistics.settings["precision"], observer)
     shapes: dict[int, list[int]] = {}
-    bar = tqdm(
-        total=len(images),
-        initial=statistics.images + statistics.bad_images,
-        desc="calibrating",
-        unit=" images",
-        disable=not (progress and accelerator.is_main_process),
-    )
+    bar = run.bar("calibrating", "images", total=len(images), initial=statistics.images + statistics.bad_images)
     with bar, evaluation_mode(model), observer.attached(model):
 
         def observe(share: range) -> None:
             bad_before = len(images.bad_images)
-            for batch in images.batches(image_processor, config.batch_size, share):
-                observer.batch = batch.index
+            for batch in images.batches(subject.processor, config.batch_size, share):
                 if not shapes:
                     shapes[batch.index] = list(batch.pixel_values.shape[1:])
-                generator = torch.Generator().manual_seed((config.seed * 1_000_003 + batch.index) % 2**63)
-                _observe_batch(model, batch, observer, config, settings["precision"], generator)
+                passes.observe(batch)
                 statistics.images += len(batch.pixel_values)
                 bar.update(min(len(batch.pixel_values) * accelerator.num_processes, len(images) - round(bar.n)))
             statistics.bad_images += len(images.bad_images) - bad_before
@@ -121,13 +97,36 @@ def calibrate(
             _record_shape(statistics, shapes, accelerator)
             if checkpoint is not None:
                 with local_work(accelerator, "Writing the checkpoint"):
-                    if accelerator.is_main_process:
+                    if run.is_main:
                         statistics.save(checkpoint)
     if statistics.images == 0:
         raise images.unreadable()
     _check_gradients(statistics, model)
     _warn_if_few_tokens(statistics, layers)
     statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start
+    return statistics
+
+
+def _begin(
+    subject: Subject, layers: Sequence[LayerInfo], images: ImageSource, run: Run, checkpoint: str | Path | None
+) -> Statistics:
+    """Empty statistics, or those of the checkpoint, the same on all processes."""
+    model, config, accelerator = subject.model, run.config, run.accelerator
+    settings = {name: getattr(config, name) for name in _RELEVANT}
+    settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
+    settings["precision"] = resolve_precision(config.precision, model.device)
+    settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
+    settings["dataset"] = images.hub_id
+    statistics = Statistics(settings=settings, weights=model_digest(model, by_name=True))
+    with local_work(accelerator, "Reading the checkpoint"):
+        if run.is_main and checkpoint is not None and Path(checkpoint).is_file():
+            statistics = _resume(checkpoint, statistics).to(model.device)
+    if statistics.images == 0:
+        _allocate(statistics, layers, config, model.device)
+    # The other processes may not see the main one's files.
+    statistics.sum_over_processes(accelerator)
+    plain = statistics.corrections, statistics.timing, statistics.settings
+    statistics.corrections, statistics.timing, statistics.settings = from_main(accelerator, plain)
     return statistics
 
 
@@ -176,61 +175,61 @@ def _check_targets(model: PreTrainedModel, images: ImageSource, config: Compress
         )
 
 
-def _observe_batch(
-    model: PreTrainedModel,
-    batch: Batch,
-    observer: Observer,
-    config: CompressionConfig,
-    precision: str,
-    generator: torch.Generator,
-) -> None:
-    inputs = model_inputs(model, batch.pixel_values, batch.inputs)
-    observer.mask = inputs.get("pixel_attention_mask")
-    pixel_values = inputs["pixel_values"]
-    precision = precision if pixel_values.dtype == torch.float32 else "float32"  # else the weights' own
-    if not config.needs_gradients:
-        with torch.no_grad(), autocast(pixel_values.device, precision):
-            model(**inputs)
-        observer.finish_batch()
-        return
-    probes = 1 if config.calibration_loss == "task" else config.fisher_probes
-    pixel_values.requires_grad_(True)
-    with torch.enable_grad():
-        with autocast(pixel_values.device, precision):
-            losses = _losses(model, inputs, batch, config, generator)
-        for probe, loss in enumerate(losses, start=1):
-            torch.autograd.grad(loss, pixel_values, retain_graph=probe < probes)
-    observer.finish_batch(len(pixel_values), probes)
+@dataclass
+class _Passes:
+    """The forward and backward passes over one batch after the other."""
 
+    subject: Subject
+    config: CompressionConfig
+    precision: str
+    observer: Observer
 
-def _losses(
-    model: PreTrainedModel,
-    inputs: dict[str, Tensor],
-    batch: Batch,
-    config: CompressionConfig,
-    generator: torch.Generator,
-) -> Iterator[Tensor]:
-    """Scalars that are sums over the images, to be differentiated one by one."""
-    if config.calibration_loss == "task":
-        return iter([len(batch.pixel_values) * task_loss(model, inputs, batch.targets_on(model.device))])
-    return probe_losses(read_outputs(model, model(**inputs), inputs), config.fisher_probes, generator)
+    def observe(self, batch: Batch) -> None:
+        """Run the model on a batch, and let the observer add what it saw."""
+        config, model = self.config, self.subject.model
+        inputs = subject_inputs(self.subject, batch.pixel_values, batch.inputs)
+        self.observer.mask, self.observer.sampler.batch = inputs.get("pixel_attention_mask"), batch.index
+        pixel_values = inputs["pixel_values"]
+        precision = self.precision if pixel_values.dtype == torch.float32 else "float32"  # else the weights' own
+        if not config.needs_gradients:
+            with torch.no_grad(), autocast(pixel_values.device, precision):
+                model(**inputs)
+            self.observer.finish_batch()
+            return
+        probes = 1 if config.calibration_loss == "task" else config.fisher_probes
+        pixel_values.requires_grad_(True)
+        with torch.enable_grad():
+            with autocast(pixel_values.device, precision):
+                losses = self._losses(inputs, batch)
+            for probe, loss in enumerate(losses, start=1):
+                torch.autograd.grad(loss, pixel_values, retain_graph=probe < probes)
+        self.observer.finish_batch(len(pixel_values), probes)
+
+    def _losses(self, inputs: dict[str, Tensor], batch: Batch) -> Iterator[Tensor]:
+        """Scalars that are sums over the images, to be differentiated one by one."""
+        model = self.subject.model
+        if self.config.calibration_loss == "task":
+            return iter([len(batch.pixel_values) * task_loss(model, inputs, batch.targets_on(model.device))])
+        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + batch.index) % 2**63)
+        return probe_losses(read_outputs(self.subject, model(**inputs), inputs), self.config.fisher_probes, generator)
 
 
 def _allocate(
     statistics: Statistics, layers: Sequence[LayerInfo], config: CompressionConfig, device: torch.device
 ) -> None:
-    full = config.metric in ("activation", "fisher")
+    """Make room for the moments that the metric needs, on the narrow side of each layer; see `statistics`."""
+    metric = METRICS[config.metric]
+    full = metric.input == "full"
     paired = {layer.name for pair in feature_pairs(layers, config) for layer in pair}
     for layer in layers:
         narrow_input = layer.in_features <= layer.out_features or layer.name in paired
         if layer.input_name not in statistics.inputs:
-            order = 2 if full and narrow_input else 1 if config.metric == "diagonal" else 0
-            statistics.inputs[layer.input_name] = Moment.empty(layer.in_features, order, device)
+            statistics.inputs[layer.input_name] = Moment.empty(layer.in_features, full and narrow_input, device)
         if full and not narrow_input:
-            statistics.outputs[layer.name] = Moment.empty(layer.out_features, 2, device)
-        if config.needs_gradients:
+            statistics.outputs[layer.name] = Moment.empty(layer.out_features, True, device)
+        if metric.needs_gradients:
             size = layer.out_features if layer.name in paired else layer.full_rank
-            shape = (size, size) if config.metric == "fisher" else (layer.out_features,)
+            shape = (size, size) if metric.output == "full" else (layer.out_features,)
             statistics.gradients[layer.name] = GradientMoment.empty(shape, device)
 
 
@@ -281,7 +280,7 @@ def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
     differing = [name for name, value in fresh.settings.items() if saved.settings.get(name) != value]
     if set(fresh.settings["prunable_inputs"]) <= set(saved.settings.get("prunable_inputs", [])):
         differing = [name for name in differing if name != "prunable_inputs"]  # it knows more than is asked
-    if saved.fingerprint != fresh.fingerprint:
+    if saved.weights != fresh.weights:
         differing.insert(0, "model")
     if differing:
         raise CalibrationError(

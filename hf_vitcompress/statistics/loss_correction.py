@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 
 # One weight for the group and not one per role: with more, the search fits noise.
 WEIGHTED_ROLES = ("q", "k")
-
-
 PRIOR_WEIGHT = 2.0
 
 
 @dataclass
-class CurveScaling:
-    """Attributes:
-    weights: factor on the error curves of each role; missing roles have 1.
-    points: (predicted, measured) losses of whole models, nats per image, by rising prediction.
+class LossCorrection:
+    """Maps the sum of predicted errors to the loss that is to be expected.
+
+    Attributes:
+        weights: factor on the error curves of each role; missing roles have 1.
+        points: (predicted, measured) losses of whole models, nats per image, by rising prediction.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
     points: list[tuple[float, float]] = field(default_factory=list)
 
     @classmethod
-    def prior(cls, roles: Sequence[str]) -> "CurveScaling":
+    def prior(cls, roles: Sequence[str]) -> "LossCorrection":
         """Before anything is measured."""
         return cls({role: PRIOR_WEIGHT for role in WEIGHTED_ROLES if role in roles})
 

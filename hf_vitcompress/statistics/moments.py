@@ -16,8 +16,7 @@ class Moment:
         weight: Σ w, a 0-d float64 tensor.
         shift: (d,) float32, a point near the mean, taken from the first batch.
         first: (d,) float64, Σ w (x − shift).
-        second: float32, Σ w (x − shift)(x − shift)ᵀ (d, d), or its diagonal (d,), or `None` where only the mean is
-            needed.
+        second: float32, Σ w (x − shift)(x − shift)ᵀ (d, d), or `None` where only the mean is needed.
     """
 
     weight: Tensor
@@ -26,13 +25,13 @@ class Moment:
     second: Tensor | None
 
     @classmethod
-    def empty(cls, size: int, order: int, device: torch.device) -> "Moment":
-        """Nothing seen yet; `order` is the number of dimensions of `second`, 0 for none."""
+    def empty(cls, size: int, full: bool, device: torch.device) -> "Moment":
+        """Nothing seen yet; `full` says whether more than the mean of vectors (size,) is wanted."""
         return cls(
             weight=torch.zeros((), dtype=torch.float64, device=device),
             shift=torch.full((size,), torch.nan, device=device),
             first=torch.zeros(size, dtype=torch.float64, device=device),
-            second=torch.zeros((size,) * order, device=device) if order else None,
+            second=torch.zeros(size, size, device=device) if full else None,
         )
 
     def update(self, vectors: Tensor, weights: Tensor | None) -> None:
@@ -45,20 +44,16 @@ class Moment:
             vectors.mul_(roots[:, None])
         self.weight += roots.double().square().sum()
         self.first += vectors.T @ roots
-        if self.second is not None and self.second.dim() == 2:
+        if self.second is not None:
             self.second.addmm_(vectors.T, vectors)
-        elif self.second is not None:
-            self.second += torch.linalg.vector_norm(vectors, dim=0).square()
 
     def reshift(self, shift: Tensor) -> None:
         """Express the sums about another point (d,) near the mean; the moments they stand for stay the same."""
         if self.weight > 0:
             delta = self.shift.double() - shift.double()
-            if self.second is not None and self.second.dim() == 2:
+            if self.second is not None:
                 cross = torch.outer(delta, self.first)
                 self.second += (cross + cross.T + self.weight * torch.outer(delta, delta)).to(self.second.dtype)
-            elif self.second is not None:
-                self.second += (2 * delta * self.first + self.weight * delta.square()).to(self.second.dtype)
             self.first += self.weight * delta
         self.shift.copy_(shift)
 
@@ -83,16 +78,6 @@ class Moment:
     def moment(self) -> Tensor:
         """`E[x xᵀ]` (d, d) float64, about zero."""
         return self.covariance + torch.outer(self.mean, self.mean)
-
-    @property
-    def variance(self) -> Tensor:
-        """(d,) float64."""
-        return (_diagonal(self.second, self.weight) - (self.first / self.weight).square()).clamp_min(0)
-
-    @property
-    def mean_square(self) -> Tensor:
-        """`E[x²]` (d,) float64, about zero."""
-        return self.variance + self.mean.square()
 
     def is_finite(self) -> bool:
         second = self.first if self.second is None else self.second
@@ -129,7 +114,7 @@ class GradientMoment:
     @property
     def mean_square(self) -> Tensor:
         """(out,) float64."""
-        return _diagonal(self.second, self.count)
+        return (self.second.diagonal() if self.second.dim() == 2 else self.second).double() / self.count
 
     def is_finite(self) -> bool:
         return bool(torch.isfinite(self.second).all())
@@ -142,11 +127,3 @@ def _symmetric(second: Tensor | None, count: Tensor) -> Tensor:
         )
     mean = second.double() / count
     return (mean + mean.T) / 2
-
-
-def _diagonal(second: Tensor | None, count: Tensor) -> Tensor:
-    if second is None:
-        raise CalibrationError(
-            "The statistics were collected for a metric that needs less; calibrate again for this one."
-        )
-    return (second.diagonal() if second.dim() == 2 else second).double() / count

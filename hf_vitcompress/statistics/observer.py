@@ -1,7 +1,7 @@
 """Hooks on a model's layers that add what flows through them to the statistics."""
 
 import contextlib
-import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architectures.layers import LayerInfo, linear_layer
-from ..config import CompressionConfig
 from ..runtime.devices import fast_products
+from .accumulators import Accumulator, Sampler, accumulator_for
 from .statistics import Statistics
 
 TOKENS_PER_FEATURE = 50
 """Tokens, as a multiple of the hidden features, that are enough for their covariance."""
-GRADIENTS_PER_FEATURE = 10
-"""The same for each probe's gradients, whose moment is never inverted."""
 
 
 @dataclass
@@ -27,17 +25,16 @@ class Observer:
     Wide moments, of the hidden features of an MLP, take a random part of the tokens where there are many.
 
     Attributes:
-        images: that all of the calibration will see.
-        batch: index of the batch that is being observed.
-        mask: (n, tokens) of that batch, 0 where a token is padding; `None` without padding.
+        sampler: chooses that part; whoever passes the batches says which one it is.
+        token_weighting: as in the config.
+        mask: (n, tokens) of the batch that is being observed, 0 where a token is padding; `None` without padding.
         finite: by layer name, whether all outputs were; of the last block, because no moment sees what those become.
     """
 
     statistics: Statistics
     layers: Sequence[LayerInfo]
-    config: CompressionConfig
-    images: int
-    batch: int = 0
+    sampler: Sampler
+    token_weighting: float
     mask: Tensor | None = None
     finite: dict[str, Tensor] = field(default_factory=dict)
     _seen: dict[str, Tensor] = field(default_factory=dict)
@@ -51,65 +48,61 @@ class Observer:
 
     @contextlib.contextmanager
     def attached(self, model: PreTrainedModel) -> Iterator[None]:
-        handles = []
-        shared = {layer.input_name for layer in self.layers}
+        """Within the block, what flows through the layers of `model` is observed."""
+        handles, readers = [], Counter(layer.input_name for layer in self.layers)
+        begun: set[str] = set()
         for layer in self.layers:
-            first = layer.input_name in shared
-            shared.discard(layer.input_name)
-            handles.append(linear_layer(model, layer.name).register_forward_hook(self._forward_hook(layer, first)))
+            linear = linear_layer(model, layer.name)
+            accumulator = None
+            if (moment := self.statistics.gradients.get(layer.name)) is not None:
+                alone = readers[layer.input_name] == 1
+                accumulator = accumulator_for(layer, linear, moment, alone, self.sampler)
+            first = layer.input_name not in begun
+            begun.add(layer.input_name)
+            handles.append(linear.register_forward_hook(self._forward_hook(layer, first, accumulator)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _forward_hook(self, layer: LayerInfo, first: bool) -> Callable[..., None]:
-        statistics = self.statistics
-        alone = sum(other.input_name == layer.input_name for other in self.layers) == 1
+    def _forward_hook(self, layer: LayerInfo, first: bool, accumulator: Accumulator | None) -> Callable[..., None]:
+        """What is called with a layer's input and output.
+
+        Args:
+            first: whether it is the first layer that reads its input, and so the one that tells of it.
+        """
 
         def hook(module: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x, computed_in = inputs[0], output.dtype
             # Kept until the backward passes have told which tokens matter, as the layer itself rounds them.
             if first:
                 self._seen[layer.input_name] = x.detach().to(computed_in)
-            if layer.name in statistics.outputs:
+            if layer.name in self.statistics.outputs:
                 self._seen[layer.name] = output.detach()
             if layer.block == self._last_block:
                 finite = torch.isfinite(output.detach()).all()
                 self.finite[layer.name] = self.finite.get(layer.name, finite) & finite
-            if not output.requires_grad:
+            if accumulator is None or not output.requires_grad:
                 return
-            total = statistics.gradients[layer.name].second
-            at_input = total.dim() == 2 and len(total) < layer.out_features
-
-            def output_hook(grad: Tensor) -> None:
-                if at_input and alone:
-                    return  # the gradient at the input is this layer's own
-                g = self._tokens(grad)
-                if at_input:
-                    carried = g @ module.weight.detach().float()
-                    add_product(total, carried, carried, torch.float32)
-                elif total.dim() == 2 and layer.out_features > layer.in_features:
-                    chosen, share = self._sample(len(g), GRADIENTS_PER_FEATURE * len(total), len(grad))
-                    g = g[chosen].mul_(share**-0.5)
-                    add_product(total, g, g, grad.dtype)
-                elif total.dim() == 2:
-                    add_product(total, g, g, grad.dtype)
-                else:
-                    total.add_(torch.linalg.vector_norm(g, dim=0).square())
-
             # The hooks below must not hold a tensor of the graph they hang on: that cycle would keep every batch alive.
-            def input_hook(grad: Tensor) -> None:
-                g = self._tokens(grad)
-                if first and self.config.token_weighting:
-                    previous = self._importance.get(layer.input_name, 0)
-                    self._importance[layer.input_name] = previous + torch.linalg.vector_norm(g, dim=-1).square()
-                if at_input and alone:
-                    add_product(total, g, g, computed_in)
+            if not accumulator.at_input:
+                output.register_hook(lambda grad: accumulator.add(self._tokens(grad), grad.dtype, len(grad)))
+            if x.requires_grad and (first or accumulator.at_input):
+                x.register_hook(self._input_hook(layer, first, accumulator, computed_in))
 
-            output.register_hook(output_hook)
-            if x.requires_grad and (first or (at_input and alone)):
-                x.register_hook(input_hook)
+        return hook
+
+    def _input_hook(
+        self, layer: LayerInfo, first: bool, accumulator: Accumulator, computed_in: torch.dtype
+    ) -> Callable[[Tensor], None]:
+        def hook(grad: Tensor) -> None:
+            g = self._tokens(grad)
+            if first and self.token_weighting:
+                previous = self._importance.get(layer.input_name, 0)
+                self._importance[layer.input_name] = previous + torch.linalg.vector_norm(g, dim=-1).square()
+            if accumulator.at_input:
+                accumulator.add(g, computed_in, len(grad))
 
         return hook
 
@@ -121,10 +114,10 @@ class Observer:
             # Padding has no gradient, but it has activations.
             real = slice(None) if self.mask is None or self.mask.numel() != len(tokens) else self.mask.flatten().bool()
             tokens, weights = tokens[real], self._token_weights(self._input_of.get(name, name), real)
-            wide = name in self._wide and moment.second is not None and moment.second.dim() == 2
+            wide = name in self._wide and moment.second is not None
             count = len(tokens)
             if wide:
-                chosen, _ = self._sample(count, TOKENS_PER_FEATURE * tokens.shape[1], len(activations))
+                chosen, _ = self.sampler.choose(count, TOKENS_PER_FEATURE * tokens.shape[1], len(activations))
                 tokens, weights = tokens[chosen], None if weights is None else weights[chosen]
             # They are most of the arithmetic, and need no more digits than the activations have.
             with fast_products(tokens.device, wanted=wide and activations.dtype == torch.bfloat16):
@@ -135,16 +128,6 @@ class Observer:
             gradient.count += images * probes
         self._seen.clear()
         self._importance.clear()
-
-    def _sample(self, tokens: int, wanted: int, images: int) -> tuple[Tensor | slice, float]:
-        """Which of a batch's tokens to take so that the whole calibration sees about `wanted`, and their share."""
-        share = wanted / (tokens / images * self.images)
-        if share >= 1:
-            return slice(None), 1.0
-        # By the batch and not by what was seen, so that the number of processes does not matter.
-        generator = torch.Generator().manual_seed((self.config.seed * 1_000_003 + 2**40 + self.batch) % 2**63)
-        chosen = torch.randperm(tokens, generator=generator)[: math.ceil(share * tokens)]
-        return chosen, len(chosen) / tokens
 
     def _tokens(self, activations: Tensor) -> Tensor:
         """(…, d) → (tokens, d) float32, in a buffer that the next call with the same shape overwrites.
@@ -164,16 +147,5 @@ class Observer:
         importance = importance[real]
         if not torch.isfinite(importance).all():
             return None
-        share = self.config.token_weighting
         relative = importance / importance.mean().clamp_min(torch.finfo(importance.dtype).tiny)
-        return (1 - share) + share * relative
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor, computed_in: torch.dtype) -> None:
-    """`total += leftᵀ right`, by the fast path of the processor where the numbers are no finer than that anyway.
-
-    Values that are bfloat16 already lose nothing when a float32 product takes them as bfloat16 and adds in float32,
-    and on a CPU with bfloat16 instructions that is three times as fast.
-    """
-    with fast_products(left.device, wanted=computed_in == torch.bfloat16):
-        total.addmm_(left.T, right)
+        return (1 - self.token_weighting) + self.token_weighting * relative

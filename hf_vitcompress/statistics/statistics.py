@@ -28,10 +28,10 @@ from ..architectures.layers import LayerInfo
 from ..errors import CalibrationError
 from ..runtime.distributed import from_owner, gather_objects, sum_in_place, sum_numbers
 from ..runtime.files import atomic_path
-from .loss_correction import CurveScaling
+from .loss_correction import LossCorrection
 from .moments import GradientMoment, Moment
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Statistics:
     """Everything calibration learnt about a model; one serves any number of budgets.
 
     Attributes:
-        inputs: by input name, moments of what the layers read; (in, in), or (in,) or the mean only where nothing more
+        inputs: by input name, moments of what the layers read; (in, in), or the mean only where nothing more
             is needed.
         outputs: by layer name, moments of `W x + b`, for layers with out < in whose inputs have no (in, in).
         gradients: by layer name, gradient moments at the output, or at the input where that is narrower and enough;
@@ -48,9 +48,11 @@ class Statistics:
         tokens: vectors seen by each input name.
         bad_images: images that could not be read and were left out.
         settings: what the statistics depend on (metric, seed, precision, …) and `image_shape`, plain data.
-        fingerprint: identifies the model's weights.
-        scalings: corrections of the predicted losses, by `selection.selection_method`, once they are measured.
+        weights: digest of the model's class and all its weights, by name; see `weights.model_digest`.
+        corrections: of the predicted losses, by `selection.selection_method`, once they are measured.
         timing: seconds by stage, plain data.
+        solutions: what the planner's groups of layers have solved from these moments, by what it depends on; kept in
+            memory, so that further budgets take seconds, and not saved.
     """
 
     inputs: dict[str, Moment] = field(default_factory=dict)
@@ -60,9 +62,10 @@ class Statistics:
     tokens: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    fingerprint: str = ""
-    scalings: dict[str, CurveScaling] = field(default_factory=dict)
+    weights: str = ""
+    corrections: dict[str, LossCorrection] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
+    solutions: dict[str, list[Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def image_shape(self) -> tuple[int, ...] | None:
@@ -85,8 +88,8 @@ class Statistics:
             "tokens": self.tokens,
             "bad_images": self.bad_images,
             "settings": self.settings,
-            "fingerprint": self.fingerprint,
-            "scalings": {method: asdict(scaling) for method, scaling in self.scalings.items()},
+            "weights": self.weights,
+            "corrections": {method: asdict(correction) for method, correction in self.corrections.items()},
             "timing": self.timing,
         }
         with atomic_path(path) as temporary:
@@ -109,10 +112,13 @@ class Statistics:
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             raise CalibrationError(f"{str(path)!r} is not a complete statistics file ({error}). {remedy}") from error
         if plain.pop("format_version", None) != FORMAT_VERSION:
-            raise CalibrationError(f"{str(path)!r} was written by another version of this package. {remedy}")
-        for method, scaling in plain["scalings"].items():
-            points = [(predicted, measured) for predicted, measured in scaling["points"]]
-            plain["scalings"][method] = CurveScaling(scaling["weights"], points)
+            raise CalibrationError(
+                f"Another version of this package wrote {str(path)!r}, in a form that cannot be checked against a "
+                f"model. {remedy}"
+            )
+        for method, correction in plain["corrections"].items():
+            points = [(predicted, measured) for predicted, measured in correction["points"]]
+            plain["corrections"][method] = LossCorrection(correction["weights"], points)
         moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
         return cls(**moments, **plain)
 

@@ -13,7 +13,7 @@ A part is one or more linear layers that are compressed together. Its *shapes* a
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,11 +22,11 @@ from transformers import PreTrainedModel
 from ...architectures.layers import LayerInfo, attention_keys, linear_layer
 from ...config import CompressionConfig
 from ...errors import ConfigError
+from ...metrics import METRICS
 from ...model.assembly import Shapes
 from ...statistics.statistics import Statistics
-from ..closed_form import (
-    balanced,
-)
+from ..closed_form import balanced
+from ..layer_moments import LayerMoments
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,23 @@ class Target:
     rank: int | None
 
 
+@dataclass(frozen=True)
+class Given:
+    """What all groups of a model are solved from.
+
+    Attributes:
+        model: the dense one.
+        statistics: of it.
+        config: the recipe; its budget does not matter.
+        importance: learned scores, (neurons,) or (heads,), by the name of the layer that reads the features.
+    """
+
+    model: PreTrainedModel
+    statistics: Statistics
+    config: CompressionConfig
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class Part(ABC):
     """Some layers of one block that are compressed together.
 
@@ -79,17 +96,14 @@ class Part(ABC):
 
     role: str
 
-    def __init__(
-        self,
-        layers: Sequence[LayerInfo],
-        model: PreTrainedModel,
-        statistics: Statistics,
-        config: CompressionConfig,
-        importance: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.layers, self.model, self.statistics, self.config = tuple(layers), model, statistics, config
-        self.importance = importance or {}
-        self.linears: list[nn.Linear] = [linear_layer(model, layer.name) for layer in layers]
+    def __init__(self, layers: Sequence[LayerInfo], given: Given) -> None:
+        self.layers, self.given = tuple(layers), given
+        self.model, self.statistics, self.config = given.model, given.statistics, given.config
+        self.linears: list[nn.Linear] = [linear_layer(given.model, layer.name) for layer in layers]
+        self.moments = [
+            LayerMoments.of(layer, linear, given.statistics, given.config)
+            for layer, linear in zip(self.layers, self.linears, strict=True)
+        ]
         self.solution: Any = None
 
     @property
@@ -130,7 +144,7 @@ class Part(ABC):
 
     def energy_scale(self, errors: Tensor) -> Tensor:
         """Errors in the units of the loss; in other metrics, which do not compare, as shares of the energy."""
-        if self.config.metric == "fisher" or float(errors[0]) <= 0:
+        if METRICS[self.config.metric].is_loss or float(errors[0]) <= 0:
             return errors
         return errors / errors[0]
 

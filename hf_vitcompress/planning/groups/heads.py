@@ -1,4 +1,4 @@
-"""Whole attention heads, pruned; and the scores by which heads and neurons may be chosen."""
+"""Whole attention heads, pruned."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,7 @@ from torch import Tensor
 from ...architectures.layers import head_dim
 from ...errors import ConfigError
 from ...model.assembly import Shapes
-from ..closed_form import is_centered
-from ..features import read_by
+from ..layer_moments import as_matrix
 from ..pruning import cut_errors, group_order, repaired, repaired_errors
 from ..selection import learned_scores
 from .base import Choice, Part, Target, refuse, shifted
@@ -38,7 +37,8 @@ class HeadsPart(Part):
 
     def _output_problem(self) -> tuple[Tensor, Tensor, Tensor]:
         """o's weight, the metric of its output, the moment of its input."""
-        return read_by(self.layers[-1], self.linears[-1], self.statistics, self.config)
+        own = self.moments[-1]
+        return own.weight, as_matrix(own.output_side), as_matrix(own.input_side)
 
     def _features(self, head: int) -> Tensor:
         return torch.arange(head * self.size, (head + 1) * self.size, device=self.model.device)
@@ -58,7 +58,7 @@ class HeadsPart(Part):
     def _scores(self) -> Tensor:
         """Importance of each head (heads,)."""
         if self.config.selector == "gates":
-            return learned_scores(self.importance, self.layers[-1].name, self.heads)
+            return learned_scores(self.given.importance, self.layers[-1].name, self.heads)
         norms = [linear.weight.detach().reshape(self.heads, -1).norm(dim=1) for linear in self.linears[:-1]]
         last = self.linears[-1].weight.detach().T.reshape(self.heads, -1).norm(dim=1)
         return torch.stack([*norms, last]).prod(0)
@@ -105,28 +105,28 @@ class HeadsPart(Part):
             if linear.bias is not None:
                 tensors[f"{layer.name}.bias"] = linear.bias.detach()[features]
         weight, _, input_side = self._output_problem()
-        layer, linear = self.layers[-1], self.linears[-1]
+        own = self.moments[-1]
         solved = repaired(weight, input_side, features) if self.config.repair else weight[:, features]
-        tensors[f"{layer.name}.weight"] = solved
-        if linear.bias is not None:
-            mean = self.statistics.inputs[layer.input_name].mean
-            lost = weight @ mean - solved @ mean[features] if is_centered(linear, self.config) else weight.new_zeros(())
-            tensors[f"{layer.name}.bias"] = shifted(linear.bias, lost)
+        tensors[f"{own.layer.name}.weight"] = solved
+        if own.linear.bias is not None:
+            mean = own.mean
+            lost = weight @ mean - solved @ mean[features] if own.centered else weight.new_zeros(())
+            tensors[f"{own.layer.name}.bias"] = shifted(own.linear.bias, lost)
         return tensors
 
     def targets(self, shapes: Shapes) -> list[Target]:
         if not shapes:
             return []
-        targets = []
-        tensors = self.tensors(shapes)
-        for layer, linear in zip(self.layers, self.linears, strict=True):
-            start = tensors[f"{layer.name}.weight"].double()
-            last = layer is self.layers[-1]
-            weight = linear.weight.detach().double() if last else start
-            bias = linear.bias.detach().double() if last and linear.bias is not None else None
-            bias = tensors[f"{layer.name}.bias"].double() if not last and linear.bias is not None else bias
+        targets, tensors = [], self.tensors(shapes)
+        for own in self.moments:
+            start = tensors[f"{own.layer.name}.weight"].double()
+            if own is self.moments[-1]:
+                weight, bias = own.weight, own.bias
+            else:
+                weight = start
+                bias = None if own.bias is None else tensors[f"{own.layer.name}.bias"].double()
             metric = weight.new_ones(len(start))  # no rank, so the metric does not matter
-            targets.append(Target((layer,), weight, start, metric, True, bias, is_centered(linear, self.config), None))
+            targets.append(Target((own.layer,), weight, start, metric, True, bias, own.centered, None))
         return targets
 
     def describe(self, shapes: Shapes) -> str:

@@ -3,17 +3,7 @@
 from torch import Tensor
 
 from ...model.assembly import Shapes
-from ..closed_form import (
-    Factorization,
-    carried_gradient,
-    error_curve,
-    factorize,
-    gradient_of,
-    is_centered,
-    output_metric,
-    roots,
-    sides,
-)
+from ..closed_form import Factorization, error_curve, factorize, roots
 from ..pareto import ranks_below
 from .base import Choice, Part, Target, factored, refuse
 
@@ -27,7 +17,7 @@ class LayerPart(Part):
 
     def solve(self) -> Tensor:
         """Errors (n + 1,)."""
-        narrow, wide = sides(self.layers[0], self.linears[0], self.statistics, self.config)
+        narrow, wide = self.moments[0].sides
         return self.energy_scale(error_curve(roots(narrow, self.config.damping)[0], wide))
 
     def choice(self, shapes: Shapes) -> Choice:
@@ -47,7 +37,7 @@ class LayerPart(Part):
             refuse(name, shape, {"rank": self.layers[0].full_rank})
 
     def factorization(self) -> Factorization:
-        return factorize(self.layers[0], self.linears[0], self.statistics, self.config)
+        return factorize(self.moments[0], self.config.damping)
 
     def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
         if not shapes:
@@ -60,14 +50,7 @@ class LayerPart(Part):
     def targets(self, shapes: Shapes) -> list[Target]:
         if not shapes:
             return []
-        layer, linear = self.layers[0], self.linears[0]
-        weight = linear.weight.detach().double()
-        gradient = gradient_of(layer, self.statistics, self.config)
-        on_output = layer.out_features <= layer.in_features
-        if on_output:
-            metric = output_metric(self.config.metric, gradient, layer, weight)
-        else:
-            metric = carried_gradient(self.config.metric, gradient, weight)
-        bias = None if linear.bias is None else linear.bias.detach().double()
-        centered = is_centered(linear, self.config)
-        return [Target((layer,), weight, weight, metric, on_output, bias, centered, shapes[layer.name]["rank"])]
+        own = self.moments[0]
+        metric = own.output_side if own.on_output else own.carried_output
+        rank = shapes[own.layer.name]["rank"]
+        return [Target((own.layer,), own.weight, own.weight, metric, own.on_output, own.bias, own.centered, rank)]

@@ -15,8 +15,9 @@ from torch import Tensor
 from ...architectures.layers import LayerInfo, head_dim
 from ...errors import ConfigError
 from ...model.assembly import Shapes
-from ..closed_form import error_curve, input_metric, is_centered, roots, solve
-from ..features import Features, features_between, output_side
+from ..closed_form import error_curve, roots, solve
+from ..features import Features, features_between
+from ..layer_moments import as_matrix
 from ..pareto import rank_options, undominated
 from ..pruning import cut_errors, fisher_order, magnitude_order, repaired_errors, value_rotation
 from ..selection import learned_scores
@@ -97,7 +98,7 @@ class PairPart(Part):
         return super().work + 4.0 * self.width**3
 
     def _features(self, rotation: Tensor | None = None) -> Features:
-        found = features_between(self.layers, self.linears, self.statistics, self.config)
+        found = features_between(self.moments)
         return found if rotation is None else found.rotated(rotation)
 
     def solve(self) -> PairSolution:
@@ -123,7 +124,7 @@ class PairPart(Part):
         if self.config.selector == "magnitude":
             return magnitude_order([maker.weight for maker in features.makers], features.reader)
         if self.config.selector == "gates":
-            scores = learned_scores(self.importance, self.reader.name, self.width)
+            scores = learned_scores(self.given.importance, self.reader.name, self.width)
             return scores.argsort(descending=True, stable=True)
         return fisher_order(features.reader, features.output_side, features.covariance)
 
@@ -154,13 +155,13 @@ class PairPart(Part):
     @cached_property
     def _roots(self) -> list[tuple[Tensor, Tensor]]:
         """Of each layer's metric on its own side, which no width and no rotation changes."""
-        config, inputs = self.config, {}
-        for layer, linear in zip(self.layers[:-1], self.linears[:-1], strict=True):
+        damping, inputs = self.config.damping, {}
+        for own in self.moments[:-1]:
             # What makes the features reads one tensor; only a bias makes a difference.
-            if (centered := is_centered(linear, config)) not in inputs:
-                inputs[centered] = roots(input_metric(self.statistics, layer, linear, config), config.damping)
-        makers = [inputs[is_centered(linear, config)] for linear in self.linears[:-1]]
-        return [*makers, roots(output_side(self.reader, self.linears[-1], self.statistics, config), config.damping)]
+            if own.centered not in inputs:
+                inputs[own.centered] = roots(own.input_side, damping)
+        makers = [inputs[own.centered] for own in self.moments[:-1]]
+        return [*makers, roots(as_matrix(self.moments[-1].output_side), damping)]
 
     def _rotation(self, width: int) -> Tensor | None:
         """None where all features stay: then the layers are as they were."""
@@ -230,7 +231,7 @@ class PairPart(Part):
         weights = [*(maker.weight for maker in small.makers), small.reader]
         biases = [*(maker.bias for maker in small.makers), self.linears[-1].bias]
         carried = small.carried if any(ranks) else [None] * len(ranks)
-        mean = self.statistics.inputs[self.layers[0].input_name].mean
+        mean = self.moments[0].mean
         tensors: dict[str, Tensor] = {}
         for i, (layer, rank) in enumerate(zip(self.layers, ranks, strict=True)):
             if layer.name not in shapes:
@@ -242,7 +243,7 @@ class PairPart(Part):
                 up, down, _ = solve(weight, self._roots[i], wide, on_output=reads)
                 factors = up[:, :rank], down[:rank]
                 weight = factors[0] @ factors[1]
-            if is_centered(self.linears[i], self.config):
+            if self.moments[i].centered:
                 bias = shifted(bias, wanted - weight @ (small.mean if reads else mean))
             if factors is not None:
                 tensors |= factored(layer.name, *factors, bias)
@@ -257,18 +258,16 @@ class PairPart(Part):
             return []
         width, ranks = self._read(shapes)
         small, targets = self._kept(width), []
-        for layer, linear, maker, rank in zip(self.layers, self.linears, small.makers, ranks, strict=False):
-            if layer.name in shapes:
-                weight, on_output = maker.weight, width <= layer.in_features
+        for own, maker, rank in zip(self.moments, small.makers, ranks, strict=False):
+            if own.layer.name in shapes:
+                weight, on_output = maker.weight, width <= own.layer.in_features
                 metric = maker.metric if on_output else maker.carried
-                centered = is_centered(linear, self.config)
-                targets.append(Target((layer,), weight, weight, metric, on_output, maker.bias, centered, rank))
+                targets.append(Target((own.layer,), weight, weight, metric, on_output, maker.bias, own.centered, rank))
         if self.reader.name in shapes:
-            linear = self.linears[-1]
-            bias = None if linear.bias is None else linear.bias.detach().double()
-            dense, centered = linear.weight.detach().double(), is_centered(linear, self.config)
-            side = small.output_side
-            targets.append(Target((self.reader,), dense, small.reader, side, True, bias, centered, ranks[-1]))
+            own, side = self.moments[-1], small.output_side
+            targets.append(
+                Target((self.reader,), own.weight, small.reader, side, True, own.bias, own.centered, ranks[-1])
+            )
         return targets
 
     def describe(self, shapes: Shapes) -> str:

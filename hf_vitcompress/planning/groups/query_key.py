@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ...model.assembly import Shapes
-from ..closed_form import balanced, carried_gradient, error_curve, gradient_of, input_metric, is_centered, roots, solve
+from ..closed_form import balanced, error_curve, roots, solve
 from ..pareto import ranks_below
 from .base import Choice, Part, Target, refuse, shifted
 
@@ -31,21 +31,15 @@ class QueryKeyPart(Part):
         return (self.name, *super().module_names)
 
     def _sides(self) -> tuple[Tensor, Tensor]:
-        wide = sum(
-            carried_gradient(
-                self.config.metric, gradient_of(layer, self.statistics, self.config), linear.weight.detach().double()
-            )
-            for layer, linear in zip(self.layers, self.linears, strict=True)
-        )
-        assert isinstance(wide, Tensor)
-        without = [linear for linear in self.linears if linear.bias is None]
-        reader = (without or self.linears)[0]
-        return input_metric(self.statistics, self.layers[0], reader, self.config), wide
+        wide = sum((own.carried_output for own in self.moments[1:]), self.moments[0].carried_output)
+        without = [own for own in self.moments if own.linear.bias is None]
+        # Of k's moments the input is that of q's.
+        return (without or self.moments)[0].input_side, wide
 
     @property
     def _centered(self) -> bool:
         """Whether both biases take up the mean of the error."""
-        return all(is_centered(linear, self.config) for linear in self.linears)
+        return all(own.centered for own in self.moments)
 
     def solve(self) -> Tensor:
         """Errors (n + 1,)."""
@@ -77,12 +71,12 @@ class QueryKeyPart(Part):
         if not shapes:
             return {}
         narrow, wide = self._sides()
-        weights = [linear.weight.detach().double() for linear in self.linears]
+        weights = [own.weight for own in self.moments]
         up, down, _ = solve(torch.cat(weights), roots(narrow, self.config.damping), wide, on_output=False)
         rank = shapes[self.name]["qk_rank"]
         up, down = balanced(up[:, :rank], down[:rank])
         tensors = {f"{self.name}.qk_down.weight": down}
-        mean = self.statistics.inputs[self.layers[0].input_name].mean
+        mean = self.moments[0].mean
         ups = up.split([layer.out_features for layer in self.layers])
         for layer, linear, weight, own in zip(self.layers, self.linears, weights, ups, strict=True):
             tensors[f"{layer.name}.weight"] = own
@@ -94,8 +88,8 @@ class QueryKeyPart(Part):
     def targets(self, shapes: Shapes) -> list[Target]:
         if not shapes:
             return []
-        weight = torch.cat([linear.weight.detach().double() for linear in self.linears])
-        biases = [linear.bias.detach().double() for linear in self.linears if linear.bias is not None]
+        weight = torch.cat([own.weight for own in self.moments])
+        biases = [own.bias for own in self.moments if own.bias is not None]
         bias = torch.cat(biases) if len(biases) == len(self.linears) else None  # else neither moves
         rank = shapes[self.name]["qk_rank"]
         return [Target(self.layers, weight, weight, self._sides()[1], False, bias, self._centered, rank)]

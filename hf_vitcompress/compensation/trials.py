@@ -1,0 +1,37 @@
+"""A search over plans of which each is compensated for a while before it is measured."""
+
+import json
+
+from ..evaluation.reference import Reference
+from ..planning.building import build_model
+from ..planning.plan import CompressionPlan
+from ..planning.search import search_accuracy
+from .compensator import Compensator
+
+TRIAL_SHARE = 1 / 8
+"""How much of the compensation each candidate gets."""
+
+
+def search_compensated(compensator: Compensator, reference: Reference, known: CompressionPlan) -> CompressionPlan:
+    """The smallest plan that holds `max_accuracy_drop` with compensation.
+
+    No candidate is compensated twice, however often the search is interrupted, where the compensator keeps checkpoints.
+
+    Args:
+        reference: the dense model on the validation images.
+        known: a plan that holds it without compensation.
+    """
+    planner, run = compensator.planner, compensator.work
+    kept = compensator.checkpoint_for("search", reference.name, reference.images)
+    drops: dict[str, float] = kept.load() or {}
+
+    def drop_of(candidate: CompressionPlan) -> float:
+        key = json.dumps(candidate.layers, sort_keys=True)
+        if key not in drops:
+            student = build_model(planner.subject.model, candidate, planner.parts, run.accelerator)
+            compensator.run(student, candidate, share=TRIAL_SHARE)
+            drops[key] = reference.drop_of(student)
+            kept.save(drops)
+        return drops[key]
+
+    return search_accuracy(planner, reference, run, drop_of, known)

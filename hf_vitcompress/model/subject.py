@@ -1,0 +1,38 @@
+"""Opening what is to be compressed."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from ..architectures.layers import check_class
+from ..architectures.subject import Subject
+from .loading import load_dense_model, load_image_processor
+from .towers import check_takes_images, part_of
+
+
+def open_subject(
+    model: str | Path | PreTrainedModel,
+    target: str | None = None,
+    image_processor: Any = None,
+    accelerator: Accelerator | None = None,
+) -> Subject:
+    """The dense model to compress: `model`, or the model inside it that `target` names.
+
+    Args:
+        model: Hub id, local folder or loaded model.
+        image_processor: by default the one beside the model.
+
+    Raises:
+        ConfigError: `target` names no model or several, or the model takes more than images and there is no `target`.
+        UnsupportedModelError: see `loading.load_model`, `loading.check_model` and `layers.check_class`.
+    """
+    dense = load_dense_model(model, accelerator)
+    processor = image_processor if image_processor is not None else load_image_processor(dense)
+    if target is None:
+        check_takes_images(dense)
+        return Subject.alone(dense, processor)
+    subject = part_of(dense, target, processor)
+    check_class(dense)
+    return subject

@@ -182,7 +182,7 @@ class ViTCompressor:
         statistics = self.statistics = calibrate(subject, layers, source, self.run, checkpoint)
         self._choose_importance(subject, source, statistics.weights, checkpoint)
         method = selection_method(config, self.importance)
-        if config.correct_curves and method not in statistics.corrections:
+        if config.measuring_images and method not in statistics.corrections:
             planner = self.planner(subject, statistics)
             with self._timed("measure"):
                 measured = source.select(range(min(config.measuring_images, len(source))))
@@ -245,8 +245,13 @@ class ViTCompressor:
         """Set `importance` to the scores for this model: those that were given, or learned ones."""
         config = self.config
         self.importance = self._given_importance
-        if config.selector != "gates" or self._given_importance is not None or not gated_layers(subject.model, config):
+        if config.criterion != "gates" or self._given_importance is not None or not gated_layers(subject.model, config):
             return
+        if images is None:
+            raise DataError(
+                'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were '
+                "learned before (importance=…)."
+            )
         if weights not in self._learned:
             kept = gate_checkpoint(checkpoint, subject.model, images, self.run)
             self.checkpoints += [] if kept.path is None else [kept.path]

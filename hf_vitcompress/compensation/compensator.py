@@ -18,7 +18,7 @@ from ..planning.planner import Planner
 from ..runtime.checkpoints import Checkpoint
 from ..runtime.run import Run
 from .course import CompensationPoint, CompensationReport
-from .distillation import DEFAULT_MINUTES, Distillation, trained_parameters
+from .distillation import Distillation, trained_parameters
 from .optimizer import RotatedAdamW, eigenbases
 from .residual import ResidualCompensation
 
@@ -123,7 +123,7 @@ class Compensator:
         images = [self.train.name, len(self.train), self.reference.images]
         statistics = self.planner.statistics
         known = [statistics.weights, statistics.settings, settings, images, *depends_on]
-        if self.config.selector == "gates":
+        if self.config.criterion == "gates":
             known.append(self.planner.method)  # of plans alike, other scores make other models
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
         path = Path(self.checkpoint)

@@ -154,7 +154,7 @@ def make_planner(
     that the planner of another budget takes seconds.
 
     Args:
-        importance: for `selector="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the
+        importance: for `criterion="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the
             name of that layer.
 
     Raises:

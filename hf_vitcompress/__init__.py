@@ -14,6 +14,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .architectures.families import Family, register_family
+    from .architectures.outputs import register_reader
     from .callbacks import (
         CompressionCallback,
         CompressionMetricsCallback,
@@ -47,6 +48,7 @@ _HOME = {
     "export_model": "deploy.export",
     "push_folder": "publish.push",
     "register_family": "architectures.families",
+    "register_reader": "architectures.outputs",
     "quantize": "deploy.quantization",
     "to_dense": "model.dense",
 }
@@ -72,6 +74,7 @@ __all__ = [
     "quantize",
     "register",
     "register_family",
+    "register_reader",
     "to_dense",
 ]
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from ..architectures.layers import find_layers
+from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..evaluation.costs import Costs, count_costs
 from ..evaluation.reference import Reference
@@ -17,6 +18,7 @@ from ..layers_factored import FactoredLinear
 from ..model.assembly import empty_model
 from ..model.loading import load_dense_model
 from ..publish.record import CompressionRecord
+from ..runtime.run import Run
 from .common import TrainerLink, batches_of, image_processor_of, own_random_state, training_images
 
 PREFIX = "compression_"
@@ -104,7 +106,8 @@ class CompressionMetricsCallback(TrainerLink):
             images = training_images(trainer, config)
         source = open_images(images, limit=self.num_images).sample(self.num_images, config.seed)
         model = load_dense_model(dense, trainer.accelerator)
-        return Reference.of(model, source, image_processor_of(trainer), config, trainer.accelerator)
+        subject = Subject.alone(model, image_processor_of(trainer))
+        return Reference.of(subject, source, Run(config, trainer.accelerator, progress=False))
 
 
 def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:

@@ -64,20 +64,20 @@ def compress(
     with local_work(accelerator, "The start"):
         check_new_folder(output, overwrite)
         given_plan = None if plan is None else CompressionPlan.load(plan)
-        dense = compressor.load(model)
+        subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
-        dense, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
+        subject, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
     assert compressor.report is not None
     if test is not None:
         with local_work(accelerator, "Opening the test images"):
-            images = compressor.open_images(test, dense)
+            images = compressor.open_images(test, subject)
         compressor.report.evaluation = evaluate_model(
             small,
             images,
-            compressor.image_processor,
-            dense,
+            subject.processor,
+            subject.whole,
             precision=config.precision,
             progress=not quiet,
             accelerator=accelerator,
@@ -86,7 +86,9 @@ def compress(
         if accelerator.is_main_process:
             if latency:
                 shape = (known or compressor.statistics or Statistics()).image_shape
-                compressor.report.latency = [measure_latency(dense, small, n, shape=shape) for n in LATENCY_BATCHES]
+                compressor.report.latency = [
+                    measure_latency(subject.whole, small, n, shape=shape) for n in LATENCY_BATCHES
+                ]
             with atomic_path(output, folder=True) as folder:
                 small.save_pretrained(folder)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
@@ -113,19 +115,20 @@ def inspect_model(
     from rich.console import Console
 
     from ..report.figures import compression_figure, save_figure
+    from ..report.report import part_reports
     from ..report.tables import table
     from ..runtime.distributed import local_work
 
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
-        dense = compressor.load(model)
+        subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
-    known = known or compressor.calibrate(dense, data, statistics)
-    plan = compressor.plan(dense, known)
+    known = known or compressor.calibrate(subject, data, statistics)
+    plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:
         return
-    prepared = compressor.prepare(dense, known)
-    parts, curve = prepared.part_reports(plan), prepared.budget_curve(config)
+    planner = compressor.planner(subject, known)
+    parts, curve = part_reports(planner, plan), planner.budget_curve(config)
     console = Console()
     rows = [(f"{ratio:.2f}", f"{loss:.4f}") for ratio, loss in curve]
     console.print(table(("keep ratio", "predicted KL"), rows, title="over budgets"))
@@ -138,7 +141,7 @@ def inspect_model(
         )
         for part in parts
     ]
-    title = f"{type(dense).__name__} at keep ratio {plan.keep_ratio:.3f}"
+    title = f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"
     console.print(table(("part", "what is left", "kept", "predicted KL"), by_part, title=title))
     if figure is not None:
         point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
@@ -164,8 +167,8 @@ def plan_budget(
 
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
-        dense, known = compressor.load(model), _known_statistics(statistics)
-    plan = compressor.plan(dense, known, validation, data)
+        subject, known = compressor.open(model), _known_statistics(statistics)
+    plan = compressor.plan(subject, known, validation, data)
     if not compressor.accelerator.is_main_process:
         return
     if output is None:

@@ -11,7 +11,7 @@ from ..architectures.layers import LayerInfo, linear_layer
 from ..errors import CompensationError
 from ..runtime.distributed import from_owner, local_work, sum_in_place
 from ..runtime.hooks import Tap
-from ..statistics.observer import add_product
+from ..statistics.accumulators import add_product
 from .block_inputs import BlockStream
 
 

@@ -131,7 +131,7 @@ def _for_images(model: PreTrainedModel, compressed: PreTrainedModel) -> PreTrain
     """
     if takes_only_images(model):
         return model
-    part = compressed_part(model, compressed)
+    part = compressed_part(model, compressed).model
     if not takes_only_images(part):
         raise ConfigError(
             f"{type(model).__name__} takes more than images, and a program takes images alone. Export the model in it "

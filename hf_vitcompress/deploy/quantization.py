@@ -102,7 +102,7 @@ def _load_quantized(
     if is_factored(model):
         companions = restored_companions(model)
         if any(REPORT_FILE in getattr(companion, "files", ()) for companion in companions):
-            costs = count_costs(compressed_part(model, model))  # what the report's other figures are of
+            costs = count_costs(compressed_part(model, model).model)  # what the report's other figures are of
             companions.append(QuantizationRecord(scheme, costs, model_digest(model)))
         cast(Any, model).companions = companions
     return model

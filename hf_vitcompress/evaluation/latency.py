@@ -54,14 +54,14 @@ def measure_latency(
         batch_size, rounds: see `alternate_latency`.
         shape: of one image's `pixel_values`; by default that which the config is made for, see `example_inputs`.
     """
-    dense, compressed = compressed_part(dense, compressed), compressed_part(compressed, compressed)
-    large, small = (example_inputs(model, batch_size, shape) for model in (dense, compressed))
+    whole, part = (compressed_part(model, compressed).model for model in (dense, compressed))
+    large, small = (example_inputs(model, batch_size, shape) for model in (whole, part))
     return alternate_latency(
-        lambda: _time_forward(dense, large),
-        lambda: _time_forward(compressed, small),
+        lambda: _time_forward(whole, large),
+        lambda: _time_forward(part, small),
         batch_size,
         rounds,
-        dense.device,
+        whole.device,
     )
 
 

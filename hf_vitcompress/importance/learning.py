@@ -32,7 +32,7 @@ from ..images.images import Batch, ImageSource
 from ..runtime.checkpoints import CHECKPOINT_SECONDS, Checkpoint
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import from_main, new_accelerator, sum_in_place
-from ..runtime.weights import fingerprint
+from ..runtime.weights import model_digest
 from ..training.steps import Steps, sum_gradients
 from .gates import (
     GATE_LEARNING_RATE,
@@ -250,7 +250,7 @@ def gate_checkpoint(
         return Checkpoint(None, accelerator)
     names = ("gate_l1", "gate_duration", "label_weight")
     settings = [getattr(config, name) for name in (*names, "augmentation", "precision", "seed")]
-    known = [fingerprint(model), settings, gated_layers(model, config), images.name, len(images)]
+    known = [model_digest(model, by_name=True), settings, gated_layers(model, config), images.name, len(images)]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(beside)
     return Checkpoint(path.with_name(f"{path.name}.gates-{digest}"), accelerator)

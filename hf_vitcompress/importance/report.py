@@ -70,6 +70,14 @@ class GateReport:
         return self.points[-1].below_half
 
 
+@dataclass(frozen=True)
+class LearnedImportance:
+    """Learned scores, (neurons,) or (heads,) by the name of the layer that reads the features, and how they came."""
+
+    scores: dict[str, Tensor]
+    report: GateReport
+
+
 def figures_of(scores: Mapping[str, Tensor]) -> tuple[float, float, float]:
     """Mean size of all scores, and their shares below 0.1 and 0.5."""
     count = max(sum(own.numel() for own in scores.values()), 1)

@@ -83,8 +83,10 @@ def compressed_part(model: PreTrainedModel, compressed: PreTrainedModel, process
         a model by itself, on the memory of `model`.
     """
     target = (getattr(compressed.config, "compression", None) or {}).get("target")
-    if target is None or target not in dict(model.named_modules()):
+    if target is None:
         return Subject.alone(model, processor)
+    if target not in dict(model.named_modules()):  # it is the part
+        return Subject(model, model, processor=processor, reading=reading_of(compressed))
     part = part_of(model, target, processor)
     if model is not compressed:
         return part

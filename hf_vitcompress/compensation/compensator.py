@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..config import BUDGETS
+from ..durations import Duration
 from ..errors import DataError
 from ..evaluation.reference import Reference
 from ..images.images import ImageSource
@@ -89,16 +90,11 @@ class Compensator:
     def _distill(
         self, student: PreTrainedModel, plan: CompressionPlan, share: float, points: list[CompensationPoint]
     ) -> list[CompensationPoint]:
-        config = dataclasses.replace(
-            self.config,
-            compensation_epochs=None
-            if self.config.compensation_epochs is None
-            else share * self.config.compensation_epochs,
-        )
+        config = self.config
+        duration = config.distillation_duration.scaled(share)
         spent = points[-1].seconds if points else 0.0
-        minutes = None
-        if config.compensation_epochs is None:
-            minutes = share * (config.compensation_minutes or DEFAULT_MINUTES) - spent / 60
+        if duration.minutes is not None:
+            duration = Duration(duration.minutes - spent / 60, "minutes")
         optimizer = None
         if config.optimizer == "preconditioned":
             optimizer = RotatedAdamW(
@@ -107,9 +103,8 @@ class Compensator:
                 config.learning_rate,
                 self.reference.precision,
             )
-        work = dataclasses.replace(self.work, config=config)
-        teaching = Distillation(student, self.planner.subject, self.train, self.reference, work, optimizer)
-        later = teaching.run(minutes, self._stage("distill", plan, share))
+        teaching = Distillation(student, self.planner.subject, self.train, self.reference, self.work, optimizer)
+        later = teaching.run(duration, self._stage("distill", plan, share))
         return points + [dataclasses.replace(point, seconds=point.seconds + spent) for point in later]
 
     def _stage(self, stage: str, plan: CompressionPlan, share: float) -> Checkpoint:

@@ -34,14 +34,14 @@ class Steps:
         self.per_epoch = len(images) // self.batch_size
 
     def own_part(self, step: int) -> list[tuple[Batch, Tensor]]:
-        """This process's images of a step, and a draw in [0, 1) for each of them (n,).
+        """This process's images of a step, and three draws in [0, 1) for each of them (n, 3).
 
         Which they are depends on the step and the seed alone.
         """
         epoch, position = divmod(step, self.per_epoch)
         order = torch.randperm(len(self.images), generator=self._generator(0, epoch))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        draws = torch.rand(self.batch_size, generator=self._generator(1, step))
+        draws = torch.rand(self.batch_size, 3, generator=self._generator(1, step))
         own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         part: list[tuple[Batch, Tensor]] = []
         with local_work(self.accelerator, "Reading images"):
@@ -55,15 +55,14 @@ class Steps:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + 2 * number + purpose) % 2**63)
 
     def in_epochs(self, epochs: float) -> int:
-        """How many steps these are."""
+        """Number of steps in so many passes over the images, at least 1."""
         return max(1, round(epochs * self.per_epoch))
 
     def in_seconds(self, seconds: float, gradients: Callable[[int], float], optimizer: torch.optim.Optimizer) -> int:
-        """How many steps fit into that time, of which a few trials are a part; the same on all processes.
+        """Number of steps that fit into this time after a few trial steps, at least 1; the same on all processes.
 
         Args:
-            gradients: computes those of a step.
-            optimizer: of the parameters that get them.
+            gradients: sets the gradients of a step, of the parameters that the optimizer has.
         """
         start = time.perf_counter()
         step_seconds = self.seconds_of(gradients, optimizer)
@@ -71,7 +70,7 @@ class Steps:
         return from_main(self.accelerator, max(1, int(left / step_seconds)))
 
     def seconds_of(self, gradients: Callable[[int], float], optimizer: torch.optim.Optimizer) -> float:
-        """Seconds of a step, from a few whose gradients are thrown away."""
+        """Seconds that a step takes, measured on trial steps whose gradients are thrown away."""
         seconds = []
         for trial in range(TIMED_STEPS + 1):
             start = time.perf_counter()
@@ -81,7 +80,7 @@ class Steps:
         return statistics.median(seconds[1:])  # the first one warms up
 
     def bar(self, doing: str, step: int, total_steps: int, progress: bool) -> "tqdm[Any]":
-        """Progress in images; of the main process."""
+        """A progress bar that counts images; the main process shows it."""
         return tqdm(
             total=total_steps * self.batch_size,
             initial=step * self.batch_size,

@@ -28,6 +28,7 @@ from hf_vitcompress.modeling_factored import compressed_modules
 from hf_vitcompress.planning.closed_form import Factorization
 from hf_vitcompress.planning.groups.base import Target
 from support.models import DIGITS, TINY, tiny_config
+from support.pairs import pairwise
 from support.problems import Problem, make
 from support.residuals import judged
 from support.students import (
@@ -47,12 +48,16 @@ from support.zoo import HEADS, Head
 METRICS = ("weight", "diagonal", "activation", "row_fisher", "fisher")
 RANK = 4
 
-every_metric = pytest.mark.parametrize("metric", ["weight", "row_fisher", "fisher"])
-every_shape = pytest.mark.parametrize("shape", [(14, 8), (9, 9), (8, 14)], ids=["wide_output", "square", "wide_input"])
-every_bias = pytest.mark.parametrize(
-    ("bias", "correct_bias"), [(True, True), (True, False), (False, True)], ids=["corrected", "uncorrected", "no_bias"]
-)
-every_share = pytest.mark.parametrize("share", [0.25, 1.0])
+OF_OUTPUTS = ("weight", "row_fisher", "fisher")
+SHAPES = {"wide_output": (14, 8), "square": (9, 9), "wide_input": (8, 14)}
+"""(out, in)"""
+BIASES = {"corrected": (True, True), "uncorrected": (True, False), "no_bias": (False, True)}
+"""Whether there is one, and whether it is to be corrected."""
+SHARES = (0.25, 1.0)
+
+every_metric = pytest.mark.parametrize("metric", OF_OUTPUTS)
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+every_bias = pytest.mark.parametrize(("bias", "correct_bias"), BIASES.values(), ids=BIASES)
 
 
 # ---- one layer
@@ -179,10 +184,7 @@ def test_the_residual_takes_its_share_of_the_rank_and_at_least_one(rank: int, sh
     assert residual_rank(rank, share) == expected
 
 
-@every_metric
-@every_shape
-@every_bias
-@every_share
+@pairwise({"metric": OF_OUTPUTS, "shape": SHAPES, "bias, correct_bias": BIASES, "share": SHARES})
 def test_the_gradient_of_the_loss_vanishes(
     metric: str, shape: tuple[int, int], bias: bool, correct_bias: bool, share: float
 ) -> None:
@@ -203,10 +205,7 @@ def test_the_gradient_of_the_loss_vanishes(
         assert at_solution.norm() < 1e-6 * beside_it.norm()  # the closed form's factors are float32
 
 
-@every_metric
-@every_shape
-@every_bias
-@every_share
+@pairwise({"metric": OF_OUTPUTS, "shape": SHAPES, "bias, correct_bias": BIASES, "share": SHARES})
 def test_no_other_tensors_of_that_rank_lose_less(
     metric: str, shape: tuple[int, int], bias: bool, correct_bias: bool, share: float
 ) -> None:
@@ -281,9 +280,7 @@ def test_descending_along_the_gradient_from_the_closed_form_finds_nothing_better
     assert start > float(loss().detach()) > best * (1 - 1e-9)
 
 
-@every_metric
-@every_shape
-@every_bias
+@pairwise({"metric": OF_OUTPUTS, "shape": SHAPES, "bias, correct_bias": BIASES})
 def test_all_of_a_full_rank_is_the_least_squares_optimum(
     metric: str, shape: tuple[int, int], bias: bool, correct_bias: bool
 ) -> None:
@@ -292,9 +289,7 @@ def test_all_of_a_full_rank_is_the_least_squares_optimum(
     assert (up @ down - problem.least_squares).norm() < 1e-5 * problem.least_squares.norm()
 
 
-@every_metric
-@every_shape
-@every_share
+@pairwise({"metric": OF_OUTPUTS, "shape": SHAPES, "share": SHARES})
 def test_the_closed_form_keeps_the_rest_of_the_rank_and_both_become_one_factor_pair(
     metric: str, shape: tuple[int, int], share: float
 ) -> None:
@@ -310,10 +305,7 @@ def test_the_closed_form_keeps_the_rest_of_the_rank_and_both_become_one_factor_p
     assert (folded - unfolded).norm() < 1e-12 * folded.norm()
 
 
-@every_metric
-@every_shape
-@every_bias
-@every_share
+@pairwise({"metric": OF_OUTPUTS, "shape": SHAPES, "bias, correct_bias": BIASES, "share": SHARES})
 def test_the_loss_is_no_higher_than_that_of_the_closed_form(
     metric: str, shape: tuple[int, int], bias: bool, correct_bias: bool, share: float
 ) -> None:

@@ -135,7 +135,7 @@ def house(root: Path, **files: str) -> Package:
         "import importlib\nimportlib.import_module('.attic', __package__)",
         "from importlib import import_module\nimport_module('.attic', __package__)",
         "__import__('house.attic')",
-        "import importlib\nPLACES = {'view': 'attic'}\ndef look(name):\n    importlib.import_module(f'.{PLACES[name]}')",
+        "import importlib\nPLACES = {1: 'attic'}\ndef look(name):\n    importlib.import_module(f'.{PLACES[name]}')",
     ],
 )
 def test_a_circle_is_found_however_it_is_imported(tmp_path: Path, upward_import: str) -> None:

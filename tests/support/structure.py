@@ -1,4 +1,4 @@
-"""Who imports what in a package, read off its source: at the top, in functions, for type checkers and by `importlib`."""
+"""Who imports what in a package, read off its source: in functions, for type checkers and by `importlib`, too."""
 
 import ast
 import sys
@@ -60,7 +60,7 @@ class Package:
                 yield from (Import(importer, name) for name in self._named(node, tree, here))
 
     def _named(self, call: ast.Call, tree: ast.AST, here: str) -> list[str]:
-        """Modules that a call of `import_module` may import: where that is computed, all of ours that the file names."""
+        """What a call of `import_module` may import: where that is computed, all our modules that the file names."""
         target = call.args[0] if call.args else None
         if isinstance(target, ast.Constant) and isinstance(target.value, str):
             return [_absolute(target.value, here)]

@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: 
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import (
     DeiTConfig,
@@ -23,6 +24,8 @@ from support.models import ASSETS, TINY, seeded, tiny_config
 
 if TYPE_CHECKING:
     from support.published import Made
+
+transformers.utils.logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,14 +1,16 @@
 """What a model costs, counted and not measured: parameters, multiply-accumulates, bytes."""
 
 import copy
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architectures.inputs import example_inputs
 from ..architectures.layers import constructor_options
@@ -46,20 +48,52 @@ def tensor_bytes(tensor: Tensor) -> int:
 def count_macs(model: PreTrainedModel, shape: Sequence[int] | None = None) -> int:
     """Multiply-accumulates per image: matrix products and convolutions, attention's two products included.
 
-    Counted by torch's own counter on a copy without storage. Norms, softmax and activations are not counted.
+    Counted by torch's own counter on a copy without storage, which is made of the model's class and config: layers
+    that somebody put into the model afterwards (quantized ones, adapters, gates) count as those they stand for. Norms,
+    softmax and activations are not counted. Models of one class and config are counted once for each shape.
 
     Args:
         shape: of one image's `pixel_values`; by default that which the config is made for, see `example_inputs`.
     """
-    with init_empty_weights(include_buffers=True):
+    options = constructor_options(model)
+    blueprint = Blueprint(type(model), model.config.to_json_string(use_diff=False), (*options.items(),), model.config)
+    return macs_of(blueprint, None if shape is None else tuple(shape))
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """All that decides how a model is built, comparable and hashable.
+
+    Attributes:
+        model_class: of the model.
+        description: its config as JSON, by which blueprints are compared.
+        options: arguments of the constructor that the config does not know.
+        config: what `description` describes.
+    """
+
+    model_class: type[PreTrainedModel]
+    description: str
+    options: tuple[tuple[str, Any], ...]
+    config: PreTrainedConfig = field(compare=False)
+
+    def build(self) -> PreTrainedModel:
+        """The model in evaluation mode, on the meta device, its attention spelled out in products."""
         # A copy: `_from_config` writes the attention implementation and the dtype into the config it is given.
-        config = copy.deepcopy(model.config)
-        options = constructor_options(model)
-        twin = type(model)._from_config(config, attn_implementation="eager", dtype=torch.float32, **options)
-    twin.eval()
-    inputs = example_inputs(twin, shape=shape)
+        config = copy.deepcopy(self.config)
+        with init_empty_weights(include_buffers=True):
+            model = self.model_class._from_config(
+                config, attn_implementation="eager", dtype=torch.float32, **dict(self.options)
+            )
+        return model.eval()
+
+
+@functools.lru_cache(maxsize=256)
+def macs_of(blueprint: Blueprint, shape: tuple[int, ...] | None) -> int:
+    """What `count_macs` says of any model that is built like that."""
+    model = blueprint.build()
+    inputs = example_inputs(model, shape=shape)
     if "pixel_attention_mask" in inputs:
         inputs["pixel_attention_mask"] = None  # whether it is full can be asked only of numbers; and it is
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        twin(**inputs)
+        model(**inputs)
     return counter.get_total_flops() // 2

@@ -35,8 +35,6 @@ from support import flat, outside
 from support.models import seeded
 from support.processes import environment
 
-transformers.utils.logging.disable_progress_bar()
-
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> object:

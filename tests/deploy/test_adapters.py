@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessorPil
 from transformers.utils import is_torchao_available
@@ -20,8 +19,6 @@ from support.training import new_trainer
 peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-transformers.utils.logging.disable_progress_bar()
 
 PIXELS = random_images(16, seed=5)
 TARGETS = ["factors", "attention", "all"]

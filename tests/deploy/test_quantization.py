@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from accelerate import Accelerator
 from torch import nn
 from transformers import (
@@ -47,8 +46,6 @@ if not is_torchao_available():
     pytest.skip("torchao is not installed (pip install torchao)", allow_module_level=True)
 
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
-
-transformers.utils.logging.disable_progress_bar()
 
 PIXELS = random_images(16, seed=5)
 CONFIGS = {"int8_weight_only": Int8WeightOnlyConfig, "int8_dynamic": Int8DynamicActivationInt8WeightConfig}

@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_vitcompress.architectures.inputs import example_inputs
 from hf_vitcompress.configuration_factored import factored_config_class
-from hf_vitcompress.evaluation.costs import count_costs, count_macs, tensor_bytes
+from hf_vitcompress.evaluation.costs import count_costs, count_macs, macs_of, tensor_bytes
 from hf_vitcompress.modeling_factored import factored_model_class
 from hf_vitcompress.runtime.weights import disk_bytes
 from support.models import TINY, seeded, tiny_config
@@ -116,6 +116,45 @@ def test_macs_without_storage_are_those_of_the_real_model(head):
     with FlopCounterMode(display=False) as counter:
         model(**inputs)
     assert count_macs(model) == counter.get_total_flops() // 2
+
+
+def test_models_of_one_class_and_config_are_counted_once():
+    macs_of.cache_clear()
+    counts = [count_macs(factored()) for _ in range(3)]
+    assert counts == [count_macs(factored(), (3, 16, 16))] * 3
+    assert count_macs(factored(), [3, 16, 16]) == counts[0]
+    assert (macs_of.cache_info().misses, macs_of.cache_info().hits) == (2, 3)
+    assert macs_of.cache_info().maxsize is not None
+
+
+def test_what_differs_in_class_config_options_or_shape_is_counted_anew():
+    models = [
+        ViTModel(tiny_config()),
+        ViTModel(tiny_config(), add_pooling_layer=False),
+        ViTModel(tiny_config(intermediate_size=64)),
+        ViTForImageClassification(tiny_config()),
+        factored(),
+    ]
+    counts = [count_macs(model) for model in models]
+    assert len(set(counts)) == len(models)
+    assert [count_macs(model) for model in reversed(models)] == counts[::-1]
+    any_size = Dinov2ForImageClassification(DINOV2)
+    assert count_macs(any_size, (3, 24, 24)) < count_macs(any_size)
+
+
+def test_a_config_that_was_edited_is_another_one(vit):
+    before = count_macs(vit)
+    vit.config.num_hidden_layers = 1
+    assert count_macs(vit) == PATCHES + blocks(TOKENS) // 2 + 32 * 5 < before
+
+
+def test_layers_put_into_a_model_afterwards_count_as_those_they_stand_for():
+    model, plain = factored(), factored()
+    model.get_submodule("vit.layers.0.mlp").fc2 = torch.nn.Sequential(torch.nn.Linear(96, 7), torch.nn.Linear(7, 32))
+    assert count_macs(model) == count_macs(plain)
+    macs_of.cache_clear()
+    assert count_macs(model) == count_macs(plain)
+    assert count_costs(model).parameters < count_costs(plain).parameters
 
 
 @pytest.mark.parametrize(("shard", "files"), [("1GB", 1), ("20KB", None)])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -35,8 +34,6 @@ from hf_vitcompress.planning.plan import CompressionPlan
 from support.ways import compressor_for
 from support.zoo import HEADS, IMAGES, Head
 from support_table import attention_of
-
-transformers.utils.logging.disable_progress_bar()
 
 WAYS: dict[str, dict[str, Any]] = {
     "low rank": {"attention": "low_rank", "mlp": "low_rank"},

@@ -16,8 +16,6 @@ from hf_vitcompress.deploy.export import export_model
 from hf_vitcompress.model.loading import load_model
 from support.larger import captioner
 
-transformers.utils.logging.disable_progress_bar()
-
 
 def compressed(model: PreTrainedModel) -> PreTrainedModel:
     config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", measuring_images=0)

@@ -22,8 +22,6 @@ from hf_vitcompress.model.loading import load_dense_model, load_image_processor,
 from hf_vitcompress.modeling_factored import factored_model_class
 from support.models import TINY, seeded
 
-transformers.utils.logging.disable_progress_bar()
-
 HEADS = [
     ViTModel,
     ViTForImageClassification,

@@ -31,8 +31,6 @@ from support.models import TINY, seeded
 from support.terminal import Run, running_commands  # noqa: F401  (the fixture "run")
 from support.zoo import STAGES, TEXT, VISION
 
-transformers.utils.logging.disable_progress_bar()
-
 LANGUAGE = {**TEXT, "model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True}
 SETTINGS = {"rank_multiple": 1, "precision": "float32", "measuring_images": 0}
 WHOLE = ["clip", "siglip", "llava"]

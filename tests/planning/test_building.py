@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from transformers import (
     AutoModelForImageClassification,
     DeiTForImageClassification,
@@ -25,8 +24,6 @@ from hf_vitcompress.planning.planner import prepare_model
 from hf_vitcompress.statistics.calibration import calibrate
 from support.models import TINY, seeded
 from support.students import LOW_RANK, METHODS, random_images
-
-transformers.utils.logging.disable_progress_bar()
 
 HEADS = [
     ViTModel,

@@ -10,9 +10,13 @@ from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.errors import CalibrationError
 from hf_vitcompress.planning.closed_form import factorize
 from hf_vitcompress.statistics.moments import Moment
+from support.pairs import pairwise
 from support.problems import CPU, METRICS, approximation, make, objective, optimal_errors
 
-SHAPES = [(24, 10), (16, 16), (10, 24)]  # (out, in)
+SHAPES = {"wide_output": (24, 10), "square": (16, 16), "wide_input": (10, 24)}
+"""(out, in)"""
+BIASES = {"corrected": (True, True), "uncorrected": (True, False), "no_bias": (False, True)}
+"""Whether there is one, and whether it is to be corrected."""
 
 
 def steep(size: int) -> Tensor:
@@ -26,15 +30,11 @@ def singular(size: int) -> Tensor:
 
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=["wide_output", "square", "wide_input"])
-every_bias = pytest.mark.parametrize(
-    ("bias", "correct_bias"), [(True, True), (True, False), (False, True)], ids=["corrected", "uncorrected", "no_bias"]
-)
+every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+every_bias = pytest.mark.parametrize(("bias", "correct_bias"), BIASES.values(), ids=BIASES)
 
 
-@every_metric
-@every_shape
-@every_bias
+@pairwise({"metric": METRICS, "shape": SHAPES, "bias, correct_bias": BIASES})
 def test_errors_are_the_objective_and_the_optimum(
     metric: str, shape: tuple[int, int], bias: bool, correct_bias: bool
 ) -> None:
@@ -48,9 +48,7 @@ def test_errors_are_the_objective_and_the_optimum(
         assert measured == pytest.approx(float(best[rank]), rel=1e-4, abs=1e-6 * float(best[0]))
 
 
-@every_metric
-@every_shape
-@pytest.mark.parametrize("rank", [1, 4, 8])
+@pairwise({"metric": METRICS, "shape": SHAPES, "rank": [1, 4, 8]})
 def test_nothing_nearby_is_better(metric: str, shape: tuple[int, int], rank: int) -> None:
     problem = make(metric, shape)
     up, down = (factor.double() for factor in problem.factorize().factors(rank))
@@ -77,10 +75,14 @@ def test_alternating_least_squares_finds_nothing_better(metric: str, shape: tupl
     assert problem.error(up @ down) > best * (1 - 1e-6)
 
 
-@every_metric
-@every_shape
-@pytest.mark.parametrize("spectrum", [singular, steep, torch.zeros], ids=["singular", "steep", "zero"])
-@pytest.mark.parametrize("sides", ["input", "output", "both"])
+@pairwise(
+    {
+        "metric": METRICS,
+        "shape": SHAPES,
+        "spectrum": [singular, steep, torch.zeros],
+        "sides": ["input", "output", "both"],
+    }
+)
 def test_singular_moments_work(
     metric: str, shape: tuple[int, int], spectrum: Callable[[int], Tensor], sides: str
 ) -> None:
@@ -102,18 +104,14 @@ def test_singular_moments_work(
             assert float(factorization.errors[rank]) == pytest.approx(float(damped[rank]), rel=1e-3, abs=2e-6 * energy)
 
 
-@every_metric
-@every_shape
-@pytest.mark.parametrize("spectrum", [torch.ones, singular, steep, torch.zeros], ids=["flat", "singular", "steep", "0"])
+@pairwise({"metric": METRICS, "shape": SHAPES, "spectrum": [torch.ones, singular, steep, torch.zeros]})
 def test_full_rank_returns_the_weight(metric: str, shape: tuple[int, int], spectrum: Callable[[int], Tensor]) -> None:
     problem = make(metric, shape, input_spectrum=spectrum, output_spectrum=spectrum, damping=1e-6)
     difference = approximation(problem.factorize(), min(shape)) - problem.weight
     assert difference.norm() < 1e-5 * problem.weight.norm()
 
 
-@every_metric
-@every_shape
-@pytest.mark.parametrize("spectrum", [torch.ones, steep], ids=["flat", "steep"])
+@pairwise({"metric": METRICS, "shape": SHAPES, "spectrum": [torch.ones, steep]})
 def test_errors_fall_ever_more_slowly_to_zero(
     metric: str, shape: tuple[int, int], spectrum: Callable[[int], Tensor]
 ) -> None:
@@ -141,9 +139,7 @@ def test_activation_error_is_the_mean_squared_output_error(
         assert measured == pytest.approx(float(factorization.errors[rank]), rel=1e-4)
 
 
-@every_metric
-@every_shape
-@pytest.mark.parametrize("mean", [1.0, 100.0])
+@pairwise({"metric": METRICS, "shape": SHAPES, "mean": [1.0, 100.0]})
 def test_corrected_bias_centres_the_error(metric: str, shape: tuple[int, int], mean: float) -> None:
     problem = make(metric, shape, mean=mean)
     factorization = problem.factorize()
@@ -189,9 +185,7 @@ def test_scale_of_the_data_does_not_matter(metric: str, shape: tuple[int, int]) 
     assert (found - expected).norm() < 1e-3 * expected.norm()
 
 
-@every_metric
-@every_shape
-@pytest.mark.parametrize("gradients", [1.0, 1e-20])
+@pairwise({"metric": METRICS, "shape": SHAPES, "gradients": [1.0, 1e-20]})
 def test_zero_weight_gives_zero_factors(metric: str, shape: tuple[int, int], gradients: float) -> None:
     problem = make(
         metric, shape, weight_scale=0.0, damping=1e-6, output_spectrum=lambda size: torch.full((size,), gradients)

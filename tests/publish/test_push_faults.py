@@ -9,7 +9,6 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from transformers.utils import logging
 
 from hf_vitcompress.errors import PublishError
 from hf_vitcompress.publish import retries as hub_errors
@@ -17,8 +16,6 @@ from hf_vitcompress.publish.push import push_folder
 from support.fake_hub import FakeHub, running_hub, writing  # noqa: F401  (the fixture "hub")
 from support.published import PUBLISHED, Made, block_count, card_of, contents
 from support.pushing import edit_remote, load, pushes, with_words
-
-logging.disable_progress_bar()
 
 LARGE_FILES = {"model.safetensors", "compression_report.png"}
 

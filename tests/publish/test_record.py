@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.utils import logging
 
 from hf_vitcompress import CompressionConfig, CompressionPlan, CompressionReport
 from hf_vitcompress.errors import ReportError
@@ -16,7 +15,6 @@ from hf_vitcompress.publish.record import PLAN_FILE, RECIPE_FILE, SavedFiles, re
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.published import PUBLISHED, Made, block_count, contents
 
-logging.disable_progress_bar()
 WORDS = "# My own words\n\nabove the block."
 
 

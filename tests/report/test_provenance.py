@@ -11,14 +11,11 @@ from accelerate import Accelerator
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTForImageClassification
-from transformers.utils import logging
 
 from hf_vitcompress.report.provenance import Environment, Origin, as_list, card_data, hub_card_data, is_repo_id
 from hf_vitcompress.runtime.weights import stored_dtypes
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.models import tiny_config
-
-logging.disable_progress_bar()
 
 CARD = """---
 license: other

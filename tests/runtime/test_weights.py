@@ -6,14 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel, ViTForImageClassification, ViTModel
-from transformers.utils import logging
 
 from hf_vitcompress.model.loading import load_model
 from hf_vitcompress.runtime.weights import folder_digest, model_digest, weight_files
 from support.models import TINY, seeded, tiny_config
 from support.students import compressed
-
-logging.disable_progress_bar()
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from support.fake_hub import FakeHub
+from support.fake_hub import FakeHub, reading, running_hub  # noqa: F401  (the fixture "hub")
 
 SMALL = b"# A title\n"
 LARGE = os.urandom(100_000)
@@ -56,3 +57,19 @@ def edit_remote(hub: FakeHub, *changes: tuple[str, str], repo: str = "me/x") -> 
 def with_words(above: str, below: str) -> list[tuple[str, str]]:
     begin, end = "<!-- hf_vitcompress: begin", "<!-- hf_vitcompress: end -->"
     return [(begin, f"{above}\n\n{begin}"), (end, f"{end}\n\n{below}")]
+
+
+PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(PIXELS).logits
+
+
+def edit_local(folder: Path, *changes: tuple[str, str]) -> None:
+    card = (folder / "README.md").read_text()
+    for old, new in changes:
+        assert card.count(old) == 1, old
+        card = card.replace(old, new)
+    (folder / "README.md").write_text(card)

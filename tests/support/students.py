@@ -1,5 +1,7 @@
 """Tiny dense models whose classes lie apart, and compressed ones that have lost something to win back."""
 
+import copy
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,8 @@ def compressed(
 ) -> Case:
     """Calibrated, planned and factorized; the last `HELD_OUT` images judge.
 
+    The work is done once for all tests that ask for the same; each gets a copy, with which it may do as it likes.
+
     Args:
         ranks: by layer name, to factor these and nothing else, each by itself.
         layers: a plan's shapes, for whatever `settings` say.
@@ -90,9 +94,40 @@ def compressed(
     if ranks is not None:
         settings, layers = {**LOW_RANK, **settings}, low_rank_plan(ranks).layers
     dense = dense or lively()
-    source = ImageSource(list(random_images(96) if images is None else images), labels, "the images")
-    values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "measuring_images": 0, **settings}
-    config = CompressionConfig(**values)
+    images = list(random_images(96) if images is None else images)
+    values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "correct_curves": False, **settings}
+    key = digest(dense, images, repr((labels, layers, sorted(values.items()))))
+    if key not in CASES:
+        source = ImageSource(images, labels, "the images")
+        CASES[key] = new_case(dense, source, layers, CompressionConfig(**values))
+        if len(CASES) > KEPT:
+            del CASES[next(iter(CASES))]
+    return copy.deepcopy(CASES[key])
+
+
+CASES: dict[bytes, Case] = {}
+"""What was compressed last, by a digest of all that it was made of."""
+KEPT = 64
+
+
+def digest(model: PreTrainedModel, images: list[Any], said: str) -> bytes:
+    """Of a model, images that are tensors or bytes, and what else is said."""
+    found = hashlib.sha256()
+    for part in (type(model).__qualname__, model.config.to_json_string(use_diff=False), said):
+        found.update(part.encode())
+    for name, tensor in [*model.state_dict().items(), *enumerate(images)]:
+        content = bytes_of(tensor) if isinstance(tensor, Tensor) else tensor
+        found.update(f"{name} {getattr(tensor, 'dtype', None)}".encode() + content)
+    return found.digest()
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def new_case(
+    dense: PreTrainedModel, source: ImageSource, layers: dict[str, dict[str, int]] | None, config: CompressionConfig
+) -> Case:
     compressor = ViTCompressor(config, progress=False)
     end = len(source) - HELD_OUT
     statistics = compressor.calibrate(dense, source.select(range(end)))

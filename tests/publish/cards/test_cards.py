@@ -19,7 +19,6 @@ from transformers import (
     ViTForMaskedImageModeling,
     ViTModel,
 )
-from transformers.utils import logging
 
 from hf_vitcompress import CompressionConfig, CompressionReport, ViTCompressor
 from hf_vitcompress.compensation.course import CompensationReport
@@ -36,8 +35,6 @@ from support.models import TINY, seeded, tiny_config
 from support.published import Made
 from support.reports import LATENCY
 from support.students import random_images
-
-logging.disable_progress_bar()
 
 
 def text_with(made: Made, **changes: Any) -> str:

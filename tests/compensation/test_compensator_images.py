@@ -1,0 +1,164 @@
+"""Which images compensation learns from and is judged on, and how long it takes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import hf_vitcompress.compensation.distillation
+from hf_vitcompress.compensation.compensator import Compensator
+from hf_vitcompress.compensation.course import CompensationPoint
+from hf_vitcompress.compensation.distillation import Distillation
+from hf_vitcompress.compensation.residual import ResidualCompensation
+from hf_vitcompress.errors import DataError
+from hf_vitcompress.images.images import ImageSource
+from support.compensated import IMAGES, JUDGES, RECIPE, done, every_method, new
+from support.students import HELD_OUT, compressed
+
+
+def compensator(**changes: Any) -> Compensator:
+    case = compressed(**{**RECIPE, **changes})
+    return Compensator(case.prepared, case.statistics, case.train, case.config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "learn", "judge"),
+    [
+        ({}, 58, 14),
+        ({"held_out_images": 5}, 67, 5),
+        ({"held_out_images": 50}, 58, 14),
+        ({"compensation_images": 20}, 20, 14),
+        ({"compensation_images": 20, "held_out_images": 4}, 20, 4),
+        ({"compensation_images": 1000}, 58, 14),
+    ],
+)
+def test_the_last_images_judge_and_the_first_teach(settings: dict[str, Any], learn: int, judge: int) -> None:
+    case = compressed(**{**RECIPE, **settings})
+    compensator = Compensator(case.prepared, case.statistics, case.train, case.config, progress=False)
+    given = [float(image[0, 0, 0]) for image in case.train.images]
+    assert len(given) == IMAGES - HELD_OUT == 72
+    assert [float(image[0, 0, 0]) for image in compensator.train.images] == given[:learn]
+    judges = torch.cat([batch.pixel_values for batch in compensator.reference.batches])
+    assert judges[:, 0, 0, 0].tolist() == given[72 - judge :]
+
+
+def test_the_residual_takes_as_many_images_as_calibration(dense: PreTrainedModel, images: Tensor) -> None:
+    compressor = new(num_images=40)
+    compressor.compress(dense, images)
+    report = done(compressor)
+    assert report.images == IMAGES - JUDGES
+    assert {point.images for point in report.points if point.stage == "residual"} == {0, 40}
+
+
+def test_two_images_are_enough(dense: PreTrainedModel, images: Tensor) -> None:
+    compressor = new(compensation_epochs=1)
+    statistics = compressor.calibrate(dense, images)
+    compressor.compress(dense, images[:2], statistics=statistics)
+    assert (done(compressor).images, done(compressor).held_out_images) == (1, 1)
+
+
+def test_one_image_is_not_enough(dense: PreTrainedModel, images: Tensor) -> None:
+    compressor = new()
+    statistics = compressor.calibrate(dense, images)
+    with pytest.raises(DataError, match=r"at least two images.*the list of images has 1"):
+        compressor.compress(dense, images[:1], statistics=statistics)
+
+
+@every_method
+def test_without_images_it_says_what_is_missing(method: str, dense: PreTrainedModel, images: Tensor) -> None:
+    compressor = new(compensation=method)
+    statistics = compressor.calibrate(dense, images)
+    with pytest.raises(DataError, match=rf"compensation='{method}' learns from images.*compensation=\"none\""):
+        compressor.compress(dense, statistics=statistics)
+
+
+def test_held_out_images_of_which_none_can_be_read_are_refused(dense: PreTrainedModel, images: Tensor) -> None:
+    compressor = new()
+    statistics = compressor.calibrate(dense, images)
+    order = list(ImageSource(list(range(IMAGES)), None, "numbers").sample(None, 0).images)
+    broken: list[Any] = list(images)
+    for i in order[-JUDGES:]:
+        broken[i] = b"no image"
+    with pytest.raises(DataError, match=f"None of the {JUDGES} images"):
+        compressor.compress(dense, broken, statistics=statistics)
+
+
+def test_some_unreadable_images_are_no_obstacle(dense: PreTrainedModel, images: Tensor) -> None:
+    broken: list[Any] = list(images)
+    broken[::9] = [b"no image"] * len(broken[::9])
+    compressor = new()
+    compressor.compress(dense, broken)
+    assert done(compressor).loss_after < done(compressor).loss_before
+    assert done(compressor).held_out_images < JUDGES
+
+
+def test_no_more_batches_are_read_than_are_needed(dense: PreTrainedModel, images: Tensor) -> None:
+    read: list[int] = []
+
+    class Loader:
+        def __iter__(self) -> Iterator[Tensor]:
+            for i in range(0, IMAGES, 8):
+                read.append(i)
+                yield images[i : i + 8]
+
+    compressor = new(num_images=16, compensation_images=30, held_out_images=10, validation_images=8)
+    compressor.compress(dense, Loader())
+    assert len(read) == 6
+    assert done(compressor).images == 30
+
+
+def minutes_given(monkeypatch: pytest.MonkeyPatch, residual_seconds: float = 0.0) -> list[float | None]:
+    """What the distillation is told, when the residual takes so long."""
+    given: list[float | None] = []
+
+    def distill(_: Distillation, minutes: float | None, *__: Any) -> list[CompensationPoint]:
+        given.append(minutes)
+        return [CompensationPoint("distill", 1.0, 0, 0.5)]
+
+    point = CompensationPoint("residual", residual_seconds, 0, 1.0)
+    monkeypatch.setattr(Distillation, "run", distill)
+    monkeypatch.setattr(ResidualCompensation, "run", lambda *_: [point])
+    return given
+
+
+@pytest.mark.parametrize(
+    ("settings", "share", "minutes"),
+    [
+        ({"compensation": "distill", "compensation_minutes": 3}, 1.0, 3),
+        ({"compensation": "distill"}, 1.0, hf_vitcompress.compensation.distillation.DEFAULT_MINUTES),
+        ({"compensation_minutes": 3}, 1.0, 2.5),
+        ({"compensation_minutes": 4}, 0.25, 0.5),
+        ({"compensation_epochs": 2}, 1.0, None),
+    ],
+)
+def test_the_stages_share_the_minutes(
+    settings: dict[str, Any], share: float, minutes: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = minutes_given(monkeypatch, residual_seconds=30.0)
+    compensating = compensator(**{"compensation_epochs": None, **settings})
+    case = compressed(**RECIPE)
+    report = compensating.run(case.student(), case.plan, share)
+    assert given == [minutes]
+    seconds = [point.seconds for point in report.points]
+    assert seconds == ([1.0] if settings.get("compensation") == "distill" else [30.0, 31.0])
+
+
+def test_a_trial_takes_its_share_of_the_epochs_and_keeps_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = compressed(**{**RECIPE, "compensation_epochs": 8})
+    compensating = Compensator(
+        case.prepared, case.statistics, case.train, case.config, checkpoint=tmp_path / "file", progress=False
+    )
+    steps: list[int] = []
+    take = Distillation._step
+    monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
+    monkeypatch.setattr(Distillation, "_step", lambda self, step: steps.append(step) or take(self, step))
+    compensating.run(case.student(), case.plan, share=1 / 4)
+    assert len(steps) == 2 * (58 // 16)
+    assert not compensating.checkpoints
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,144 @@
+"""Compensation that is interrupted, and checkpoints that it does not go on with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_vitcompress.compensation.compensator import Compensator
+from hf_vitcompress.compensation.distillation import Distillation
+from hf_vitcompress.compensation.residual import ResidualCompensation
+from hf_vitcompress.errors import CompensationError
+from support.compensated import RECIPE, STAGES, done, every_method, new
+from support.students import changed, compressed, lively, logits, low_rank_plan, state_of
+
+
+@every_method
+def test_checkpoints_are_named_after_the_given_file_and_listed(
+    method: str, dense: PreTrainedModel, images: Tensor, tmp_path: Path
+) -> None:
+    compressor = new(compensation=method)
+    compressor.compress(dense, images, checkpoint=tmp_path / "file")
+    assert [path.name.rsplit("-")[0] for path in compressor.checkpoints] == [f"file.{s}" for s in STAGES[method]]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", *(path.name for path in compressor.checkpoints)}
+
+
+def test_without_a_file_there_are_no_checkpoints(
+    dense: PreTrainedModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    compressor = new()
+    compressor.compress(dense, images)
+    assert compressor.checkpoints == []
+    assert not list(tmp_path.iterdir())
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    take = Distillation._step
+
+    def taking(self: Distillation, number: int) -> float:
+        if number == step:
+            raise KeyboardInterrupt
+        return take(self, number)
+
+    monkeypatch.setattr(Distillation, "_step", taking)
+
+
+def test_an_interrupted_second_stage_does_not_repeat_the_first(
+    dense: PreTrainedModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = new()
+    expected = whole.compress(dense, images)
+    with monkeypatch.context() as patch:
+        interrupted(patch, 9)
+        with pytest.raises(KeyboardInterrupt):
+            new().compress(dense, images, checkpoint=tmp_path / "file")
+    solved: list[str] = []
+    monkeypatch.setattr(ResidualCompensation, "_solve_block", lambda *_: solved.append("block"))
+    compressor = new()
+    small = compressor.compress(dense, images, checkpoint=tmp_path / "file")
+    assert not solved
+    assert not changed(state_of(expected), small)
+    assert [point.loss for point in done(compressor).points] == [point.loss for point in done(whole).points]
+    assert len(compressor.checkpoints) == 2
+
+
+def test_another_run_with_the_same_file_is_the_same_model(
+    dense: PreTrainedModel, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = new().compress(dense, images, checkpoint=tmp_path / "file")
+    interrupted(monkeypatch, 0)
+    second = new().compress(dense, images, checkpoint=tmp_path / "file")
+    assert not changed(state_of(first), second)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"learning_rate": 2e-3},
+        {"compensation_epochs": 6},
+        {"compensation": "residual"},
+        {"residual_share": 0.5},
+        {"keep_ratio": 0.5},
+        {"compensation_images": 30},
+        {"held_out_images": 3},
+        {"metric": "weight"},
+        {"repair": False},
+        {"selector": "magnitude"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_settings_do_not_go_on_with_a_checkpoint(changes: dict[str, Any], tmp_path: Path) -> None:
+    paths = []
+    for settings in (RECIPE, {**RECIPE, **changes}):
+        case = compressed(**settings)
+        compensating = Compensator(
+            case.prepared, case.statistics, case.train, case.config, checkpoint=tmp_path / "file", progress=False
+        )
+        paths.append(compensating.checkpoint_for("distill", case.plan.layers).path)
+    assert paths[0] != paths[1]
+
+
+def test_other_models_plans_and_images_do_not_go_on_with_a_checkpoint(tmp_path: Path) -> None:
+    names, one, other = set(), compressed(**RECIPE), compressed(dense=lively(seed=1), **RECIPE)
+    for case, images in ((one, one.train), (one, one.train.select(range(40))), (other, other.train)):
+        compensating = Compensator(
+            case.prepared, case.statistics, images, case.config, checkpoint=tmp_path / "file", progress=False
+        )
+        for plan in (low_rank_plan({"vit.layers.0.mlp.fc1": rank}) for rank in (2, 3)):
+            for stage in ("residual", "distill"):
+                names.add(compensating.checkpoint_for(stage, plan.layers).path)
+    assert len(names) == 12
+
+
+def test_the_same_plan_under_another_budget_goes_on(dense: PreTrainedModel, images: Tensor, tmp_path: Path) -> None:
+    """The stages depend on the shapes, and not on how they were asked for."""
+    plan = low_rank_plan({"vit.layers.0.mlp.fc1": 4})
+    first, second = new(), new(keep_ratio=None, max_params=10_000_000)
+    for compressor in (first, second):
+        compressor.compress(dense, images, plan=plan, checkpoint=tmp_path / "file")
+    assert first.checkpoints == second.checkpoints
+
+
+def test_a_damaged_checkpoint_is_named(dense: PreTrainedModel, images: Tensor, tmp_path: Path) -> None:
+    compressor = new()
+    compressor.compress(dense, images, checkpoint=tmp_path / "file")
+    compressor.checkpoints[0].write_bytes(b"damaged")
+    with pytest.raises(CompensationError, match=r"file\.residual-.*Delete it"):
+        new().compress(dense, images, checkpoint=tmp_path / "file")
+
+
+def test_a_failure_leaves_the_dtype(dense: PreTrainedModel, images: Tensor) -> None:
+    dense.to(torch.bfloat16)
+    compressor = new(learning_rate=1e30)
+    statistics = compressor.calibrate(dense, images)
+    plan = compressor.plan(dense, statistics)
+    small = compressor.build(dense, statistics, plan)
+    with pytest.raises(CompensationError, match="learning_rate"):
+        compressor.compensate(small, dense, statistics, plan, images)
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(logits(small, images.bfloat16())).all()

@@ -45,7 +45,7 @@ class CompressionReport:
         origin: the dense model.
         calibration_dataset: Hub id of the calibration images; `None` for others.
         environment: what it was made on.
-        weights: digest of those it ended with, see `fingerprints`.
+        weights: digest of those it ended with, see `runtime.weights.model_digest`.
         quantization: scheme its weights were quantized with afterwards; `None` for none.
         evaluation: filled in by whoever measures it.
         latency: likewise; one entry for each batch size.

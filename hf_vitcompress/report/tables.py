@@ -84,6 +84,15 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         kl = evaluation.kl
         name = "KL measured" if evaluation.agreement is not None else "relative error"
         rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
+    return [*rows, *_metric_rows(evaluation)]
+
+
+def _metric_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, value in evaluation.metrics.items():
+        before = evaluation.reference_metrics.get(name)
+        known = ("", "") if before is None else (f"{before:.4f}", f"{value - before:+.4f}")
+        rows.append((name, known[0], f"{value:.4f}", known[1]))
     return rows
 
 

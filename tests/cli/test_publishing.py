@@ -12,7 +12,7 @@ from transformers.utils import logging
 from hf_vitcompress import CompressionReport
 from hf_vitcompress.evaluation import latency
 from hf_vitcompress.evaluation.latency import LATENCY_BATCHES
-from hf_vitcompress.publish import retries as hub_errors
+from hf_vitcompress.publish import retries
 from hf_vitcompress.report.card_file import Card
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.metrics import save_metric
@@ -24,7 +24,7 @@ logging.disable_progress_bar()
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_errors, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 # ---- push

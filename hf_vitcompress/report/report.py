@@ -73,6 +73,7 @@ class CompressionReport:
 
     @property
     def keep_ratio(self) -> float:
+        """Parameters of the compressed model ÷ of the dense one."""
         return self.compressed.parameters / self.dense.parameters
 
     @property
@@ -96,6 +97,7 @@ class CompressionReport:
         return rows
 
     def to_markdown(self) -> str:
+        """Two tables: before and after, and what is left of each part."""
         lines = ["| | dense | compressed | change |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in self.rows()]
         lines += ["", "| part | role | what is left | parameters kept | predicted loss |", "|---|---|---|---|---|"]
@@ -107,6 +109,7 @@ class CompressionReport:
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
         return _without_infinities({**asdict(self), "keep_ratio": self.keep_ratio})
 
     @classmethod

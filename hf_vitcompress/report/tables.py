@@ -38,6 +38,7 @@ def comparison_rows(
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str | None = None) -> "RenderableType":
+    """A rich table, all columns but the first aligned to the right."""
     from rich.table import Table
 
     grid = Table(*header, title=title)
@@ -49,6 +50,7 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str |
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, with a line break at its end."""
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
 
@@ -64,6 +66,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_percent(interval: Interval) -> str:
+    """Value and ends, in per cent."""
     return f"{interval.value:.2%} ({interval.low:.2%} to {interval.high:.2%})"
 
 

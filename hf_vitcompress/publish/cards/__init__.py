@@ -1,6 +1,6 @@
 """The model card of a compressed checkpoint, written from what lies in its folder: report, recipe and weights.
 
-No free text gets in but Hub ids, so that no local path, user name or token can.
+No free text gets in but Hub ids and the names of metrics, so that no local path, user name or token can.
 """
 
 from collections.abc import Mapping

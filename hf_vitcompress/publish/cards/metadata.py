@@ -13,6 +13,7 @@ PIPELINES = {CLASSIFIER: CLASSIFICATION, "AutoModel": "image-feature-extraction"
 
 
 def card_metadata(subject: CardSubject, name: str) -> ModelCardData:
+    """Of the card of a checkpoint that is called `name` in the model index."""
     report, origin, judged = subject.report, subject.report.origin, subject.evaluation
     relation = "quantized" if report.quantization else "finetune"
     results = None
@@ -45,6 +46,7 @@ def card_metadata(subject: CardSubject, name: str) -> ModelCardData:
 
 
 def tags(report: CompressionReport) -> list[str]:
+    """The package's, and those that say how the model was compressed."""
     kinds = {kind for part in report.parts for shape in part.shapes.values() for kind in shape}
     holds = (
         bool(kinds & {"rank", "qk_rank"}),

@@ -39,6 +39,15 @@ class CardSubject:
     def read(
         cls, folder: str | Path, report: CompressionReport | None = None, known: Mapping[str, Any] | None = None
     ) -> "CardSubject":
+        """From a checkpoint folder.
+
+        Args:
+            report: instead of the one in the folder.
+            known: metadata of a card, for what the report does not know of the dense model.
+
+        Raises:
+            ReportError: the folder has no report.
+        """
         report = report or CompressionReport.load(folder)
         calibration_dataset = _published(report.calibration_dataset)
         report = replace(report, origin=report.origin.completed(known or {}), calibration_dataset=calibration_dataset)

@@ -19,6 +19,7 @@ TRAITS = {
 
 
 def title(subject: CardSubject) -> str:
+    """Which model, and how much of it is left."""
     origin = subject.report.origin
     name = subject.report.model.removeprefix("Factored")
     if origin.base_model and origin.published:
@@ -30,6 +31,7 @@ def title(subject: CardSubject) -> str:
 
 
 def summary(subject: CardSubject) -> str:
+    """What was compressed, to how much, in which ways."""
     report = subject.report
     kind = f"a {report.model.removeprefix('Factored')}"
     base = f"[`{report.origin.base_model}`](https://huggingface.co/{report.origin.base_model})"
@@ -49,6 +51,7 @@ def summary(subject: CardSubject) -> str:
 
 
 def rows(subject: CardSubject) -> list[tuple[str, str, str, str]]:
+    """Of the table: quantity, dense, compressed, change; with rows for what was not measured."""
     report = subject.report
     found = comparison_rows(
         report.dense,
@@ -76,6 +79,7 @@ def _with_dtypes(row: tuple[str, str, str, str], dense: list[str], own: list[str
 
 
 def measured(subject: CardSubject) -> list[str]:
+    """On what accuracy and latency were measured, as far as they were."""
     report, judged = subject.report, subject.evaluation
     sentences = []
     if judged is not None:
@@ -93,11 +97,13 @@ def measured(subject: CardSubject) -> list[str]:
 
 
 def parts(report: CompressionReport) -> str:
+    """How many parts of the blocks were compressed."""
     changed = [part for part in report.parts if part.shapes]
     return f"{len(changed)} of {len(report.parts)} parts of the blocks were compressed, the others are as they were."
 
 
 def making(subject: CardSubject) -> list[str]:
+    """From which images the model was made, in what time, on what."""
     report = subject.report
     source = f"of `{report.calibration_dataset}`" if report.calibration_dataset else "from a source not on record"
     labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
@@ -126,10 +132,12 @@ def making(subject: CardSubject) -> list[str]:
 
 
 def stages(report: CompressionReport) -> list[str]:
+    """Those of compensation, in their order."""
     return list(dict.fromkeys(point.stage for point in report.compensation.points)) if report.compensation else []
 
 
 def limits(subject: CardSubject) -> list[str]:
+    """What is not known about the model, and what it should not be used for."""
     report, judged = subject.report, subject.evaluation
     sentences = []
     if judged is None and report.evaluation is not None:

@@ -25,7 +25,7 @@ from ..model.assembly import is_factored
 from ..model.dense import to_dense
 from ..model.loading import check_model
 from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
-from ..publish.push import check_target, push_model
+from ..publish.push import check_repository, push_model
 from ..publish.record import SavedFiles
 from ..report.report import CompressionReport
 from ..runtime.distributed import local_work
@@ -108,7 +108,7 @@ class StructureCallback(TrainerLink):
                 "it after the training, with ViTCompressor or `vitcompress compress`."
             )
         if self.push_to_hub is not None:
-            check_target(self.push_to_hub, trainer.args.hub_token)
+            check_repository(self.push_to_hub, trainer.args.hub_token)
         check_model(trainer.model)
         super().meet(trainer)
         follow_layout(self.model)

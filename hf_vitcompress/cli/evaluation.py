@@ -1,19 +1,30 @@
 """`vitcompress evaluate`."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import ConfigError
 from .options import Quiet, silence_libraries
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..evaluation.comparison import Comparison
+    from ..report.report import CompressionReport
 
 
 def evaluate_checkpoint(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model to judge: a Hub id or a folder.")],
     data: Annotated[str, typer.Option("--data", help="Test images: a folder, a parquet file or a Hub data set.")],
     against: Annotated[str | None, typer.Option(help="Dense model to compare with.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Metric of the evaluate library, such as f1, or its folder; repeatable."),
+    ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time both models, alternately.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, also for --latency.")] = 32,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
@@ -32,16 +43,75 @@ def evaluate_checkpoint(
     """
     from rich.console import Console
 
-    from ..evaluation.comparison import compare_checkpoints
-    from ..runtime.distributed import new_accelerator
+    from ..evaluation.comparison import Candidate, compare
+    from ..images.sources import open_images
+    from ..model.loading import load_image_processor
+    from ..report.report import CompressionReport
+    from ..runtime.distributed import local_work, new_accelerator
 
     if quiet:
         silence_libraries()
-    rendered, figures = compare_checkpoints(
-        model, data, against, latency, batch_size, precision, not quiet, update_card, dataset
+    _check_flags(latency, against, dataset)
+    report = CompressionReport.load(model) if update_card else None
+    accelerator = new_accelerator()
+    with local_work(accelerator, "The start"):
+        candidate = Candidate.load(model, accelerator)
+        dense = None if against is None else Candidate.load(against, accelerator)
+        images = open_images(data, label2id=candidate.model.config.label2id)
+        processor = load_image_processor(model) or load_image_processor(against or model)
+    figures = compare(
+        candidate,
+        dense,
+        images,
+        processor,
+        metrics=metric or (),
+        latency=latency,
+        batch_size=batch_size,
+        precision=precision,
+        progress=not quiet,
+        accelerator=accelerator,
     )
-    if not new_accelerator().is_main_process:
+    if not accelerator.is_main_process:
         return
-    Console().print(rendered)
+    if report is not None:
+        _update_card(model, report, figures, dataset)
+    Console().print(_rendered(figures))
     if json_file is not None:
         json_file.write_text(json.dumps(asdict(figures), indent=2) + "\n", encoding="utf-8")
+
+
+def _check_flags(latency: bool, against: str | None, dataset: str | None) -> None:
+    from ..report.provenance import is_repo_id
+
+    if latency and against is None:
+        raise ConfigError("--latency compares two models in one run; name the other with --against.")
+    if dataset is not None and not is_repo_id(dataset):
+        raise ConfigError(f"--dataset takes the Hub id of a data set, such as uoft-cs/cifar10, not {dataset!r}.")
+
+
+def _update_card(folder: str, report: "CompressionReport", figures: "Comparison", dataset: str | None) -> None:
+    """Write the figures into report and card of a folder made by compress; times of before stay where there are none.
+
+    Args:
+        dataset: Hub id to name the images by; by default that of the images, if they have one.
+    """
+    from ..publish.cards import write_card
+
+    report.evaluation = replace(figures.evaluation, dataset=dataset or figures.evaluation.dataset)
+    report.latency = figures.latency or report.latency
+    report.save(folder)
+    write_card(folder, report)
+
+
+def _rendered(figures: "Comparison") -> "RenderableType":
+    from ..report.tables import comparison_rows, table
+
+    rows = comparison_rows(
+        figures.dense_costs,
+        figures.costs,
+        figures.dense_disk_bytes,
+        figures.disk_bytes,
+        figures.evaluation,
+        figures.latency,
+    )
+    return table(("", "dense", "model", "change"), rows, title=Path(figures.model).name)

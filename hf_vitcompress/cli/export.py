@@ -35,7 +35,9 @@ def export_checkpoint(
 
     if quiet:
         silence_libraries()
-    result = export_model(model, to, output, against, overwrite, tolerance, max_batch)
+    result = export_model(
+        model, to, output, against=against, overwrite=overwrite, tolerance=tolerance, max_batch=max_batch
+    )
     Console().print(result.render())
     Console().print(f"saved to {result.folder}")
     if json_file is not None:

@@ -35,6 +35,7 @@ def export_model(
     model: str | Path | PreTrainedModel,
     to: str = "onnx",
     output: str | Path | None = None,
+    *,
     against: str | Path | PreTrainedModel | None = None,
     overwrite: bool = False,
     tolerance: float = TOLERANCE,
@@ -259,16 +260,16 @@ def _seconds(run: Callable[[Tensor], Any], images: Tensor) -> float:
 
 
 def _random_images(count: int, shape: tuple[int, int, int]) -> Tensor:
-    """(count, *shape)"""
+    """Images (count, *shape), the same for each count."""
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(count))
 
 
 @contextlib.contextmanager
 def _explained(failure: str, chosen: Format) -> Iterator[None]:
-    """Exporters and runtimes raise anything."""
+    """Whatever fails inside is an `ExportError` that begins with `failure`."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # exporters and runtimes raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         packages = " or ".join(("torch", *chosen.packages))
         raise ExportError(f"{failure}: {reason}. Try another format, or another version of {packages}.") from error

@@ -50,9 +50,11 @@ class ExportReport:
 
     @property
     def bytes(self) -> int:
+        """Of all files of the program."""
         return sum(self.files.values())
 
     def save(self, folder: str | Path) -> None:
+        """Write `export_report.json` into `folder`."""
         text = json.dumps(asdict(self), indent=2) + "\n"
         (Path(folder) / EXPORT_REPORT_FILE).write_text(text, encoding="utf-8")
 
@@ -73,6 +75,7 @@ class ExportResult:
     latency: list[Latency] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
         return {**asdict(self), "folder": str(self.folder)}
 
     def render(self) -> "RenderableType":

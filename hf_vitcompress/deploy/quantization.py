@@ -43,6 +43,7 @@ class QuantizationRecord:
     weights: str
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Renew the report in `folder`, and the card made of it."""
         before = CompressionReport.load(folder)
         known = replace(before, evaluation=None, latency=[])
         # As many multiplications as before, of images of the size that was calibrated with.

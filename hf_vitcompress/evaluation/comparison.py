@@ -1,26 +1,49 @@
-"""Two checkpoints held against each other: what `vitcompress evaluate` shows."""
+"""A model held against the dense one that it came from: costs, answers, times."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
 from ..images.images import ImageSource
-from ..images.sources import open_images
-from ..model.loading import load_image_processor, load_model
+from ..model.loading import load_model
 from ..model.towers import compressed_part
-from ..publish.cards import write_card
-from ..report.provenance import is_repo_id
-from ..report.report import CompressionReport
-from ..report.tables import comparison_rows, table
-from ..runtime.distributed import local_work, new_accelerator
+from ..runtime.distributed import new_accelerator
 from ..runtime.weights import disk_bytes
 from .costs import Costs, count_costs
 from .evaluation import Evaluation, evaluate_model
 from .latency import LATENCY_BATCHES, Latency, measure_latency
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from evaluate import EvaluationModule
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be compared, and the checkpoint it was loaded from.
+
+    Attributes:
+        name: Hub id or folder.
+        model: compressed or dense, in evaluation mode.
+        disk_bytes: of the folder's weight files; `None` for a checkpoint on the Hub.
+    """
+
+    name: str
+    model: PreTrainedModel
+    disk_bytes: int | None
+
+    @classmethod
+    def load(cls, name: str, accelerator: Accelerator | None = None) -> "Candidate":
+        """Load a checkpoint onto the accelerator's device.
+
+        Raises:
+            UnsupportedModelError: it cannot be found, or its architecture is not supported.
+        """
+        size = disk_bytes(name) if Path(name).is_dir() else None
+        return cls(name, load_model(name, accelerator), size)
 
 
 @dataclass
@@ -39,71 +62,61 @@ class Comparison:
     precision: str
 
 
-def compare_checkpoints(
-    name: str,
-    data: str,
-    against: str | None = None,
+def compare(
+    candidate: Candidate,
+    dense: Candidate | None,
+    images: ImageSource,
+    image_processor: Any = None,
+    *,
+    metrics: Sequence["str | EvaluationModule"] = (),
     latency: bool = False,
     batch_size: int = 32,
     precision: str = "float32",
     progress: bool = True,
-    update: bool = False,
-    dataset: str | None = None,
-) -> tuple["RenderableType", Comparison]:
-    """Evaluate a checkpoint (Hub id or folder), against another one where given; returns a table and the figures.
+    accelerator: Accelerator | None = None,
+) -> Comparison:
+    """Evaluate a model, and hold it against the dense one where that is given.
 
     Several processes share the images; the main one times the models. Costs and times are for images of their shape.
-    With `update` the figures also go into report and card of the checkpoint, a folder made by compress; `dataset` is
-    the Hub id to name the images by there.
+
+    Args:
+        metrics, precision: see `evaluate_model`.
+        latency: whether to time both models, where there are two: with one image and with `batch_size`.
+        batch_size: images in a batch.
 
     Raises:
-        ConfigError: latency was asked for without a model to compare with, or `dataset` is no Hub id.
-        ReportError: there is no report to update.
+        ConfigError, DataError: see `evaluate_model`.
     """
-    if latency and against is None:
-        raise ConfigError("--latency compares two models in one run; name the other with --against.")
-    if dataset is not None and not is_repo_id(dataset):
-        raise ConfigError(f"--dataset takes the Hub id of a data set, such as uoft-cs/cifar10, not {dataset!r}.")
-    known = CompressionReport.load(name) if update else None
-    accelerator = new_accelerator()
-    with local_work(accelerator, "The start"):
-        model = load_model(name, accelerator)
-        dense = None if against is None else load_model(against, accelerator)
-        images = open_images(data, label2id=model.config.label2id)
-        processor = load_image_processor(name) or load_image_processor(against or name)
-    evaluation = evaluate_model(model, images, processor, dense, batch_size, precision, progress, accelerator)
-    timed = latency and accelerator.is_main_process
-    shape = _image_shape(images, processor, batch_size)
-    figures = Comparison(
-        model=name,
-        against=against,
+    accelerator = accelerator or new_accelerator()
+    model, other = candidate.model, None if dense is None else dense.model
+    evaluation = evaluate_model(
+        model,
+        images,
+        image_processor,
+        other,
+        metrics=metrics,
+        batch_size=batch_size,
+        precision=precision,
+        progress=progress,
+        accelerator=accelerator,
+    )
+    shape = _image_shape(images, image_processor, batch_size)
+    sizes = sorted({LATENCY_BATCHES[0], batch_size}) if latency and accelerator.is_main_process else []
+    return Comparison(
+        model=candidate.name,
+        against=None if dense is None else dense.name,
         data=images.name,
         costs=count_costs(compressed_part(model, model).model, shape),
-        dense_costs=None if dense is None else count_costs(compressed_part(dense, model).model, shape),
-        disk_bytes=_disk_bytes(name),
-        dense_disk_bytes=None if against is None else _disk_bytes(against),
+        dense_costs=None if other is None else count_costs(compressed_part(other, model).model, shape),
+        disk_bytes=candidate.disk_bytes,
+        dense_disk_bytes=None if dense is None else dense.disk_bytes,
         evaluation=evaluation,
-        latency=[measure_latency(dense, model, n, shape=shape) for n in sorted({LATENCY_BATCHES[0], batch_size})]
-        if timed and dense is not None
-        else [],
+        latency=[] if other is None else [measure_latency(other, model, size, shape=shape) for size in sizes],
         precision=precision,
     )
-    if known is not None and accelerator.is_main_process:
-        known.evaluation = replace(evaluation, dataset=dataset or evaluation.dataset)
-        known.latency = figures.latency or known.latency
-        known.save(name)
-        write_card(name, known)
-    rows = comparison_rows(
-        figures.dense_costs, figures.costs, figures.dense_disk_bytes, figures.disk_bytes, evaluation, figures.latency
-    )
-    return table(("", "dense", "model", "change"), rows, title=Path(name).name), figures
 
 
-def _image_shape(images: ImageSource, processor: Any, batch_size: int) -> tuple[int, ...]:
+def _image_shape(images: ImageSource, image_processor: Any, batch_size: int) -> tuple[int, ...]:
     """Of one image's `pixel_values`, in the first batch."""
-    batch = next(replace(images, bad_images=[]).batches(processor, batch_size))
+    batch = next(replace(images, bad_images=[]).batches(image_processor, batch_size))
     return tuple(batch.pixel_values.shape[1:])
-
-
-def _disk_bytes(name: str) -> int | None:
-    return disk_bytes(name) if Path(name).is_dir() else None

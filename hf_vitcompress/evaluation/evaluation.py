@@ -1,12 +1,10 @@
 """Judging a compressed model: accuracy with its interval, agreement with the dense model, divergence from it."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import evaluate as hf_evaluate
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -21,6 +19,10 @@ from ..model.towers import compressed_part
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import gather_objects, local_work, new_accelerator, own_share, sum_numbers
 from ..runtime.weights import model_digest
+from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -30,22 +32,6 @@ VALUES_PER_IMAGE = 2**16
 
 Outputs = list[list[Term]]
 """Batch by batch, on the CPU."""
-
-
-class Accuracy(hf_evaluate.Metric):
-    """Top-1 accuracy; `evaluate.load("accuracy")` is the same but has to be downloaded."""
-
-    def _info(self) -> hf_evaluate.MetricInfo:
-        return hf_evaluate.MetricInfo(
-            description="Share of predictions that equal their reference.",
-            citation="",
-            inputs_description="predictions, references: class indices.",
-            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
-        )
-
-    def _compute(self, predictions: Iterable[int], references: Iterable[int]) -> dict[str, float]:
-        pairs = list(zip(predictions, references, strict=True))
-        return {"accuracy": sum(p == r for p, r in pairs) / len(pairs)}
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,9 @@ class Evaluation:
         bad_images: images that could not be read and were left out.
         precision: the model computed in.
         dataset: Hub id of the images; `None` for others.
-        weights: digest of the weights that were judged, see `fingerprints`.
+        weights: digest of the weights that were judged, see `runtime.weights.model_digest`.
+        metrics: the model's values of metrics of the `evaluate` library, by name.
+        reference_metrics: the reference's.
     """
 
     images: int
@@ -87,6 +75,8 @@ class Evaluation:
     precision: str = "float32"
     dataset: str | None = None
     weights: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    reference_metrics: dict[str, float] = field(default_factory=dict)
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
@@ -149,6 +139,8 @@ def evaluate_model(
     images: ImageSource,
     image_processor: Any = None,
     against: PreTrainedModel | None = None,
+    *,
+    metrics: Sequence["str | EvaluationModule"] = (),
     batch_size: int = 64,
     precision: str = "float32",
     progress: bool = True,
@@ -160,26 +152,32 @@ def evaluate_model(
     the same figures.
 
     Args:
+        metrics: of the `evaluate` library, computed of both models from predicted classes and labels: names on the Hub
+            such as `"f1"`, folders with a script, or loaded modules. Of more than two classes, those that are made for
+            two (F1, precision, recall) are averaged with equal weights.
         precision: `"float32"` judges what a user runs; `"bfloat16"` and `"auto"` are faster where the device gains.
 
     Raises:
-        DataError: there are neither labels nor a model to compare with.
+        ConfigError: the precision is unknown; or a metric cannot be loaded, or not be computed from classes.
+        DataError: there are neither labels nor a model to compare with; or metrics, and no labels of classes.
     """
-    judged = compressed_part(model, model, image_processor)
-    dense = None if against is None else compressed_part(against, model, image_processor)
-    classes = is_classifier(judged.model)
-    if against is None and (images.labels is None or not classes):
-        raise DataError(
-            "There is nothing to judge by: the images have no labels that fit the model's classes, and no dense model "
-            "was given to compare with (against=…, --against)."
-        )
+    subjects = [compressed_part(model, model, image_processor)]
+    if against is not None:
+        subjects.append(compressed_part(against, model, image_processor))
+    classes = is_classifier(subjects[0].model)
+    _check_can_judge(classes and images.labels is not None, against is not None, bool(metrics))
     precision = resolve_precision(precision, model.device)
     accelerator = accelerator or new_accelerator()
+    with local_work(accelerator, "Loading the metrics"):
+        chosen = Metrics.load(metrics, model.config.num_labels or 0)
     share = own_share(accelerator, images.batch_count(batch_size))
-    subjects = [judged] if dense is None else [judged, dense]
-    progress = progress and accelerator.is_main_process
     results = []
-    with tqdm(total=len(images) * len(subjects), desc="evaluating", unit=" images", disable=not progress) as bar:
+    with tqdm(
+        total=len(images) * len(subjects),
+        desc="evaluating",
+        unit=" images",
+        disable=not (progress and accelerator.is_main_process),
+    ) as bar:
         for subject in subjects:
             own = images.select(range(len(images)))
             with local_work(accelerator, "Evaluation"):
@@ -188,12 +186,45 @@ def evaluate_model(
             results.append(found)
     outputs, labels = results[0]
     bad_images = round(sum_numbers(accelerator, [len(own.bad_images)])[0])
-    figures = _image_figures(outputs, results[1][0] if dense is not None else None, labels, classes)
+    figures = _image_figures(outputs, results[1][0] if against is not None else None, labels, classes)
     figures = _gathered(accelerator, figures if outputs else None)
     if not figures:
         raise own.unreadable()
-    evaluation = _evaluation(figures, bad_images)
-    return replace(evaluation, precision=precision, dataset=images.hub_id, weights=model_digest(model))
+    return replace(
+        _evaluation(figures, bad_images),
+        precision=precision,
+        dataset=images.hub_id,
+        weights=model_digest(model),
+        metrics=_metric_values(chosen, figures, "predicted"),
+        reference_metrics=_metric_values(chosen, figures, "reference"),
+    )
+
+
+def _check_can_judge(labelled: bool, compared: bool, metrics: bool) -> None:
+    """That there is what figures are made from.
+
+    Args:
+        labelled: whether the model has classes, and the images have labels that can be such.
+        compared: whether there is a dense model.
+        metrics: whether metrics were asked for.
+
+    Raises:
+        DataError: there is not.
+    """
+    if metrics and not labelled:
+        raise DataError(
+            "Metrics (metrics=…, --metric) are computed from predicted classes and labels, and the model has no "
+            "classes or the images have no labels that fit them."
+        )
+    if not labelled and not compared:
+        raise DataError(
+            "There is nothing to judge by: the images have no labels that fit the model's classes, and no dense model "
+            "was given to compare with (against=…, --against)."
+        )
+
+
+def _metric_values(metrics: Metrics, figures: dict[str, Tensor], whose: str) -> dict[str, float]:
+    return metrics.values(figures[whose], figures["label"]) if {whose, "label"} <= figures.keys() else {}
 
 
 def judge(
@@ -251,6 +282,4 @@ def _evaluation(figures: dict[str, Tensor], bad_images: int) -> Evaluation:
 
 
 def _accuracy(predictions: Tensor, references: Tensor) -> Interval:
-    metric = Accuracy(keep_in_memory=True)
-    share = metric.compute(predictions=predictions.tolist(), references=references.tolist())["accuracy"]
-    return wilson_interval(round(share * len(predictions)), len(predictions))
+    return wilson_interval(int((predictions == references).sum()), len(predictions))

@@ -18,6 +18,7 @@ Shapes = dict[str, dict[str, int]]
 
 
 def is_factored(model: nn.Module) -> bool:
+    """Whether a model is one of the `Factored…` classes."""
     return isinstance(model, FactoredModelMixin)
 
 

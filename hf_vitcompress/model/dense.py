@@ -37,7 +37,7 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def dense_state_dict(state: Mapping[str, Tensor], dense: PreTrainedModel) -> dict[str, Tensor]:
-    """The dense form of a state dict of any layout (see `layouts`).
+    """The dense form of a state dict of any layout (see `shapes`).
 
     Widths that were pruned come back as zeros: of a hidden layer, of whole heads (after those that are left), and of
     each head's values. They change nothing, because the rows of one layer and the columns that read them are both 0.
@@ -65,8 +65,8 @@ def dense_state_dict(state: Mapping[str, Tensor], dense: PreTrainedModel) -> dic
         result[f"{name}.weight"] = weight
         if bias is not None:
             result[f"{name}.bias"] = bias
-    for name, target in dense.state_dict().items():
-        result[name] = _padded(result[name] if name in result else _found(state, name), target.shape, name)
+    for name, wanted in dense.state_dict().items():
+        result[name] = _padded(result[name] if name in result else _found(state, name), wanted.shape, name)
     return result
 
 
@@ -82,7 +82,7 @@ def _times(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _fill_heads(rows: Tensor, size: int, head_dim: int) -> Tensor:
-    """(heads · size, …) → (heads · head_dim, …)"""
+    """(heads · size, …) → (heads · head_dim, …), zeros after each head's rows."""
     heads = rows.unflatten(0, (-1, size))
     filled = heads.new_zeros(heads.shape[0], head_dim, *heads.shape[2:])
     filled[:, :size] = heads

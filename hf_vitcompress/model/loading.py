@@ -79,6 +79,7 @@ class ReadableQuantizer(TorchAoHfQuantizer):
     """
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, str]]:
+        """As torchao's, without the names that it could not read."""
         state, metadata = super().get_state_dict_and_metadata(model)
         listed = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
         return state, {**metadata, "tensor_names": json.dumps(listed)}

@@ -59,6 +59,7 @@ def layout_of(model: PreTrainedModel, dense: PreTrainedModel | None = None) -> S
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """The shapes of a state dict's tensors; other entries are left out."""
     return {name: tensor.shape for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
 
 
@@ -81,32 +82,41 @@ def take_current_names(state: dict[str, Any], prefix: str, dense: PreTrainedMode
     mapping = conversion_mapping.get_model_conversion_mapping(dense, add_legacy=False)
     pending: dict[str, tuple[WeightConverter, list[str]]] = {}
     for name in [name for name in state if name.startswith(prefix) and name[len(prefix) :] not in known]:
-        new = name[len(prefix) :]
-        for renaming in mapping:
-            if isinstance(renaming, WeightRenaming):
-                new = renaming.rename_source_key(new)[0]
-        for converter in mapping:
-            target, pattern = converter.rename_source_key(new)
-            # Of the several that one tensor may become, `target` is the first.
-            if isinstance(converter, WeightConverter) and pattern is not None and target.replace("*", "0") in known:
-                own, sources = pending.setdefault(target, (copy.deepcopy(converter), []))
-                own.add_tensor(target, name, pattern, state[name])
-                sources.append(name)
-                break
-        else:
-            if new in known and prefix + new not in state:
-                state[prefix + new] = state.pop(name)
-    for target, (converter, sources) in pending.items():
-        for name, tensor in _converted(converter, target, sources, dense).items():
+        current = _renamed(name[len(prefix) :], mapping)
+        if (found := _converter_of(current, mapping, known)) is not None:
+            first, pattern, converter = found
+            own, sources = pending.setdefault(first, (copy.deepcopy(converter), []))
+            own.add_tensor(first, name, pattern, state[name])
+            sources.append(name)
+        elif current in known and prefix + current not in state:
+            state[prefix + current] = state.pop(name)
+    for first, (converter, sources) in pending.items():
+        for name, tensor in _converted(converter, first, sources, dense).items():
             state.setdefault(prefix + name, tensor)
         for name in sources:
             del state[name]
 
 
-def _converted(converter: WeightConverter, target: str, sources: list[str], dense: PreTrainedModel) -> dict[str, Any]:
+def _renamed(name: str, mapping: Sequence[Any]) -> str:
+    for renaming in mapping:
+        if isinstance(renaming, WeightRenaming):
+            name = renaming.rename_source_key(name)[0]
+    return name
+
+
+def _converter_of(name: str, mapping: Sequence[Any], known: Container[str]) -> tuple[str, str, WeightConverter] | None:
+    """What converts the tensor of that name: the first of the tensors it may become, the pattern it fits, and how."""
+    for converter in mapping:
+        first, pattern = converter.rename_source_key(name)
+        if isinstance(converter, WeightConverter) and pattern is not None and first.replace("*", "0") in known:
+            return first, pattern, converter
+    return None
+
+
+def _converted(converter: WeightConverter, first: str, sources: list[str], dense: PreTrainedModel) -> dict[str, Any]:
     """Current name → tensor, of all that an operation of transformers makes of the tensors it was given."""
     try:
-        made = converter.convert(target, model=dense, config=dense.config)
+        made = converter.convert(first, model=dense, config=dense.config)
     except Exception as error:  # transformers wraps what its operations raise, and those raise anything
         raise UnsupportedModelError(
             f"{', '.join(sources)} of the state dict, an older layout of {type(dense).__name__}, cannot be converted: "

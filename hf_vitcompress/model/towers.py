@@ -41,6 +41,7 @@ def reading_of(whole: PreTrainedModel) -> Reading | None:
 
 
 def takes_only_images(model: PreTrainedModel) -> bool:
+    """Whether images are all that the model's forward pass needs."""
     return model.main_input_name == "pixel_values" and not model.config.is_encoder_decoder
 
 

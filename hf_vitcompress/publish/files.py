@@ -6,6 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..configuration_factored import TRAVELLING_FILES
 from ..errors import PublishError
 from ..model.loading import load_model
 from ..modeling_factored import CARD_FILE, INDEX_FILE, holds_weights
@@ -16,7 +17,7 @@ SINGLE_FILE = "model.safetensors"
 PUBLISHED = (
     "config.json",
     INDEX_FILE,
-    "modeling_factored.py",
+    *TRAVELLING_FILES,
     "*processor*_config.json",
     "compression_*",
     "LICENSE*",

@@ -50,7 +50,7 @@ def push_model(
     A model that was loaded from a folder or from the Hub takes along what lies there. Of a model with adapters they
     alone are published, as by transformers.
     """
-    check_target(repo_id, token)
+    check_repository(repo_id, token)
     settings: dict[str, Any] = {
         "commit_message": commit_message,
         "commit_description": commit_description,
@@ -104,7 +104,7 @@ def push_folder(
         PublishError: the folder is no checkpoint, there is no token or it may not write, or the Hub cannot be reached.
     """
     root = checked_folder(folder)
-    check_target(repo_id, token)
+    check_repository(repo_id, token)
     api = HfApi(token=token, library_name="hf_vitcompress", library_version=__version__)
     try:
         with tempfile.TemporaryDirectory() as other:
@@ -216,7 +216,7 @@ class _Push:
         return Card({**card.metadata, "tags": [*tags, *(tag for tag in self.tags if tag not in tags)]}, card.text)
 
 
-def check_target(repo_id: str, token: bool | str | None) -> None:
+def check_repository(repo_id: str, token: bool | str | None) -> None:
     """Refuse what the Hub would refuse, before any work is done.
 
     Raises:

@@ -38,6 +38,7 @@ class CompressionRecord:
     report: CompressionReport
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write all of it into `folder`, which holds the model."""
         self.config.save(Path(folder) / RECIPE_FILE)
         self.plan.save(Path(folder) / PLAN_FILE)
         self.report.save(folder)
@@ -57,6 +58,7 @@ class SavedFiles:
         return cls({path.name: path.read_bytes() for path in files})
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
+        """Write them into `folder`, which holds the model; a card that is there is kept, except for our part of it."""
         for name, content in self.files.items():
             if name != CARD_FILE or not (Path(folder) / CARD_FILE).exists():
                 (Path(folder) / name).write_bytes(content)

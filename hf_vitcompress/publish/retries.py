@@ -8,7 +8,7 @@ from json import JSONDecodeError
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import (
-    HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -16,15 +16,11 @@ from huggingface_hub.errors import (
 )
 from transformers.utils import logging
 
-HTTP_ERRORS: tuple[type[Exception], ...] = (
-    HfHubHTTPError.__bases__[0],
-    HfHubHTTPError,
-    ConnectionError,
-    JSONDecodeError,
-)
-"""All errors of the client's HTTP library, whichever it is: broken connections, timeouts and bad answers.
+HTTP_ERRORS: tuple[type[Exception], ...] = (HTTPError, ConnectionError, JSONDecodeError)
+"""All errors of the Hub's client and of its HTTP library (httpx, or httpx2 from huggingface_hub 2.0 on).
 
-Among these, a gateway's page where JSON was expected.
+Broken connections, timeouts and refusals are `HTTPError`; offline mode is a `ConnectionError`; a gateway's page where
+JSON was expected is a `JSONDecodeError`.
 """
 
 CLIENT_ERRORS: tuple[type[Exception], ...] = (*HTTP_ERRORS, LocalEntryNotFoundError, RuntimeError)

@@ -76,6 +76,7 @@ def _short(part: "PartReport") -> str:
 
 
 def loss_over_budget(axes: "Axes", curve: Sequence[tuple[float, float]]) -> None:
+    """Predicted loss over keep ratios, of (keep ratio, loss) pairs."""
     axes.plot(*zip(*curve, strict=True), marker=".")
     axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
@@ -85,6 +86,7 @@ def loss_over_budget(axes: "Axes", curve: Sequence[tuple[float, float]]) -> None
 
 
 def loss_over_seconds(axes: "Axes", points: Sequence["CompensationPoint"]) -> None:
+    """Held-out loss over the seconds of compensation, a line for each stage."""
     for stage in dict.fromkeys(point.stage for point in points):
         course = [point for point in points if point.stage == stage]
         axes.plot([point.seconds for point in course], [point.loss for point in course], marker=".", label=stage)
@@ -97,5 +99,6 @@ def loss_over_seconds(axes: "Axes", points: Sequence["CompensationPoint"]) -> No
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a PNG; an interruption leaves no half of one."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)

@@ -89,6 +89,7 @@ class Environment:
 
     @classmethod
     def here(cls, accelerator: Accelerator) -> "Environment":
+        """That of this process, on the accelerator's device."""
         versions = {
             "hf_vitcompress": __version__,
             "transformers": transformers.__version__,

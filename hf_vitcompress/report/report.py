@@ -50,7 +50,7 @@ class CompressionReport:
         origin: the dense model.
         calibration_dataset: Hub id of the calibration images; `None` for others.
         environment: what it was made on.
-        weights: digest of those it ended with, see `fingerprints`.
+        weights: digest of those it ended with, see `runtime.weights.model_digest`.
         quantization: scheme its weights were quantized with afterwards; `None` for none.
         evaluation: filled in by whoever measures it.
         latency: likewise; one entry for each batch size.
@@ -103,6 +103,7 @@ class CompressionReport:
 
     @property
     def keep_ratio(self) -> float:
+        """Parameters of the compressed model ÷ of the dense one."""
         return self.compressed.parameters / self.dense.parameters
 
     @property
@@ -126,6 +127,7 @@ class CompressionReport:
         return rows
 
     def to_markdown(self) -> str:
+        """Two tables: before and after, and what is left of each part."""
         lines = ["| | dense | compressed | change |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in self.rows()]
         lines += ["", "| part | role | what is left | parameters kept | predicted loss |", "|---|---|---|---|---|"]
@@ -137,6 +139,7 @@ class CompressionReport:
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
         return _without_infinities({**asdict(self), "keep_ratio": self.keep_ratio})
 
     @classmethod

@@ -38,6 +38,7 @@ def comparison_rows(
 
 
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str | None = None) -> "RenderableType":
+    """A rich table, all columns but the first aligned to the right."""
     from rich.table import Table
 
     grid = Table(*header, title=title)
@@ -49,6 +50,7 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str |
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, with a line break at its end."""
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
 
@@ -64,6 +66,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_percent(interval: Interval) -> str:
+    """Value and ends, in per cent."""
     return f"{interval.value:.2%} ({interval.low:.2%} to {interval.high:.2%})"
 
 
@@ -84,6 +87,15 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         kl = evaluation.kl
         name = "KL measured" if evaluation.agreement is not None else "relative error"
         rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
+    return [*rows, *_metric_rows(evaluation)]
+
+
+def _metric_rows(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, value in evaluation.metrics.items():
+        before = evaluation.reference_metrics.get(name)
+        known = ("", "") if before is None else (f"{before:.4f}", f"{value - before:+.4f}")
+        rows.append((name, known[0], f"{value:.4f}", known[1]))
     return rows
 
 

@@ -17,7 +17,7 @@ COMMANDS = {
     "compress": [*RECIPE_FLAGS, "--output", "--plan", "--test", "--latency"],
     "inspect": [*RECIPE_FLAGS, "--figure"],
     "plan": [*RECIPE_FLAGS, "--output"],
-    "evaluate": ["--data", "--against", "--latency", "--json", "--precision", "--batch-size", "--update-card"],
+    "evaluate": ["--data", "--against", "--latency", "--metric", "--json", "--precision", "--batch-size", "--update-card"],
     "quantize": ["--output", "--scheme", "--overwrite"],
     "export": ["--to", "--output", "--against", "--max-batch", "--json"],
     "push": ["--private", "--revision", "--create-pr", "--token", "--commit-message", "--max-shard-size", "--tag"],

@@ -12,9 +12,10 @@ from transformers.utils import logging
 from hf_vitcompress import CompressionReport
 from hf_vitcompress.evaluation import latency
 from hf_vitcompress.evaluation.latency import LATENCY_BATCHES
-from hf_vitcompress.publish import retries as hub_errors
+from hf_vitcompress.publish import retries
 from hf_vitcompress.report.card_file import Card
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
+from support.metrics import save_metric
 from support.published import PUBLISHED, TELL_TALE, Made, card_of, contents
 from support.terminal import Run, one_line, running_commands, without_bars  # noqa: F401  (the fixture "run")
 
@@ -23,7 +24,7 @@ logging.disable_progress_bar()
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_errors, "time", SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=lambda seconds: None))
 
 
 # ---- push
@@ -200,6 +201,31 @@ def test_evaluate_updates_report_and_card(
     assert "36 images of `uoft-cs/cifar10`" in card.text
     assert run("push", unjudged, "me/x", "-q").code == 0
     assert card_of(hub.files("me/x")).metadata["model-index"][0]["results"] == [result]
+
+
+def test_a_metric_goes_into_table_report_and_card(run: Run, made: Made, unjudged: Path, tmp_path: Path) -> None:
+    given = ["--data", made.images, "--against", made.dense, "--metric", save_metric(tmp_path), "--batch-size", 36]
+    done = run("evaluate", unjudged, *given, "--update-card", "--json", tmp_path / "figures.json", "-q")
+    assert done.code == 0, done.err
+    figures = json.loads((tmp_path / "figures.json").read_text())["evaluation"]
+    report = CompressionReport.load(unjudged)
+    assert report.evaluation is not None
+    assert figures["metrics"] == report.evaluation.metrics
+    assert report.evaluation.metrics["largest_class"] in range(4)
+    assert figures["reference_metrics"] == report.evaluation.reference_metrics
+    row = next(row for row in report.rows() if row[0] == "largest_class")
+    assert row[2] == f"{report.evaluation.metrics['largest_class']:.4f}"
+    assert row[1] == f"{report.evaluation.reference_metrics['largest_class']:.4f}"
+    assert "largest_class" in done.out
+    assert f"| {' | '.join(row)} |" in Card.load(unjudged / "README.md").text
+
+
+def test_a_metric_that_cannot_be_loaded_is_named(run: Run, made: Made, unjudged: Path) -> None:
+    before = contents(unjudged)
+    done = run("evaluate", unjudged, "--data", made.images, "--metric", "no_such", "--update-card", "-q")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("error: The metric 'no_such' cannot be loaded: ")
+    assert contents(unjudged) == before
 
 
 def test_a_path_is_no_name_of_a_data_set(run: Run, made: Made, unjudged: Path) -> None:

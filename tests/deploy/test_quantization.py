@@ -30,10 +30,11 @@ from hf_vitcompress.cli.quantization import quantize_checkpoint
 from hf_vitcompress.deploy import quantization
 from hf_vitcompress.deploy.quantization import SCHEMES, quantize
 from hf_vitcompress.errors import OutputError, QuantizationError, UnsupportedModelError
-from hf_vitcompress.evaluation.comparison import compare_checkpoints
+from hf_vitcompress.evaluation.comparison import Candidate, compare
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.evaluation.latency import Latency
-from hf_vitcompress.model.loading import load_model
+from hf_vitcompress.images.sources import open_images
+from hf_vitcompress.model.loading import load_image_processor, load_model
 from hf_vitcompress.modeling_factored import FactoredModelMixin
 from hf_vitcompress.report.report import CompressionReport
 from hf_vitcompress.runtime.weights import disk_bytes, folder_digest
@@ -188,9 +189,9 @@ def test_a_model_of_usual_widths_takes_about_a_quarter(dense: bool, tmp_path: Pa
 def test_evaluate_judges_a_quantized_checkpoint(tmp_path: Path) -> None:
     """The model it comes from has float16 weights on disk and a float32 config."""
     quantize_checkpoint(str(DIGITS / "model"), tmp_path / "int8", scheme="int8-dynamic", quiet=True)
-    _, figures = compare_checkpoints(
-        str(tmp_path / "int8"), str(DIGITS / "test.parquet"), str(DIGITS / "model"), progress=False
-    )
+    small, dense = (Candidate.load(str(folder)) for folder in (tmp_path / "int8", DIGITS / "model"))
+    images = open_images(DIGITS / "test.parquet", label2id=small.model.config.label2id)
+    figures = compare(small, dense, images, load_image_processor(small.name), progress=False)
     assert figures.dense_costs is not None
     assert figures.evaluation.agreement is not None
     assert figures.evaluation.agreement.value > 0.98

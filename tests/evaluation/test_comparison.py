@@ -1,16 +1,20 @@
-"""For which images two checkpoints are compared."""
+"""What is compared of two checkpoints, and for which images."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from hf_vitcompress.evaluation import comparison
-from hf_vitcompress.evaluation.comparison import compare_checkpoints
+from hf_vitcompress.evaluation.comparison import Candidate, compare
 from hf_vitcompress.evaluation.costs import count_costs
+from hf_vitcompress.images.sources import open_images
 from support.zoo import HEADS
 
 
@@ -28,10 +32,32 @@ def test_costs_and_times_are_for_the_images_that_are_judged(
         picture.save(tmp_path / "images" / f"b{i}.png")
     timed: list[Any] = []
     monkeypatch.setattr(comparison, "measure_latency", lambda *_, shape: timed.append(shape))
-    name = str(tmp_path / "model")
-    _, figures = compare_checkpoints(name, str(tmp_path / "images"), name, batch_size=1, progress=False)
+    candidate, images = Candidate.load(str(tmp_path / "model")), open_images(tmp_path / "images")
+    figures = compare(candidate, candidate, images, processor, batch_size=1, progress=False)
     assert figures.costs == figures.dense_costs == count_costs(model, (3, 16, 16)) != count_costs(model)
     assert figures.evaluation.bad_images == 1
-    monkeypatch.setattr(comparison, "comparison_rows", lambda *_: [])
-    compare_checkpoints(name, str(tmp_path / "images"), name, latency=True, batch_size=4, progress=False)
+    assert (timed, figures.latency) == ([], [])
+    figures = compare(candidate, candidate, images, processor, latency=True, batch_size=4, progress=False)
     assert timed == [(3, 16, 16)] * 2
+    assert len(figures.latency) == 2
+
+
+def test_a_checkpoint_is_compared_with_its_name_and_size(
+    vit: PreTrainedModel, processor: ViTImageProcessorPil, pixels: Tensor, tmp_path: Path
+) -> None:
+    vit.save_pretrained(tmp_path / "model")
+    candidate = Candidate.load(str(tmp_path / "model"))
+    assert candidate.disk_bytes == (tmp_path / "model" / "model.safetensors").stat().st_size
+    figures = compare(candidate, candidate, open_images(pixels), progress=False)
+    assert (figures.model, figures.against) == (candidate.name, candidate.name)
+    assert (figures.disk_bytes, figures.dense_disk_bytes) == (candidate.disk_bytes, candidate.disk_bytes)
+    assert figures.evaluation.agreement is not None
+    assert figures.evaluation.agreement.value == 1
+
+
+def test_without_a_dense_model_nothing_is_said_of_it(vit: PreTrainedModel, pixels: Tensor) -> None:
+    batches = DataLoader(TensorDataset(pixels, torch.zeros(96).long()), batch_size=32)
+    figures = compare(Candidate("me/vit", vit, None), None, open_images(batches), latency=True, progress=False)
+    assert (figures.against, figures.dense_costs, figures.dense_disk_bytes, figures.latency) == (None, None, None, [])
+    assert figures.costs == count_costs(vit)
+    assert figures.evaluation.top1 is not None

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import evaluate as hf_evaluate
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from transformers import (
 
 from hf_vitcompress.errors import ConfigError, DataError
 from hf_vitcompress.evaluation import evaluation
-from hf_vitcompress.evaluation.evaluation import Accuracy, evaluate_model, mean_interval, wilson_interval
+from hf_vitcompress.evaluation.evaluation import evaluate_model, mean_interval, wilson_interval
 from hf_vitcompress.images.sources import open_images
 from support.models import DIGITS, TINY, seeded, tiny_config
 from support.zoo import HEADS, Head
@@ -89,12 +88,6 @@ def test_mean_interval_is_mean_and_standard_error() -> None:
     assert interval.value == 3.0
     assert interval.high - 3 == pytest.approx(half, abs=1e-5)
     assert 3 - interval.low == pytest.approx(half, abs=1e-5)
-
-
-def test_accuracy_is_a_metric_of_evaluate() -> None:
-    metric = Accuracy(keep_in_memory=True)
-    assert isinstance(metric, hf_evaluate.Metric)
-    assert metric.compute(predictions=[1, 2, 3, 4], references=[1, 2, 0, 4]) == {"accuracy": 0.75}
 
 
 def test_top1_counts_right_answers(vit: PreTrainedModel, pixels: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from hf_vitcompress.gate_plots import sparsity_by_layer, sparsity_over_seconds, spread
 from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import (
@@ -27,7 +28,6 @@ from transformers import (
 from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCompressor
 from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.errors import CompensationError, ConfigError, DataError
-from hf_vitcompress.gate_plots import sparsity_by_layer, sparsity_over_seconds, spread
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.importance.gates import (
     GATE_LEARNING_RATE,

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 
 from hf_vitcompress.errors import PublishError
-from hf_vitcompress.publish import retries as hub_errors
+from hf_vitcompress.publish import retries
 from hf_vitcompress.publish.push import push_folder
 from support.fake_hub import FakeHub, running_hub, writing  # noqa: F401  (the fixture "hub")
 from support.published import PUBLISHED, Made, block_count, card_of, contents
@@ -24,7 +24,7 @@ LARGE_FILES = {"model.safetensors", "compression_report.png"}
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that our own code would have waited."""
     seconds: list[float] = []
-    monkeypatch.setattr(hub_errors, "time", SimpleNamespace(sleep=seconds.append))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=seconds.append))
     return seconds
 
 

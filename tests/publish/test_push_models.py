@@ -17,7 +17,8 @@ from transformers import (
     ViTModel,
 )
 
-from hf_vitcompress import CompressionConfig, ViTCompressor, modeling_factored
+from hf_vitcompress import CompressionConfig, ViTCompressor
+from hf_vitcompress.configuration_factored import TRAVELLING_FILES
 from hf_vitcompress.publish.push import push_folder
 from support.clean_interpreter import run_script
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
@@ -47,15 +48,6 @@ def test_without_a_report_the_card_of_the_folder_goes(
 def test_a_dense_checkpoint_can_be_published(hub: FakeHub, made: Made) -> None:
     push_folder(made.dense, "me/dense")
     assert hub.files("me/dense").keys() == {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
-
-
-def test_where_the_package_is_missing_transformers_pushes(
-    hub: FakeHub, made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(modeling_factored.importlib.util, "find_spec", lambda name: None)
-    made.model.push_to_hub("me/x")
-    assert {"config.json", "model.safetensors", "modeling_factored.py", "README.md"} <= hub.files("me/x").keys()
-    assert torch.equal(logits(load("me/x")), logits(made.model))
 
 
 def test_adapters_are_published_alone(hub: FakeHub, made: Made) -> None:
@@ -135,15 +127,28 @@ model = AutoModelForImageClassification.from_pretrained("me/x", trust_remote_cod
 assert AutoImageProcessor.from_pretrained("me/x").size["height"] == 16
 torch.save(model(torch.load("pixels.pt")).logits.detach(), "logits.pt")
 model.push_to_hub("me/from-elsewhere")
+model.save_pretrained("saved", push_to_hub=True, repo_id="me/saved-elsewhere")
 """
 
 
 def test_it_loads_and_is_pushed_where_the_package_is_not(hub: FakeHub, made: Made, tmp_path: Path) -> None:
     made.model.push_to_hub("me/x")
+    assert set(TRAVELLING_FILES) <= hub.files("me/x").keys()
     torch.save(PIXELS, tmp_path / "pixels.pt")
     run_script(CLEAN_SCRIPT, tmp_path, hub.environment())
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(made.model))
-    assert torch.equal(logits(load("me/from-elsewhere")), logits(made.model))
+    for repo in ("me/from-elsewhere", "me/saved-elsewhere"):  # by transformers itself
+        assert {"config.json", "model.safetensors", "README.md", *TRAVELLING_FILES} <= hub.files(repo).keys()
+        assert "compression_report.json" not in hub.files(repo)
+        assert torch.equal(logits(load(repo)), logits(made.model))
+
+
+def test_a_checkpoint_whose_code_is_one_file_is_published_with_that(hub: FakeHub, folder: Path) -> None:
+    """As those that were made before there were several."""
+    for name in ("configuration_factored.py", "layers_factored.py"):
+        (folder / name).unlink()
+    push_folder(folder, "me/x")
+    assert hub.files("me/x").keys() == PUBLISHED - {"configuration_factored.py", "layers_factored.py"}
 
 
 def test_nothing_private_is_published(hub: FakeHub, made: Made, folder: Path) -> None:

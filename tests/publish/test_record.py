@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, CompressionPlan, CompressionReport
 from hf_vitcompress.errors import ReportError
-from hf_vitcompress.publish import retries as hub_errors
+from hf_vitcompress.publish import retries
 from hf_vitcompress.publish.record import PLAN_FILE, RECIPE_FILE, SavedFiles, restored_companions
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.published import PUBLISHED, Made, block_count, contents
@@ -160,7 +160,7 @@ def test_from_a_folder_that_is_gone_nothing_goes_along(
 def test_a_hub_that_is_busy_takes_nothing_away(hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_repo("me/x", contents(folder))
     model = load("me/x")
-    monkeypatch.setattr(hub_errors, "time", SimpleNamespace(sleep=hub.waits.append))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=hub.waits.append))
     hub.fail("GET", "/api/models/me/x", 503)
     hub.cut("GET", "/resolve/.*/compression_plan.json", times=7)
     saved = restored_companions(model)[0]

@@ -60,6 +60,13 @@ def test_a_gain_is_a_plus_and_its_interval_is_in_order() -> None:
     assert rows(better)["top-1, n=200"][2] == "+1.00 points (-1.00 to +3.00)"
 
 
+def test_every_metric_has_a_row() -> None:
+    both = dataclasses.replace(EVALUATION, metrics={"f1": 0.75, "mcc": 0.5}, reference_metrics={"f1": 0.8, "mcc": 0.5})
+    assert rows(both)["f1"] == ["0.8000", "0.7500", "-0.0500"]
+    assert rows(both)["mcc"] == ["0.5000", "0.5000", "+0.0000"]
+    assert rows(Evaluation(images=200, metrics={"f1": 0.75}))["f1"] == ["", "0.7500", ""]
+
+
 def test_every_batch_size_has_a_row() -> None:
     latencies = [dataclasses.replace(LATENCY, batch_size=size) for size in (1, 32)]
     names = [name for name, *_ in comparison_rows(DENSE, SMALL, None, None, None, latencies)]

@@ -32,6 +32,8 @@ PUBLISHED = {
     "compression_report.md",
     "compression_report.png",
     "config.json",
+    "configuration_factored.py",
+    "layers_factored.py",
     "model.safetensors",
     "modeling_factored.py",
     "preprocessor_config.json",
@@ -40,11 +42,13 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Made:
-    """Attributes:
-    model: compressed, judged and timed.
-    folder: it was saved to.
-    dense: folder of the dense model.
-    images: folder of labelled images.
+    """A compressed model, and what it was made from.
+
+    Attributes:
+        model: compressed, judged and timed.
+        folder: it was saved to.
+        dense: folder of the dense model.
+        images: folder of labelled images.
     """
 
     model: PreTrainedModel

@@ -1,6 +1,6 @@
 """The model card of a compressed checkpoint, written from what lies in its folder: report, recipe and weights.
 
-No free text gets in but Hub ids, so that no local path, user name or token can.
+No free text gets in but Hub ids and the names of metrics, so that no local path, user name or token can.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from . import wording
 from .citations import citations
 from .merging import END, START, renewed
 from .metadata import card_metadata
-from .subject import Checkpoint
+from .subject import CardSubject
 
 TEMPLATE = Path(__file__).parent / "template.md"
 
@@ -63,26 +63,26 @@ def model_card(
     Raises:
         ReportError: the folder has no report.
     """
-    checkpoint = Checkpoint.read(folder, report, known)
-    report, title = checkpoint.report, wording.title(checkpoint)
+    subject = CardSubject.read(folder, report, known)
+    report, title = subject.report, wording.title(subject)
     card = ModelCard.from_template(
-        card_metadata(checkpoint, repo_id.split("/")[-1] if repo_id else title),
+        card_metadata(subject, repo_id.split("/")[-1] if repo_id else title),
         template_path=str(TEMPLATE),
         start=START,
         end=END,
         title=title,
-        summary=wording.summary(checkpoint),
-        rows=wording.rows(checkpoint),
-        measured=wording.measured(checkpoint),
+        summary=wording.summary(subject),
+        rows=wording.rows(subject),
+        measured=wording.measured(subject),
         figure=FIGURE_FILE,
         parts=wording.parts(report),
-        auto_class=checkpoint.auto_class,
+        auto_class=subject.auto_class,
         repo_id=repo_id or PLACEHOLDER_ID,
         quantized=report.quantization is not None,
         packages="hf-vitcompress torchao" if report.quantization else "hf-vitcompress",
-        making=wording.making(checkpoint),
+        making=wording.making(subject),
         recipe=yaml.safe_dump(report.settings).strip(),
-        limits=wording.limits(checkpoint),
+        limits=wording.limits(subject),
         references=citations(report.settings),
     )
     return Card(card.data.to_dict(), card.text.strip())

@@ -4,7 +4,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ...report.report import CompressionReport
 from .merging import METRIC_SUFFIX, TRAITS
-from .subject import CLASSIFIER, Checkpoint
+from .subject import CLASSIFIER, CardSubject
 from .wording import stages
 
 CLASSIFICATION = "image-classification"
@@ -12,8 +12,9 @@ CLASSIFICATION = "image-classification"
 PIPELINES = {CLASSIFIER: CLASSIFICATION, "AutoModel": "image-feature-extraction"}
 
 
-def card_metadata(checkpoint: Checkpoint, name: str) -> ModelCardData:
-    report, origin, judged = checkpoint.report, checkpoint.report.origin, checkpoint.evaluation
+def card_metadata(subject: CardSubject, name: str) -> ModelCardData:
+    """Of the card of a checkpoint that is called `name` in the model index."""
+    report, origin, judged = subject.report, subject.report.origin, subject.evaluation
     relation = "quantized" if report.quantization else "finetune"
     results = None
     if judged is not None and judged.top1 is not None:
@@ -33,7 +34,7 @@ def card_metadata(checkpoint: Checkpoint, name: str) -> ModelCardData:
         license_name=origin.license_name,
         license_link=origin.license_link,
         library_name="transformers",
-        pipeline_tag=PIPELINES.get(checkpoint.auto_class),
+        pipeline_tag=PIPELINES.get(subject.auto_class),
         tags=tags(report),
         base_model=origin.base_model,
         base_model_relation=relation if origin.base_model else None,
@@ -45,6 +46,7 @@ def card_metadata(checkpoint: Checkpoint, name: str) -> ModelCardData:
 
 
 def tags(report: CompressionReport) -> list[str]:
+    """The package's, and those that say how the model was compressed."""
     kinds = {kind for part in report.parts for shape in part.shapes.values() for kind in shape}
     holds = (
         bool(kinds & {"rank", "qk_rank"}),

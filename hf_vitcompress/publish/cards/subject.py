@@ -16,7 +16,7 @@ CLASSIFIER = "AutoModelForImageClassification"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class CardSubject:
     """A folder with a compressed model.
 
     Attributes:
@@ -38,7 +38,16 @@ class Checkpoint:
     @classmethod
     def read(
         cls, folder: str | Path, report: CompressionReport | None = None, known: Mapping[str, Any] | None = None
-    ) -> "Checkpoint":
+    ) -> "CardSubject":
+        """From a checkpoint folder.
+
+        Args:
+            report: instead of the one in the folder.
+            known: metadata of a card, for what the report does not know of the dense model.
+
+        Raises:
+            ReportError: the folder has no report.
+        """
         report = report or CompressionReport.load(folder)
         calibration_dataset = _published(report.calibration_dataset)
         report = replace(report, origin=report.origin.completed(known or {}), calibration_dataset=calibration_dataset)

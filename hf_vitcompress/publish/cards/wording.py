@@ -2,7 +2,7 @@
 
 from ...report.report import CompressionReport
 from ...report.tables import NOT_MEASURED, comparison_rows
-from .subject import CLASSIFIER, Checkpoint
+from .subject import CLASSIFIER, CardSubject
 
 TRAITS = {
     "attention": {
@@ -18,19 +18,21 @@ TRAITS = {
 }
 
 
-def title(checkpoint: Checkpoint) -> str:
-    origin = checkpoint.report.origin
-    name = checkpoint.report.model.removeprefix("Factored")
+def title(subject: CardSubject) -> str:
+    """Which model, and how much of it is left."""
+    origin = subject.report.origin
+    name = subject.report.model.removeprefix("Factored")
     if origin.base_model and origin.published:
         name = origin.base_model.split("/")[-1]
-    if (target := checkpoint.report.settings.get("target")) is not None:
+    if (target := subject.report.settings.get("target")) is not None:
         name = f"{name}, its {target}"
-    quantized = f", {checkpoint.report.quantization}" if checkpoint.report.quantization else ""
-    return f"{name} at {checkpoint.report.keep_ratio:.0%} of its parameters{quantized}"
+    quantized = f", {subject.report.quantization}" if subject.report.quantization else ""
+    return f"{name} at {subject.report.keep_ratio:.0%} of its parameters{quantized}"
 
 
-def summary(checkpoint: Checkpoint) -> str:
-    report = checkpoint.report
+def summary(subject: CardSubject) -> str:
+    """What was compressed, to how much, in which ways."""
+    report = subject.report
     kind = f"a {report.model.removeprefix('Factored')}"
     base = f"[`{report.origin.base_model}`](https://huggingface.co/{report.origin.base_model})"
     dense = base if report.origin.published else f"{kind} made from {base}"
@@ -48,23 +50,24 @@ def summary(checkpoint: Checkpoint) -> str:
     return text + (f" Its weights are quantized to {report.quantization}." if report.quantization else "")
 
 
-def rows(checkpoint: Checkpoint) -> list[tuple[str, str, str, str]]:
-    report = checkpoint.report
+def rows(subject: CardSubject) -> list[tuple[str, str, str, str]]:
+    """Of the table: quantity, dense, compressed, change; with rows for what was not measured."""
+    report = subject.report
     found = comparison_rows(
         report.dense,
         report.compressed,
         report.origin.disk_bytes,
-        checkpoint.disk_bytes,
-        checkpoint.evaluation,
+        subject.disk_bytes,
+        subject.evaluation,
         report.latency,
     )
-    if checkpoint.auto_class != CLASSIFIER:
+    if subject.auto_class != CLASSIFIER:
         found = [row for row in found if row[0] != "top-1"]
-    if not checkpoint.same_weights and report.quantization is None:
+    if not subject.same_weights and report.quantization is None:
         found = [row for row in found if row[0] != "weights in memory"]  # they may be of another type now
-    found = [_with_dtypes(row, report.origin.dtypes, checkpoint.dtypes) if "disk" in row[0] else row for row in found]
+    found = [_with_dtypes(row, report.origin.dtypes, subject.dtypes) if "disk" in row[0] else row for row in found]
     names = " ".join(name for name, *_ in found)
-    wanted = ("top-1", "agreement", "latency") if checkpoint.auto_class == CLASSIFIER else ("latency",)
+    wanted = ("top-1", "agreement", "latency") if subject.auto_class == CLASSIFIER else ("latency",)
     missing = [name for name in wanted if name not in names]
     return [*found, *((name, NOT_MEASURED, NOT_MEASURED, "") for name in missing)]
 
@@ -75,8 +78,9 @@ def _with_dtypes(row: tuple[str, str, str, str], dense: list[str], own: list[str
     return name, f"{before} ({', '.join(dense)})" if dense else before, f"{after} ({', '.join(own)})", change
 
 
-def measured(checkpoint: Checkpoint) -> list[str]:
-    report, judged = checkpoint.report, checkpoint.evaluation
+def measured(subject: CardSubject) -> list[str]:
+    """On what accuracy and latency were measured, as far as they were."""
+    report, judged = subject.report, subject.evaluation
     sentences = []
     if judged is not None:
         images = f"{judged.images:,} images of `{judged.dataset}`" if judged.dataset else f"{judged.images:,} images"
@@ -93,12 +97,14 @@ def measured(checkpoint: Checkpoint) -> list[str]:
 
 
 def parts(report: CompressionReport) -> str:
+    """How many parts of the blocks were compressed."""
     changed = [part for part in report.parts if part.shapes]
     return f"{len(changed)} of {len(report.parts)} parts of the blocks were compressed, the others are as they were."
 
 
-def making(checkpoint: Checkpoint) -> list[str]:
-    report = checkpoint.report
+def making(subject: CardSubject) -> list[str]:
+    """From which images the model was made, in what time, on what."""
+    report = subject.report
     source = f"of `{report.calibration_dataset}`" if report.calibration_dataset else "from a source not on record"
     labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
     sentences = [f"Calibration: {report.calibration_images:,} images {source}; {labels}."]
@@ -108,12 +114,12 @@ def making(checkpoint: Checkpoint) -> list[str]:
         sentences.append(f"Scores of neurons and heads: learned from {gates.images:,} images in {gates.seconds:.0f} s.")
     if (done := report.compensation) is not None:
         learnt = "with labels" if report.settings.get("label_weight") else "without labels"
-        unit = " nats" if checkpoint.auto_class == CLASSIFIER else ""
+        unit = " nats" if subject.auto_class == CLASSIFIER else ""
         sentences.append(
             f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, {done.seconds:.0f} s, "
             f"loss on {done.held_out_images:,} others from {done.loss_before:.4f} to {done.loss_after:.4f}{unit}."
         )
-    if not checkpoint.same_weights:
+    if not subject.same_weights:
         sentences.append("Afterwards the weights were changed, for instance trained further or stored otherwise.")
     if report.seconds:
         spent = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report.seconds.items())
@@ -126,20 +132,22 @@ def making(checkpoint: Checkpoint) -> list[str]:
 
 
 def stages(report: CompressionReport) -> list[str]:
+    """Those of compensation, in their order."""
     return list(dict.fromkeys(point.stage for point in report.compensation.points)) if report.compensation else []
 
 
-def limits(checkpoint: Checkpoint) -> list[str]:
-    report, judged = checkpoint.report, checkpoint.evaluation
+def limits(subject: CardSubject) -> list[str]:
+    """What is not known about the model, and what it should not be used for."""
+    report, judged = subject.report, subject.evaluation
     sentences = []
     if judged is None and report.evaluation is not None:
         sentences.append("The accuracy that the report gives is of other weights than these; that of these is unknown.")
-    elif judged is None and checkpoint.auto_class != CLASSIFIER:
+    elif judged is None and subject.auto_class != CLASSIFIER:
         sentences.append("How far its outputs are from those of the dense model was not measured.")
     elif judged is None:
         estimate = "; the KL divergence that the report predicts is an estimate"
         sentences.append(f"Its accuracy was not measured{'' if report.predicted_loss is None else estimate}.")
-    elif judged.top1 is None and checkpoint.auto_class == CLASSIFIER:
+    elif judged.top1 is None and subject.auto_class == CLASSIFIER:
         sentences.append("There were no labels to measure top-1 accuracy with.")
     if not report.latency:
         sentences.append("Its speed was not measured.")

@@ -15,6 +15,7 @@ from common import RESULTS, environment, markdown_table, parser, write_json
 from matplotlib.figure import Figure
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
+from hf_vitcompress.durations import Duration
 from hf_vitcompress.evaluation.evaluation import judge, model_outputs
 from hf_vitcompress.gate_plots import sparsity_by_layer, sparsity_over_seconds, spread
 from hf_vitcompress.importance.learning import learn_gates
@@ -46,16 +47,15 @@ def main() -> None:
         compensation="none",
         correct_curves=False,
         rank_multiple=1,
-        gate_minutes=arguments.minutes,
         seed=arguments.seed,
         **{name: value for name, value in given.items() if value is not None},
     )
     probe = ViTCompressor(config, progress=False)
     dense = probe.load(arguments.model)
     images = probe.open_images(arguments.calibration, dense)
-    scores, report = learn_gates(
-        dense, images.sample(config.num_images, config.seed), config, probe.image_processor, progress=False
-    )
+    chosen = images.sample(config.num_images, config.seed)
+    duration = Duration(arguments.minutes, "minutes")
+    scores, report = learn_gates(dense, chosen, config, duration, probe.image_processor, progress=False)
     content: dict[str, Any] = {
         "model": Path(arguments.model).name,
         "calibration": Path(arguments.calibration).name,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from .architectures.layers import check_class, find_layers
 from .compensation.compensator import Compensator
 from .config import CompressionConfig
+from .durations import Duration
 from .errors import BudgetError, DataError
 from .evaluation.costs import count_costs
 from .evaluation.reference import Reference, check_classes
@@ -196,11 +197,13 @@ class ViTCompressor:
                 'selector="gates" learns scores from images: give some (images=…, --data), or scores that were learned '
                 "before (importance=…)."
             )
-        kept = gate_checkpoint(checkpoint, dense, images, config, self.accelerator)
+        epochs, minutes = config.gate_epochs, config.gate_minutes
+        duration = Duration(minutes, "minutes") if epochs is None else Duration(epochs, "epochs")
+        kept = gate_checkpoint(checkpoint, dense, images, config, duration, self.accelerator)
         self.checkpoints += [] if kept.path is None else [kept.path]
         with self._timed("gates"):
             self.importance, self._gate_report = learn_gates(
-                dense, images, config, self.image_processor, kept, self.progress, self.accelerator
+                dense, images, config, duration, self.image_processor, kept, self.progress, self.accelerator
             )
         self._importance_of = dense
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..config import BUDGETS, CompressionConfig
+from ..durations import Duration
 from ..errors import DataError
 from ..evaluation.reference import Reference
 from ..images.images import ImageSource
@@ -20,10 +21,11 @@ from ..runtime.checkpoints import Checkpoint
 from ..runtime.distributed import new_accelerator
 from ..statistics.statistics import Statistics
 from .course import CompensationPoint, CompensationReport
-from .distillation import DEFAULT_MINUTES, Distillation, trained_parameters
+from .distillation import Distillation, trained_parameters
 from .optimizer import RotatedAdamW, eigenbases
 from .residual import ResidualCompensation
 
+DEFAULT_MINUTES = 5.0
 LARGEST_HELD_OUT_SHARE = 0.2
 """Of few images, no more than this only judge."""
 
@@ -110,16 +112,11 @@ class Compensator:
     def _distill(
         self, student: PreTrainedModel, plan: CompressionPlan, share: float, points: list[CompensationPoint]
     ) -> list[CompensationPoint]:
-        config = dataclasses.replace(
-            self.config,
-            compensation_epochs=None
-            if self.config.compensation_epochs is None
-            else share * self.config.compensation_epochs,
-        )
+        config = self.config
+        duration = duration_of(config).scaled(share)
         spent = points[-1].seconds if points else 0.0
-        minutes = None
-        if config.compensation_epochs is None:
-            minutes = share * (config.compensation_minutes or DEFAULT_MINUTES) - spent / 60
+        if duration.minutes is not None:
+            duration = Duration(duration.minutes - spent / 60, "minutes")
         optimizer = None
         if config.optimizer == "preconditioned":
             optimizer = RotatedAdamW(
@@ -131,7 +128,7 @@ class Compensator:
         teaching = Distillation(
             student, self.prepared.model, self.train, self.reference, config, self.processor, optimizer
         )
-        later = teaching.run(minutes, self._stage("distill", plan, share), self.progress)
+        later = teaching.run(duration, self._stage("distill", plan, share), self.progress)
         return points + [dataclasses.replace(point, seconds=point.seconds + spent) for point in later]
 
     def _stage(self, stage: str, plan: CompressionPlan, share: float) -> Checkpoint:
@@ -151,3 +148,9 @@ class Compensator:
         path = path.with_name(f"{path.name}.{stage}-{digest}")
         self.checkpoints.append(path)
         return Checkpoint(path, self.accelerator)
+
+
+def duration_of(config: CompressionConfig) -> Duration:
+    """How long the distillation may take, together with the residuals if they are counted in minutes."""
+    epochs, minutes = config.compensation_epochs, config.compensation_minutes
+    return Duration(minutes or DEFAULT_MINUTES, "minutes") if epochs is None else Duration(epochs, "epochs")

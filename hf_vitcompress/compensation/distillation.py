@@ -12,9 +12,7 @@ segmentation a part that lies evenly over them is compared.
 """
 
 import math
-import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,25 +20,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import PreTrainedModel
 
 from ..architectures.layers import block_names
 from ..architectures.outputs import class_logits, divergence, outputs_of, thinned_classes
 from ..architectures.running import evaluation_mode
 from ..config import CompressionConfig
-from ..errors import CompensationError
+from ..durations import Duration
 from ..evaluation.reference import Reference
 from ..images.augmentation import augment
 from ..images.images import Batch, ImageSource
 from ..modeling_factored import compressed_modules
-from ..runtime.checkpoints import CHECKPOINT_SECONDS, Checkpoint
+from ..runtime.checkpoints import Checkpoint
 from ..runtime.devices import autocast, resolve_precision
-from ..runtime.distributed import from_main, sum_in_place
+from ..runtime.distributed import sum_in_place
 from ..runtime.hooks import Tap
+from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
 from .course import CompensationPoint
 
-DEFAULT_MINUTES = 5.0
 FEATURE_LAYERS = 4
 EVALUATIONS = 10
 """Times that the held-out images are asked, evenly over the steps."""
@@ -49,26 +47,6 @@ PATIENCE = 3
 
 In the first half large steps raise it, and the smaller ones that follow take that back."""
 WARM_UP = 0.05
-
-
-@dataclass
-class State:
-    """How far a distillation has come; plain data and tensors."""
-
-    total_steps: int
-    step: int = 0
-    seconds: float = 0.0
-    late: bool = False
-    best_loss: float = math.inf
-    best: dict[str, Tensor] = field(default_factory=dict)
-    points: list[CompensationPoint] = field(default_factory=list)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the held-out loss does nothing but rise."""
-        losses = [point.loss for point in self.points][-PATIENCE - 1 :]
-        rising = len(losses) > PATIENCE and all(later > earlier for earlier, later in pairwise(losses))
-        return rising and self.step >= self.total_steps / 2
 
 
 def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -84,7 +62,7 @@ def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return chosen
 
 
-class Distillation:
+class Distillation(Learner[CompensationPoint]):
     """Trains `student` in place; the dense model stays as it was.
 
     Args:
@@ -92,6 +70,11 @@ class Distillation:
         reference: the dense model on held-out images, which stop the training and choose its best state.
         optimizer: of the trained parameters; AdamW by default.
     """
+
+    doing = "distilling"
+    point_type = CompensationPoint
+    point_count = EVALUATIONS
+    point_at_start = True
 
     def __init__(
         self,
@@ -111,89 +94,63 @@ class Distillation:
         )
         self.steps = Steps(images, image_processor, config.distill_batch_size, config.seed, self.accelerator)
         self.precision = resolve_precision(config.precision, student.device)
+        self.remedy = f"The best state so far is kept. Lower learning_rate ({config.learning_rate:g})."
         blocks = block_names(dense)
         chosen = {math.ceil(len(blocks) * (i + 1) / FEATURE_LAYERS) for i in range(FEATURE_LAYERS)}
         self.compared = [blocks[i - 1] for i in sorted(chosen)] if config.feature_weight else []
         """Blocks whose outputs the student is to match."""
+        self.best_loss = math.inf
+        self.best: dict[str, Tensor] = {}
+        """The trained parameters where the held-out loss was lowest."""
 
-    def run(self, minutes: float | None, checkpoint: Checkpoint, progress: bool = True) -> list[CompensationPoint]:
-        """Train for `minutes`, or for the config's epochs if `None`; the student ends in its best state.
+    def run(self, duration: Duration, checkpoint: Checkpoint, progress: bool = True) -> list[CompensationPoint]:
+        """Train for `duration` and return the course; the student ends in its best state.
 
         Raises:
-            CompensationError: the loss was not finite; the student is then in its best state, too.
+            CompensationError: the loss is not finite; the student is then in its best state, too.
         """
-        start = time.perf_counter()
         with evaluation_mode(self.dense), evaluation_mode(self.student, self.trained.values()):
-            state, resumed = self._begin(minutes, start, checkpoint)
             try:
-                self._train(state, resumed, minutes, checkpoint, progress)
+                return run_steps(self, duration, checkpoint, progress).points
             finally:
-                self.optimizer.zero_grad()
                 with torch.no_grad():
-                    for name, best in state.best.items():
+                    for name, best in self.best.items():
                         self.trained[name].copy_(best)
-        return state.points
 
-    def _begin(self, minutes: float | None, start: float, checkpoint: Checkpoint) -> tuple[State, bool]:
-        """A new state, in which the number of steps is fixed; or the one that was saved."""
-        if (saved := checkpoint.load()) is not None:
-            self.optimizer.load_state_dict(saved["optimizer"])
-            with torch.no_grad():
-                for name, value in saved["parameters"].items():
-                    self.trained[name].copy_(value)
-            plain = {**saved["state"], "points": [CompensationPoint(**point) for point in saved["state"]["points"]]}
-            return State(**plain), True
-        if minutes is None:
-            state = State(self.steps.in_epochs(self.config.compensation_epochs or 1.0))
-            self._evaluate(state)
-        else:
-            before = time.perf_counter()
-            state = State(1)
-            self._evaluate(state)
-            evaluations = EVALUATIONS * (time.perf_counter() - before)
-            left = 60 * minutes - (time.perf_counter() - start) - evaluations
-            state.total_steps = self.steps.in_seconds(left, self._step, self.optimizer)
-        state.seconds = time.perf_counter() - start
-        return state, False
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """Rises linearly over the first steps, then follows a cosine to 0."""
+        warm_up = max(1, round(WARM_UP * total_steps))
+        if step < warm_up:
+            return self.config.learning_rate * (step / warm_up)
+        done = (step - warm_up) / max(1, total_steps - warm_up)
+        return self.config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
-    def _train(
-        self, state: State, resumed: bool, minutes: float | None, checkpoint: Checkpoint, progress: bool
-    ) -> None:
-        scheduler = get_cosine_schedule_with_warmup(
-            self.optimizer, max(1, round(WARM_UP * state.total_steps)), state.total_steps, last_epoch=state.step - 1
-        )
-        evaluate_at = {math.ceil(state.total_steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
-        bar = self.steps.bar("distilling", state.step, state.total_steps, progress)
-        if not resumed:
-            self._save(state, checkpoint)
-        clock = saved_at = time.perf_counter()
-        with bar:
-            while state.step < state.total_steps and not (state.stopped or state.late):
-                loss = self._step(state.step)
-                if not math.isfinite(loss):
-                    raise CompensationError(
-                        f"The loss of the distillation became {loss} after {state.step} steps; the best state so far "
-                        f"is kept. Lower learning_rate ({self.config.learning_rate:g})."
-                    )
-                self.optimizer.step()
-                scheduler.step()
-                self.optimizer.zero_grad()
-                state.step += 1
-                now = time.perf_counter()
-                state.seconds, clock = state.seconds + now - clock, now
-                bar.update(self.steps.batch_size)
-                if state.step in evaluate_at:
-                    self._evaluate(state)
-                    bar.set_postfix_str(f"held-out loss {state.points[-1].loss:.4f}")
-                due = from_main(self.accelerator, now - saved_at > CHECKPOINT_SECONDS) if state.step % 8 == 0 else False
-                if due or state.step in evaluate_at:
-                    # Where the machine has become slower than it was when the steps were counted.
-                    late = minutes is not None and state.seconds > 66 * minutes
-                    state.late = from_main(self.accelerator, late)
-                    self._save(state, checkpoint)
-                    saved_at = time.perf_counter()
+    def point(self, state: TrainingState[CompensationPoint]) -> CompensationPoint:
+        """Judge the student on the held-out images, and keep its parameters if they are the best so far."""
+        loss = self.reference.loss_of(self.student)
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+        return CompensationPoint("distill", state.seconds, state.step * self.steps.batch_size, loss)
 
-    def _step(self, step: int) -> float:
+    def caption(self, point: CompensationPoint) -> str:
+        """The held-out loss."""
+        return f"held-out loss {point.loss:.4f}"
+
+    def gives_up(self, state: TrainingState[CompensationPoint]) -> bool:
+        """Whether the held-out loss only rises, in the second half of the steps."""
+        return state.step >= state.total_steps / 2 and only_rises(state.points)
+
+    def state_dict(self) -> dict[str, Any]:
+        """With the best state so far."""
+        return {**super().state_dict(), "best_loss": self.best_loss, "best": self.best}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """With the best state so far."""
+        super().load_state_dict(saved)
+        self.best_loss, self.best = saved["best_loss"], saved["best"]
+
+    def gradients(self, step: int) -> float:
         """Gradients of the mean loss over the batch of a step, summed over the processes; returns that loss."""
         total = torch.zeros((), device=self.student.device)
         for batch, draws in self.steps.own_part(step):
@@ -223,17 +180,11 @@ class Distillation:
             loss = loss + config.feature_weight * feature_error(pairs)
         return loss
 
-    def _evaluate(self, state: State) -> None:
-        loss = self.reference.loss_of(self.student)
-        state.points.append(CompensationPoint("distill", state.seconds, state.step * self.steps.batch_size, loss))
-        if loss < state.best_loss:
-            state.best_loss = loss
-            state.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
 
-    def _save(self, state: State, checkpoint: Checkpoint) -> None:
-        plain = {**vars(state), "points": [asdict(point) for point in state.points]}
-        parameters = {name: parameter.detach() for name, parameter in self.trained.items()}
-        checkpoint.save({"state": plain, "parameters": parameters, "optimizer": self.optimizer.state_dict()})
+def only_rises(points: Sequence[CompensationPoint]) -> bool:
+    """Whether the held-out loss rose `PATIENCE` times in a row, up to the last point."""
+    losses = [point.loss for point in points][-PATIENCE - 1 :]
+    return len(losses) > PATIENCE and all(later > earlier for earlier, later in pairwise(losses))
 
 
 def feature_error(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:

@@ -13,26 +13,28 @@ import hashlib
 import json
 import math
 import statistics
-import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..architectures.outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
 from ..architectures.running import evaluation_mode
 from ..config import CompressionConfig
-from ..errors import CompensationError
+from ..durations import Duration
 from ..images.augmentation import augment
 from ..images.images import Batch, ImageSource
-from ..runtime.checkpoints import CHECKPOINT_SECONDS, Checkpoint
+from ..runtime.checkpoints import Checkpoint
 from ..runtime.devices import autocast, resolve_precision
-from ..runtime.distributed import from_main, new_accelerator, sum_in_place
+from ..runtime.distributed import new_accelerator, sum_in_place
 from ..runtime.weights import fingerprint
+from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
 from .gates import add_penalty_gradient, attach_gates, detach_gates, gated_layers, gates_of, gates_off, scores
 from .report import NEAR_ZERO, GatePoint, GateReport, figures_of, layer_figures
@@ -43,28 +45,13 @@ BETAS = (0.9, 0.99)
 """Of Adam."""
 POINTS = 20
 """Entries of the course, evenly over the steps."""
-SAVE_EVERY = 8
-"""Steps after which the clock is asked whether a checkpoint is due."""
-LATE = 1.1
-"""Where the machine has become slower than it was when the steps were counted, this multiple of the minutes ends it."""
-
-
-@dataclass
-class _State:
-    """How far the learning has come; plain data. `losses` are those since the last point."""
-
-    total_steps: int
-    step: int = 0
-    seconds: float = 0.0
-    late: bool = False
-    losses: list[float] = field(default_factory=list)
-    points: list[GatePoint] = field(default_factory=list)
 
 
 def learn_gates(
     model: PreTrainedModel,
     images: ImageSource,
     config: CompressionConfig,
+    duration: Duration,
     image_processor: object = None,
     checkpoint: Checkpoint | None = None,
     progress: bool = True,
@@ -75,9 +62,9 @@ def learn_gates(
     Args:
         model: on its device; float32 for scores that are more than rough.
         images: to learn from; their labels are used where `label_weight` asks for them.
-        config: `mlp` and `attention` say what gets scores; `gate_epochs`, or else `gate_minutes`, how long.
-        checkpoint: where to keep how far it has come; a learning that was killed ends with the same scores as one that
-            was not, where `gate_epochs` fixes its length.
+        config: `mlp` and `attention` say what gets scores.
+        duration: with epochs, a run that was interrupted ends with the same scores as one that was not.
+        checkpoint: where a run goes on after an interruption; without one it starts again.
         accelerator: several processes share every batch, and all get the same scores.
 
     Returns:
@@ -85,25 +72,35 @@ def learn_gates(
 
     Raises:
         ConfigError: `config` prunes neither neurons nor heads.
-        CompensationError: the loss was not finite.
+        CompensationError: the loss is not finite.
         DataError: not one image can be read.
     """
     accelerator = accelerator or new_accelerator()
     attach_gates(model, config)
     try:
-        learning = _Learning(model, images, config, image_processor, accelerator)
-        with evaluation_mode(model, learning.gates.values()):
-            state = learning.run(checkpoint or Checkpoint(None, accelerator), progress)
+        learner = GateLearner(model, images, config, image_processor, accelerator)
+        with evaluation_mode(model, learner.trained.values()):
+            state = run_steps(learner, duration, checkpoint or Checkpoint(None, accelerator), progress)
         learned = scores(model)
     finally:
         detach_gates(model)
+    if learner.images_read == 0:
+        raise images.unreadable()
     layers = layer_figures(learned)
     report = GateReport(len(images), config.gate_l1, config.gate_learning_rate, state.points, layers, state.seconds)
     return learned, report
 
 
-class _Learning:
-    """The gates of `model`, in training."""
+class GateLearner(Learner[GatePoint]):
+    """Trains the gates that are attached to `model`.
+
+    Attributes:
+        images_read: number of images that could be read so far, on all processes.
+    """
+
+    doing = "learning scores"
+    point_type = GatePoint
+    point_count = POINTS
 
     def __init__(
         self,
@@ -113,93 +110,52 @@ class _Learning:
         image_processor: object,
         accelerator: Accelerator,
     ) -> None:
-        self.model, self.images, self.config, self.accelerator = model, images, config, accelerator
-        self.gates: dict[str, nn.Parameter] = gates_of(model)
-        self.optimizer = torch.optim.Adam(self.gates.values(), lr=config.gate_learning_rate, betas=BETAS)
+        self.model, self.config, self.accelerator = model, config, accelerator
+        self.trained = gates_of(model)
+        self.optimizer = torch.optim.Adam(self.trained.values(), lr=config.gate_learning_rate, betas=BETAS)
         self.steps = Steps(images, image_processor, BATCH_SIZE, config.seed, accelerator)
         self.precision = resolve_precision(config.precision, model.device)
+        self.remedy = f'Lower gate_learning_rate ({config.gate_learning_rate:g}), or use precision="float32".'
         self.classes = is_classifier(model)
-        self.seen = 0
-        """Images that could be read."""
+        self.images_read = 0
 
-    def run(self, checkpoint: Checkpoint, progress: bool) -> _State:
-        start = time.perf_counter()
-        saved = checkpoint.load()
-        if saved is not None:
-            self.optimizer.load_state_dict(saved["optimizer"])
-            with torch.no_grad():
-                for name, value in saved["scores"].items():
-                    self.gates[name].copy_(value)
-            state = _State(**{**saved["state"], "points": [GatePoint(**point) for point in saved["state"]["points"]]})
-        elif self.config.gate_epochs is not None:
-            state = _State(self.steps.in_epochs(self.config.gate_epochs))
-        else:
-            left = 60 * self.config.gate_minutes - (time.perf_counter() - start)
-            state = _State(self.steps.in_seconds(left, self._gradients, self.optimizer))
-        if saved is None:
-            state.seconds = time.perf_counter() - start
-            self._save(state, checkpoint)
-        try:
-            self._train(state, checkpoint, progress)
-        finally:
-            self.optimizer.zero_grad()
-        return state
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """Follows a cosine to 0."""
+        return self.config.gate_learning_rate * ((1 + math.cos(math.pi * step / total_steps)) / 2)
 
-    def _train(self, state: _State, checkpoint: Checkpoint, progress: bool) -> None:
-        noted = {math.ceil(state.total_steps * (i + 1) / POINTS) for i in range(POINTS)}
-        bar = self.steps.bar("learning scores", state.step, state.total_steps, progress)
-        self.seen = 0
-        first = state.step
-        clock = saved_at = time.perf_counter()
-        with bar:
-            while state.step < state.total_steps and not state.late:
-                self._update(state)
-                now = time.perf_counter()
-                state.seconds, clock = state.seconds + now - clock, now
-                bar.update(self.steps.batch_size)
-                if state.step % SAVE_EVERY == 0 and self.config.gate_epochs is None:
-                    late = state.seconds > 60 * LATE * self.config.gate_minutes
-                    state.late = from_main(self.accelerator, late)
-                if state.step in noted or state.late:
-                    self._note(state)
-                    bar.set_postfix_str(f"{state.points[-1].near_zero:.0%} below {NEAR_ZERO}")
-                due = state.step % SAVE_EVERY == 0 and from_main(self.accelerator, now - saved_at > CHECKPOINT_SECONDS)
-                if due or state.late or state.step == state.total_steps:
-                    self._save(state, checkpoint)
-                    saved_at = time.perf_counter()
-        if state.step > first and self.seen == 0:
-            raise self.images.unreadable()
+    def point(self, state: TrainingState[GatePoint]) -> GatePoint:
+        """The mean loss since the last point, and how large the scores are."""
+        loss, figures = statistics.fmean(state.losses), figures_of(scores(self.model))
+        return GatePoint(state.step, state.seconds, state.step * self.steps.batch_size, loss, *figures)
 
-    def _update(self, state: _State) -> None:
-        """One step of the optimizer, on a cosine to 0."""
-        loss = self._gradients(state.step)
-        if not math.isfinite(loss):
-            raise CompensationError(
-                f"The loss became {loss} after {state.step} steps of learning scores. Lower gate_learning_rate "
-                f'({self.config.gate_learning_rate:g}), or use precision="float32".'
-            )
-        add_penalty_gradient(self.model, self.config.gate_l1)
-        share_left = (1 + math.cos(math.pi * state.step / state.total_steps)) / 2
-        self.optimizer.param_groups[0]["lr"] = self.config.gate_learning_rate * share_left
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        state.step += 1
-        state.losses.append(loss)
+    def caption(self, point: GatePoint) -> str:
+        """The share of scores that are nearly 0."""
+        return f"{point.near_zero:.0%} below {NEAR_ZERO}"
 
-    def _gradients(self, step: int) -> float:
-        """Gradients of the mean loss over the batch of a step, summed over the processes; returns that loss."""
+    def state_dict(self) -> dict[str, Any]:
+        """With the number of images that could be read."""
+        return {**super().state_dict(), "images_read": self.images_read}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """With the number of images that could be read."""
+        super().load_state_dict(saved)
+        self.images_read = saved["images_read"]
+
+    def gradients(self, step: int) -> float:
+        """Of the mean loss over the batch of a step and of the penalty; returns the loss without the penalty."""
         total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for batch, draws in self.steps.own_part(step):
             loss = self._loss(batch, draws)
             loss.backward()
             total += torch.stack([loss.detach().double(), total.new_tensor(len(batch.pixel_values))])
-        sum_gradients(self.accelerator, self.gates.values())
+        sum_gradients(self.accelerator, self.trained.values())
         sum_in_place(self.accelerator, [total])
         loss_sum, count = total.tolist()
-        self.seen += int(count)
-        for gate in self.gates.values():
+        self.images_read += int(count)
+        for gate in self.trained.values():
             if gate.grad is not None:
                 gate.grad /= max(count, 1)
+        add_penalty_gradient(self.model, self.config.gate_l1)
         return loss_sum / max(count, 1)
 
     def _loss(self, batch: Batch, draws: Tensor) -> Tensor:
@@ -218,30 +174,21 @@ class _Learning:
             )
         return loss
 
-    def _note(self, state: _State) -> None:
-        loss, figures = statistics.fmean(state.losses), figures_of(scores(self.model))
-        images = state.step * self.steps.batch_size
-        state.points.append(GatePoint(state.step, state.seconds, images, loss, *figures))
-        state.losses.clear()
-
-    def _save(self, state: _State, checkpoint: Checkpoint) -> None:
-        plain = {**vars(state), "points": [asdict(point) for point in state.points]}
-        checkpoint.save({"state": plain, "scores": scores(self.model), "optimizer": self.optimizer.state_dict()})
-
 
 def gate_checkpoint(
     beside: str | Path | None,
     model: PreTrainedModel,
     images: ImageSource,
     config: CompressionConfig,
+    duration: Duration,
     accelerator: Accelerator,
 ) -> Checkpoint:
-    """A checkpoint beside that file, named after all that the scores depend on; `None` keeps none."""
+    """A checkpoint beside that file, named after everything that the scores depend on; `None` keeps none."""
     if beside is None:
         return Checkpoint(None, accelerator)
-    names = ("gate_l1", "gate_learning_rate", "gate_minutes", "gate_epochs", "label_weight")
-    settings = [getattr(config, name) for name in (*names, "augmentation", "crop", "precision", "seed")]
-    known = [fingerprint(model), settings, gated_layers(model, config), images.name, len(images)]
+    names = ("gate_l1", "gate_learning_rate", "label_weight", "augmentation", "crop", "precision", "seed")
+    settings = [getattr(config, name) for name in names]
+    known = [fingerprint(model), settings, astuple(duration), gated_layers(model, config), images.name, len(images)]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(beside)
     return Checkpoint(path.with_name(f"{path.name}.gates-{digest}"), accelerator)

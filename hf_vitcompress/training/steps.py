@@ -55,15 +55,14 @@ class Steps:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + 2 * number + purpose) % 2**63)
 
     def in_epochs(self, epochs: float) -> int:
-        """How many steps these are."""
+        """Number of steps in so many passes over the images, at least 1."""
         return max(1, round(epochs * self.per_epoch))
 
     def in_seconds(self, seconds: float, gradients: Callable[[int], float], optimizer: torch.optim.Optimizer) -> int:
-        """How many steps fit into that time, of which a few trials are a part; the same on all processes.
+        """Number of steps that fit into this time after a few trial steps, at least 1; the same on all processes.
 
         Args:
-            gradients: computes those of a step.
-            optimizer: of the parameters that get them.
+            gradients: sets the gradients of a step, of the parameters that the optimizer has.
         """
         start = time.perf_counter()
         step_seconds = self.seconds_of(gradients, optimizer)
@@ -71,7 +70,7 @@ class Steps:
         return from_main(self.accelerator, max(1, int(left / step_seconds)))
 
     def seconds_of(self, gradients: Callable[[int], float], optimizer: torch.optim.Optimizer) -> float:
-        """Seconds of a step, from a few whose gradients are thrown away."""
+        """Seconds that a step takes, measured on trial steps whose gradients are thrown away."""
         seconds = []
         for trial in range(TIMED_STEPS + 1):
             start = time.perf_counter()
@@ -81,7 +80,7 @@ class Steps:
         return statistics.median(seconds[1:])  # the first one warms up
 
     def bar(self, doing: str, step: int, total_steps: int, progress: bool) -> "tqdm[Any]":
-        """Progress in images; of the main process."""
+        """A progress bar that counts images; the main process shows it."""
         return tqdm(
             total=total_steps * self.batch_size,
             initial=step * self.batch_size,

@@ -1,6 +1,5 @@
 """Importance scores learned by an unmodified Trainer, and pruning by them."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, Train
 
 from hf_vitcompress import CompressionConfig
 from hf_vitcompress.callbacks import CompressionMetricsCallback, ImportanceGateCallback
+from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.importance.gates import gates_of
@@ -216,8 +216,8 @@ def work(folder: Path) -> None:
 
 def learned_alone() -> dict[str, torch.Tensor]:
     """Without a Trainer; five images a step leave the processes unequal shares."""
-    config = dataclasses.replace(CONFIG, gate_epochs=4.0)
-    return learn_gates(small(), ImageSource(list(PIXELS[:5]), None, "the images"), config, progress=False)[0]
+    five = ImageSource(list(PIXELS[:5]), None, "the images")
+    return learn_gates(small(), five, CONFIG, Duration(4.0, "epochs"), progress=False)[0]
 
 
 def test_two_processes_end_with_the_same_model(tmp_path: Path) -> None:

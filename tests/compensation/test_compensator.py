@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
+import hf_vitcompress.compensation.compensator
 import hf_vitcompress.compensation.distillation
 from hf_vitcompress import CompressionConfig, CompressionPlan, ViTCompressor
 from hf_vitcompress.architectures.outputs import divergence, outputs_of
@@ -18,6 +19,7 @@ from hf_vitcompress.compensation.course import CompensationPoint, CompensationRe
 from hf_vitcompress.compensation.distillation import Distillation
 from hf_vitcompress.compensation.residual import ResidualCompensation
 from hf_vitcompress.compressor import TRIAL_SHARE
+from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import BudgetError, CompensationError, ConfigError, DataError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.layers_factored import FactoredLinear
@@ -339,8 +341,8 @@ def minutes_given(monkeypatch: pytest.MonkeyPatch, residual_seconds: float = 0.0
     """What the distillation is told, when the residual takes so long."""
     given: list[float | None] = []
 
-    def distill(_: Distillation, minutes: float | None, *__: Any) -> list[CompensationPoint]:
-        given.append(minutes)
+    def distill(_: Distillation, duration: Duration, *__: Any) -> list[CompensationPoint]:
+        given.append(duration.minutes)
         return [CompensationPoint("distill", 1.0, 0, 0.5)]
 
     point = CompensationPoint("residual", residual_seconds, 0, 1.0)
@@ -353,7 +355,7 @@ def minutes_given(monkeypatch: pytest.MonkeyPatch, residual_seconds: float = 0.0
     ("settings", "share", "minutes"),
     [
         ({"compensation": "distill", "compensation_minutes": 3}, 1.0, 3),
-        ({"compensation": "distill"}, 1.0, hf_vitcompress.compensation.distillation.DEFAULT_MINUTES),
+        ({"compensation": "distill"}, 1.0, hf_vitcompress.compensation.compensator.DEFAULT_MINUTES),
         ({"compensation_minutes": 3}, 1.0, 2.5),
         ({"compensation_minutes": 4}, 0.25, 0.5),
         ({"compensation_epochs": 2}, 1.0, None),
@@ -379,9 +381,9 @@ def test_a_trial_takes_its_share_of_the_epochs_and_keeps_no_checkpoint(
         case.prepared, case.statistics, case.train, case.config, checkpoint=tmp_path / "file", progress=False
     )
     steps: list[int] = []
-    take = Distillation._step
+    take = Distillation.gradients
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
-    monkeypatch.setattr(Distillation, "_step", lambda self, step: steps.append(step) or take(self, step))
+    monkeypatch.setattr(Distillation, "gradients", lambda self, step: steps.append(step) or take(self, step))
     compensating.run(case.student(), case.plan, share=1 / 4)
     assert len(steps) == 2 * (58 // 16)
     assert not compensating.checkpoints
@@ -412,14 +414,14 @@ def test_without_a_file_there_are_no_checkpoints(
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    take = Distillation._step
+    take = Distillation.gradients
 
     def taking(self: Distillation, number: int) -> float:
         if number == step:
             raise KeyboardInterrupt
         return take(self, number)
 
-    monkeypatch.setattr(Distillation, "_step", taking)
+    monkeypatch.setattr(Distillation, "gradients", taking)
 
 
 def test_an_interrupted_second_stage_does_not_repeat_the_first(

@@ -210,7 +210,7 @@ def _add_point(learner: Learner[Point], state: TrainingState[Point], bar: "tqdm[
     point = learner.point(state)
     state.points.append(point)
     state.losses.clear()
-    state.ended = learner.gives_up(state)
+    state.ended = state.ended or learner.gives_up(state)
     bar.set_postfix_str(learner.caption(point))
 
 

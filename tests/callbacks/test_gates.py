@@ -1,6 +1,5 @@
 """Importance scores learned by an unmodified Trainer, and pruning by them."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, Train
 
 from hf_vitcompress import CompressionConfig
 from hf_vitcompress.callbacks import CompressionMetricsCallback, ImportanceGateCallback
+from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.importance.gates import gates_of
@@ -31,7 +31,8 @@ CONFIG = CompressionConfig.preset(
     rank_multiple=1,
     num_images=16,
     precision="float32",
-    measuring_images=0,
+    correct_curves=False,
+    gate_learning_rate=0.05,
 )
 FC2, OUT = "vit.layers.0.mlp.fc2", "vit.layers.0.attention.o_proj"
 SAVING = {"save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1, "lr_scheduler_type": "cosine"}
@@ -188,7 +189,7 @@ def test_the_best_checkpoint_may_have_gates(tmp_path: Path, at_step: int | None,
 
 
 def test_what_it_cannot_work_with_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='use criterion="gates"'):
+    with pytest.raises(ConfigError, match='use selector="gates"'):
         ImportanceGateCallback(CompressionConfig())
     with pytest.raises(ConfigError, match="learning_rate above 0"):
         ImportanceGateCallback(CONFIG, learning_rate=0.0)
@@ -215,8 +216,8 @@ def work(folder: Path) -> None:
 
 def learned_alone() -> dict[str, torch.Tensor]:
     """Without a Trainer; five images a step leave the processes unequal shares."""
-    config = dataclasses.replace(CONFIG, gate_duration="4 epochs")
-    return learn_gates(small(), ImageSource(list(PIXELS[:5]), None, "the images"), config, progress=False)[0]
+    five = ImageSource(list(PIXELS[:5]), None, "the images")
+    return learn_gates(small(), five, CONFIG, Duration(4.0, "epochs"), progress=False)[0]
 
 
 def test_two_processes_end_with_the_same_model(tmp_path: Path) -> None:

@@ -92,10 +92,12 @@ class CompressionCallback(StructureCallback):
         self.compressed_metrics: dict[str, float] = {}
         self._done = False
         self._done_at: int | None = None
+        self._step: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         model, self._done_at = self.model, None
+        self._step = None if self.at_step is None else resolve_step(self.at_step, state.max_steps)
         factored = is_factored(model)
         passed = self._step is not None and state.global_step >= self._step
         if passed and not factored:
@@ -127,10 +129,6 @@ class CompressionCallback(StructureCallback):
     def has_compressed(self, model: nn.Module) -> bool:
         """Whether this callback has compressed a model; later trainings then go on with it as it is."""
         return _compressed_by.get(model) is self
-
-    @property
-    def _step(self) -> int | None:
-        return None if self.at_step is None else resolve_step(self.at_step, self.trainer.state.max_steps)
 
     def _compress(self) -> None:
         self.dense_metrics, self.compressed_metrics = self._evaluation("eval_dense"), {}

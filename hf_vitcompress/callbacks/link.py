@@ -40,7 +40,8 @@ class TrainerLink(TrainerCallback):
         self.follow(trainer)
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
-        lead(trainer.callback_handler.callbacks, self)
+        if not trainer.is_in_train:  # an event that goes through the list would come to some callbacks twice
+            lead(trainer.callback_handler.callbacks, self)
         return self
 
     @property
@@ -101,7 +102,7 @@ class TrainerLink(TrainerCallback):
 def lead(callbacks: list[TrainerCallback], callback: TrainerCallback) -> None:
     """Move a callback before the first that may report to a tracker or close it.
 
-    It only moves forward: an event that is going through the list meanwhile then neither skips nor repeats one.
+    It only moves forward: its own event, going through the list meanwhile, then neither skips nor repeats one.
     """
     leading = (DefaultFlowCallback, TrainerLink)
     place = next((i for i, other in enumerate(callbacks) if not isinstance(other, leading)), len(callbacks))

@@ -55,6 +55,9 @@ class CompressionMetricsCallback(TrainerLink):
         self._figures: dict[str, float] = {}
         self._measured = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_reference": None}
+
     def meet(self, trainer: Trainer) -> None:
         super().meet(trainer)
         self._reference = None

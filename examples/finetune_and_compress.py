@@ -1,4 +1,4 @@
-"""Fine-tune a Vision Transformer, compress it in the midst of the training, and let it recover.
+"""Fine-tune a Vision Transformer, compress it during the training, and let it recover.
 
     python examples/finetune_and_compress.py --train examples/digits/calibration.parquet \
         --test examples/digits/test.parquet --keep-ratio 0.3 --rank-multiple 2 --output recovered-digits
@@ -37,7 +37,7 @@ def load_images(name: str) -> datasets.DatasetDict:
 
 
 def load_splits(train: str, test: str | None) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Images to learn from and to judge by: a fifth is held out where there are no others."""
+    """Training images and test images; without test images, a fifth of the training images is held out."""
     splits = load_images(train)
     if test is not None:
         others = load_images(test)
@@ -66,11 +66,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(DIGITS / "model"), help="Hub id or folder of a ViT or DeiT")
     parser.add_argument("--train", required=True, help="folder of images, parquet file or Hub data set")
-    parser.add_argument("--test", help="the same, to judge by (default: a split of --train, or a fifth of it)")
+    parser.add_argument("--test", help="test images, likewise (default: the test split of --train, or a fifth of it)")
     parser.add_argument("--keep-ratio", type=float, default=0.5)
-    parser.add_argument("--rank-multiple", type=int, default=8, help="for models narrower than 200, 2 is better")
-    parser.add_argument("--dense-epochs", type=float, default=1.0, help="before the compression")
-    parser.add_argument("--recovery-epochs", type=float, default=2.0, help="after it")
+    parser.add_argument(
+        "--rank-multiple", type=int, default=8, help="ranks are multiples of it; use 2 for models narrower than 200"
+    )
+    parser.add_argument("--dense-epochs", type=float, default=1.0, help="epochs before the compression")
+    parser.add_argument("--recovery-epochs", type=float, default=2.0, help="epochs after it")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--output", type=Path, required=True, help="folder for the compressed model")
@@ -122,8 +124,9 @@ def main() -> None:
             eval_dataset=test,
             compute_metrics=accuracy,
             processing_class=processor,
-            callbacks=[compression, CompressionMetricsCallback()],
         )
+        compression.attach(trainer)
+        CompressionMetricsCallback().attach(trainer)
         trainer.train()
         recovered = trainer.evaluate()
     if not trainer.is_world_process_zero():

@@ -1,6 +1,7 @@
 """Importance scores learned by an unmodified Trainer, and pruning by them."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,17 @@ from hf_vitcompress.model.assembly import is_factored
 from support.models import tiny_config
 from support.processes import environment
 from support.students import lively, logits
-from support.training import PIXELS, STEPS, Recorder, Watcher, changing_steps, new_trainer, same_weights, weights_of
+from support.training import (
+    DATA,
+    PIXELS,
+    STEPS,
+    Recorder,
+    Watcher,
+    changing_steps,
+    new_trainer,
+    same_weights,
+    weights_of,
+)
 
 SMALL = tiny_config(num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2)
 CONFIG = CompressionConfig.preset(
@@ -31,7 +42,7 @@ CONFIG = CompressionConfig.preset(
     rank_multiple=1,
     num_images=16,
     precision="float32",
-    correct_curves=False,
+    measuring_images=0,
     gate_learning_rate=0.05,
 )
 FC2, OUT = "vit.layers.0.mlp.fc2", "vit.layers.0.attention.o_proj"
@@ -185,11 +196,65 @@ def test_the_best_checkpoint_may_have_gates(tmp_path: Path, at_step: int | None,
         torch.testing.assert_close(logits(gated.model, PIXELS), logits(trainer.model, PIXELS))
 
 
+# ---- several trainings, several Trainers
+
+
+@pytest.mark.parametrize("own", [None, "a method of the object"])
+def test_the_trainer_makes_its_optimizer_itself_again(tmp_path: Path, own: str | None) -> None:
+    trainer, groups = new_trainer(tmp_path, model=small(), max_steps=2, **PLAIN), []
+
+    def counted(model: Any = None) -> Any:
+        groups.append(Trainer.create_optimizer(trainer, model))
+        return groups[-1]
+
+    if own:
+        trainer.create_optimizer = counted
+    callback = ImportanceGateCallback(CONFIG).attach(trainer)
+    assert "create_optimizer" in vars(trainer)
+    trainer.train()
+    assert vars(trainer).get("create_optimizer") is (counted if own else None)
+    assert len(groups) == (1 if own else 0)
+    rates = [group["initial_lr"] for group in trainer.optimizer.param_groups]
+    assert rates == pytest.approx([1e-3, 1e-3, 0.05])
+    assert callback.importance
+    assert not bool((callback.importance[FC2] == 1).all())
+
+
+def test_each_model_of_model_init_has_scores(tmp_path: Path) -> None:
+    """As in a search over hyperparameters, which calls `train` for each trial."""
+    args = new_trainer(tmp_path, model=small(), max_steps=2, **PLAIN).args
+    callback, notes = ImportanceGateCallback(CONFIG, at_step=1), Scores()
+    trainer = Trainer(model_init=lambda: small(), args=args, train_dataset=DATA, callbacks=[callback, notes])
+    found = []
+    for _ in range(2):
+        trainer.train()
+        assert is_factored(trainer.model)
+        found.append(callback.importance)
+    assert [len(values) for values in notes.values] == [2, 0, 2, 0]
+    assert same_weights(*found)
+
+
+def test_it_works_for_the_trainer_that_calls_it(tmp_path: Path) -> None:
+    callback = ImportanceGateCallback(CONFIG)
+    settings = {"max_steps": 2, **PLAIN}
+    trainers = [new_trainer(tmp_path, callback, model=small(seed), **settings) for seed in range(2)]
+    for seed, trainer in enumerate(trainers):
+        trainer.train()
+        alone = trained(tmp_path, ImportanceGateCallback(CONFIG), model=small(seed), max_steps=2)
+        assert same_weights(weights_of(trainer), weights_of(alone))
+    size = trainers[0].model.num_parameters()
+    trainers[0].train()
+    assert trainers[0].model.num_parameters() == size
+    twin = pickle.loads(pickle.dumps(callback))
+    other = trained(tmp_path, twin, model=small(1), max_steps=2)
+    assert same_weights(weights_of(other), weights_of(alone))
+
+
 # ---- where it does not work
 
 
 def test_what_it_cannot_work_with_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='use selector="gates"'):
+    with pytest.raises(ConfigError, match='use criterion="gates"'):
         ImportanceGateCallback(CompressionConfig())
     with pytest.raises(ConfigError, match="learning_rate above 0"):
         ImportanceGateCallback(CONFIG, learning_rate=0.0)

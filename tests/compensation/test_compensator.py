@@ -133,7 +133,7 @@ def test_a_built_model_can_be_compensated_later(dense: PreTrainedModel, images: 
 
 
 def test_the_preset_of_the_paper_solves_a_quarter_of_each_rank_again(dense: PreTrainedModel, images: Tensor) -> None:
-    values = {name: RECIPE[name] for name in ("keep_ratio", "rank_multiple", "precision", "correct_curves")}
+    values = {name: RECIPE[name] for name in ("keep_ratio", "rank_multiple", "precision", "measuring_images")}
     config = CompressionConfig.preset("azizi2024", **values)
     assert (config.compensation, config.residual_share) == ("residual", 0.25)
     compressor = ViTCompressor(config, progress=False)
@@ -223,7 +223,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(name: str, value: Any) -> N
 
 def test_minutes_and_epochs_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="compensation_minutes and compensation_epochs are both given"):
-        CompressionConfig(compensation_minutes=1, compensation_epochs=1)
+        CompressionConfig(compensation_duration="1 minutes", compensation_duration="1 epochs")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_the_residual_takes_as_many_images_as_calibration(dense: PreTrainedModel
 
 
 def test_two_images_are_enough(dense: PreTrainedModel, images: Tensor) -> None:
-    compressor = new(compensation_epochs=1)
+    compressor = new(compensation_duration="1 epochs")
     statistics = compressor.calibrate(dense, images)
     compressor.compress(dense, images[:2], statistics=statistics)
     assert (done(compressor).images, done(compressor).held_out_images) == (1, 1)
@@ -128,18 +128,18 @@ def minutes_given(monkeypatch: pytest.MonkeyPatch, residual_seconds: float = 0.0
 @pytest.mark.parametrize(
     ("settings", "share", "minutes"),
     [
-        ({"compensation": "distill", "compensation_minutes": 3}, 1.0, 3),
+        ({"compensation": "distill", "compensation_duration": "3 minutes"}, 1.0, 3),
         ({"compensation": "distill"}, 1.0, hf_vitcompress.compensation.distillation.DEFAULT_MINUTES),
-        ({"compensation_minutes": 3}, 1.0, 2.5),
-        ({"compensation_minutes": 4}, 0.25, 0.5),
-        ({"compensation_epochs": 2}, 1.0, None),
+        ({"compensation_duration": "3 minutes"}, 1.0, 2.5),
+        ({"compensation_duration": "4 minutes"}, 0.25, 0.5),
+        ({"compensation_duration": "2 epochs"}, 1.0, None),
     ],
 )
 def test_the_stages_share_the_minutes(
     settings: dict[str, Any], share: float, minutes: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = minutes_given(monkeypatch, residual_seconds=30.0)
-    compensating = compensator(**{"compensation_epochs": None, **settings})
+    compensating = compensator(**{"compensation_duration": None, **settings})
     case = compressed(**RECIPE)
     report = compensating.run(case.student(), case.plan, share)
     assert given == [minutes]
@@ -150,7 +150,7 @@ def test_the_stages_share_the_minutes(
 def test_a_trial_takes_its_share_of_the_epochs_and_keeps_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = compressed(**{**RECIPE, "compensation_epochs": 8})
+    case = compressed(**{**RECIPE, "compensation_duration": "8 epochs"})
     compensating = Compensator(
         case.prepared, case.statistics, case.train, case.config, checkpoint=tmp_path / "file", progress=False
     )

@@ -80,7 +80,7 @@ def test_another_run_with_the_same_file_is_the_same_model(
     [
         {"seed": 1},
         {"learning_rate": 2e-3},
-        {"compensation_epochs": 6},
+        {"compensation_duration": "6 epochs"},
         {"compensation": "residual"},
         {"residual_share": 0.5},
         {"keep_ratio": 0.5},
@@ -88,7 +88,7 @@ def test_another_run_with_the_same_file_is_the_same_model(
         {"held_out_images": 3},
         {"metric": "weight"},
         {"repair": False},
-        {"selector": "magnitude"},
+        {"criterion": "magnitude"},
     ],
     ids=lambda changes: next(iter(changes)),
 )

@@ -18,7 +18,7 @@ from hf_vitcompress.model.shapes import layout_of
 from support.compensated import IMAGES, done, new
 from support.students import changed, logits, random_images, state_of
 
-DROP = {"keep_ratio": None, "max_accuracy_drop": 0.2, "compensation_epochs": 16}
+DROP = {"keep_ratio": None, "max_accuracy_drop": 0.2, "compensation_duration": "16 epochs"}
 
 
 def searched(dense: PreTrainedModel, file: Path | None = None, **changes: Any) -> tuple[PreTrainedModel, ViTCompressor]:

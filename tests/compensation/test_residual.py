@@ -43,7 +43,7 @@ def test_a_trained_model_wins_back_much_of_its_loss(method: str, keep_ratio: flo
         "keep_ratio": keep_ratio,
         "rank_multiple": 2,
         "precision": "float32",
-        "correct_curves": False,
+        "measuring_images": 0,
     }
     config = CompressionConfig(**settings, **METHODS[method], compensation="residual")
     compressor = ViTCompressor(config, progress=False)

@@ -71,7 +71,7 @@ def test_an_accuracy_drop_holds_as_disagreement_on_unlabelled_images(
 
 
 def test_without_validation_images_some_are_held_out(digits: PreTrainedModel) -> None:
-    compressor = new(DROP, validation_images=97, correct_curves=False)
+    compressor = new(DROP, validation_images=97, measuring_images=0)
     model = compressor.compress(digits, CALIBRATION)
     assert compressor.report is not None
     assert compressor.report.calibration_images == 200
@@ -121,7 +121,7 @@ def test_only_target_layers_are_compressed(method: str, vit: PreTrainedModel, pi
 
 @pytest.fixture
 def statistics(vit: PreTrainedModel, pixels: Tensor) -> Statistics:
-    return small_recipe(correct_curves=False).calibrate(vit, pixels)
+    return small_recipe(measuring_images=0).calibrate(vit, pixels)
 
 
 def test_a_plan_decides_the_ranks(vit: PreTrainedModel, statistics: Statistics) -> None:
@@ -166,7 +166,7 @@ def test_statistics_for_another_metric_are_refused(vit: PreTrainedModel, statist
 
 @pytest.mark.parametrize("skipped", ["fc1", "fc2", "q_proj", "layers.0.*"])
 def test_statistics_of_fewer_layers_are_refused(skipped: str, vit: PreTrainedModel, pixels: Tensor) -> None:
-    fewer = small_recipe(skip_modules=[skipped], correct_curves=False).calibrate(vit, pixels)
+    fewer = small_recipe(skip_modules=[skipped], measuring_images=0).calibrate(vit, pixels)
     with pytest.raises(CalibrationError, match=skipped.rstrip("*").replace(".", r"\.")):
         small_recipe(**LOW_RANK).compress(vit, statistics=fewer)
     # Neurons that may be pruned are missed before the layers are.
@@ -189,7 +189,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(
 
 
 def test_unreadable_images_are_in_the_report(vit: PreTrainedModel, pictures: list[Any], processor: Any) -> None:
-    settings = {"keep_ratio": 0.6, "rank_multiple": 1, "correct_curves": False, "batch_size": 8, "precision": "float32"}
+    settings = {"keep_ratio": 0.6, "rank_multiple": 1, "measuring_images": 0, "batch_size": 8, "precision": "float32"}
     config = CompressionConfig(**settings)
     compressor = ViTCompressor(config, image_processor=processor, progress=False)
     compressor.compress(vit, [*pictures, b"broken", b"broken too"])

@@ -148,7 +148,7 @@ def test_every_metric_runs(metric: str, method: str, vit: PreTrainedModel, pixel
     assert layout_of(model)
 
 
-@pytest.mark.parametrize("preset", [name for name, values in PRESETS.items() if values.get("selector") != "gates"])
+@pytest.mark.parametrize("preset", [name for name, values in PRESETS.items() if values.get("criterion") != "gates"])
 def test_every_preset_runs(preset: str, vit: PreTrainedModel, pixels: Tensor) -> None:
     config = CompressionConfig.preset(preset, keep_ratio=0.6, rank_multiple=1, precision="float32")
     compressor = ViTCompressor(config, progress=False)

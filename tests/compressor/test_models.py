@@ -55,10 +55,10 @@ def test_a_model_can_be_given_by_name(
     kind: str, digits: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     name = {"folder as text": str(DIGITS / "model"), "folder as path": DIGITS / "model"}.get(kind)
-    compressor = new(metric="weight", correct_curves=False, num_images=32)
+    compressor = new(metric="weight", measuring_images=0, num_images=32)
     model = compressor.compress(name or _as_hub_id(monkeypatch, tmp_path), CALIBRATION)
     assert compressor.image_processor is not None
-    assert identical(model, new(metric="weight", correct_curves=False, num_images=32).compress(digits, CALIBRATION))
+    assert identical(model, new(metric="weight", measuring_images=0, num_images=32).compress(digits, CALIBRATION))
 
 
 def test_a_model_that_does_not_exist_is_named() -> None:
@@ -160,7 +160,7 @@ def test_the_result_shares_no_memory_with_the_dense_model(vit: PreTrainedModel, 
 
 
 def test_a_real_model_keeps_most_answers_at_little_more_than_half(assets: Path, tmp_path: Path) -> None:
-    compressor = new(CompressionConfig(keep_ratio=0.6, batch_size=16, correct_curves=False))
+    compressor = new(CompressionConfig(keep_ratio=0.6, batch_size=16, measuring_images=0))
     dense = compressor.load(assets / "vit-s14-cifar10")
     images = open_images(assets / "cifar10" / "calibration.parquet", label2id=dense.config.label2id)
     model = compressor.compress(dense, images.select(range(64)))

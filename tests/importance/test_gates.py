@@ -167,7 +167,7 @@ def test_pruning_without_repair_is_gates_at_zero_elsewhere(kind: str) -> None:
     importance = {name: torch.rand(len(gate)) for name, gate in attach_gates(model, CONFIG).items()}
     detach_gates(model)
     config = CompressionConfig(
-        attention="prune", mlp="prune", selector="gates", metric="weight", repair=False, correct_bias=False
+        attention="prune", mlp="prune", criterion="gates", metric="weight", repair=False, correct_bias=False
     )
     statistics = calibrate(model, find_layers(model), images(), config, progress=False)
     ready = prepare_model(model, statistics, config, progress=False, importance=importance)

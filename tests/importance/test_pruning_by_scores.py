@@ -19,7 +19,7 @@ FALLING = {name: own.flip(0) for name, own in RISING.items()}
 
 @pytest.mark.parametrize("preset", ["vtp", "kumar2022"])
 def test_presets_compress_by_scores_they_learn(preset: str, tmp_path: Path) -> None:
-    settings = {**FAST, "gate_epochs": 1.0, "max_params": 2400, "compensation_epochs": 1.0, "held_out_images": 8}
+    settings = {**FAST, "gate_duration": "1.0 epochs", "max_params": 2400, "compensation_duration": "1.0 epochs", "held_out_images": 8}
     config = CompressionConfig.preset(preset, **settings)
     compressor = ViTCompressor(config, progress=False)
     dense = small()
@@ -75,7 +75,7 @@ def test_given_scores_are_used() -> None:
 
 def test_results_with_other_scores_are_not_taken_over(tmp_path: Path) -> None:
     """Of the same files; shapes are the same whatever the scores."""
-    changes = {"correct_curves": True, "compensation": "distill", "compensation_epochs": 1.0, "held_out_images": 8}
+    changes = {"correct_curves": True, "compensation": "distill", "compensation_duration": "1.0 epochs", "held_out_images": 8}
     config = CompressionConfig.from_dict({**CONFIG.to_dict(), **changes})
     weights, losses = [], []
     for importance, path in ((FALLING, None), (RISING, tmp_path / "stats"), (FALLING, tmp_path / "stats")):
@@ -109,7 +109,7 @@ def test_scores_name_what_depends_on_them() -> None:
     for other in (FALLING, {FC2: RISING[FC2]}, {**RISING, FC2: nearly}, {FC2 + "x": RISING[FC2], OUT: RISING[OUT]}):
         assert selection_method(CONFIG, other) != method
     assert selection_method(CONFIG, None) == CONFIG.method
-    plain = CompressionConfig(selector="magnitude")
+    plain = CompressionConfig(criterion="magnitude")
     assert selection_method(plain, RISING) == plain.method
 
 
@@ -123,6 +123,6 @@ def test_every_metric_prunes_by_scores(metric: str, repair: bool) -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"gate_minutes": 0}, {"gate_epochs": 0.0}, {"gate_l1": -1.0}, {"gate_learning_rate": 0.0}):
+    for wrong in ({"gate_duration": "0 minutes"}, {"gate_duration": "0.0 epochs"}, {"gate_l1": -1.0}, {"gate_learning_rate": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             CompressionConfig.from_dict(wrong)

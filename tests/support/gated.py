@@ -30,9 +30,9 @@ WIDE: dict[str, Any] = {
     "image_size": 16,
     "patch_size": 4,
 }
-FAST = {"precision": "float32", "rank_multiple": 1, "correct_curves": False}
+FAST = {"precision": "float32", "rank_multiple": 1, "measuring_images": 0}
 # Of 3,149 parameters; a neuron has 32 and a head 512, so that ratios would be met by chance only.
-CONFIG = CompressionConfig.preset("vtp", max_params=2400, compensation="none", gate_epochs=2.0, **FAST)
+CONFIG = CompressionConfig.preset("vtp", max_params=2400, compensation="none", gate_duration="2.0 epochs", **FAST)
 TWO_EPOCHS = Duration(2.0, "epochs")
 FC2, OUT = "vit.layers.0.mlp.fc2", "vit.layers.0.attention.o_proj"
 

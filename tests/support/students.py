@@ -95,7 +95,7 @@ def compressed(
         settings, layers = {**LOW_RANK, **settings}, low_rank_plan(ranks).layers
     dense = dense or lively()
     images = list(random_images(96) if images is None else images)
-    values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "correct_curves": False, **settings}
+    values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "measuring_images": 0, **settings}
     key = digest(dense, images, repr((labels, layers, sorted(values.items()))))
     if key not in CASES:
         source = ImageSource(images, labels, "the images")

@@ -58,5 +58,5 @@ def least_error(tables: Sequence[Table], room: int, unit: str = "params") -> flo
 
 
 def compressor(**changes: Any) -> ViTCompressor:
-    settings = {"precision": "float32", "rank_multiple": 1, "correct_curves": False, **changes}
+    settings = {"precision": "float32", "rank_multiple": 1, "measuring_images": 0, **changes}
     return ViTCompressor(CompressionConfig(**settings), progress=False)

@@ -169,7 +169,7 @@ def evaluate_model(
     precision = resolve_precision(precision, model.device)
     accelerator = accelerator or new_accelerator()
     with local_work(accelerator, "Loading the metrics"):
-        chosen = Metrics.load(metrics, model.config.num_labels or 0)
+        chosen = Metrics.load(metrics, subjects[0].model.config.num_labels or 0)
     share = own_share(accelerator, images.batch_count(batch_size))
     results = []
     with tqdm(

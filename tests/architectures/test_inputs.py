@@ -20,6 +20,7 @@ from transformers import (
 
 from hf_vitcompress.architectures.inputs import example_inputs, image_shape, model_inputs
 from hf_vitcompress.architectures.outputs import divergence, outputs_of
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import DataError, UnsupportedModelError
 from hf_vitcompress.images.images import preprocess
 from hf_vitcompress.images.sources import open_images
@@ -78,7 +79,7 @@ def test_a_model_that_masks_agrees_with_itself(name: str) -> None:
     head = head_named(name)
     model, pixels = head.dense(), head.pixels(4)
     with torch.no_grad():
-        assert divergence(outputs_of(model, pixels), outputs_of(model, pixels)).max() == 0
+        assert divergence(outputs_of(Subject.alone(model), pixels), outputs_of(Subject.alone(model), pixels)).max() == 0
 
 
 def test_noise_that_is_given_is_used() -> None:
@@ -112,7 +113,7 @@ def test_mask_and_grid_come_from_the_image_processor(name: str) -> None:
     assert all(torch.equal(inputs[name], expected[name]) for name in inputs)
     with torch.no_grad():
         result = model(**expected)
-        terms = outputs_of(model, batch.pixel_values, batch.inputs)
+        terms = outputs_of(Subject.alone(model), batch.pixel_values, batch.inputs)
     first = result.logits if "logits" in result else result.pooler_output
     assert torch.equal(terms[-1].values.flatten(1), first)
 

@@ -20,6 +20,7 @@ from hf_vitcompress.architectures.outputs import (
     thinned,
     thinned_classes,
 )
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import UnsupportedModelError
 from hf_vitcompress.statistics.fisher_probes import probe_losses
 from support.models import seeded, tiny_config
@@ -77,7 +78,7 @@ FEATURES = {  # one number a term
 def test_every_head_is_read(head: Head) -> None:
     model = head.dense()
     with torch.no_grad():
-        terms = outputs_of(model, head.pixels(2))
+        terms = outputs_of(Subject.alone(model), head.pixels(2))
     logits = [tuple(term.values.shape[1:]) for term in terms if term.classes]
     expected = next((shape for name, shape in CLASSES.items() if name in head.name), None)
     assert logits == ([] if expected is None else [expected])
@@ -95,7 +96,7 @@ def test_pixels_of_a_segmentation_keep_their_logits() -> None:
     model, pixels = head.dense(), head.pixels(2)
     with torch.no_grad():
         logits = model(pixel_values=pixels).logits
-        (term,) = outputs_of(model, pixels)
+        (term,) = outputs_of(Subject.alone(model), pixels)
     assert torch.equal(term.values[1, 3 * 16 + 5], logits[1, :, 3, 5])
 
 
@@ -104,7 +105,7 @@ def test_a_box_counts_as_far_as_its_query_holds_an_object() -> None:
     model, pixels = head.dense(), head.pixels(2)
     with torch.no_grad():
         result = model(pixel_values=pixels)
-        logits, boxes = outputs_of(model, pixels)
+        logits, boxes = outputs_of(Subject.alone(model), pixels)
     assert torch.equal(logits.values, result.logits)
     assert torch.equal(boxes.values[1, 4 * 3 : 4 * 4], result.pred_boxes[1, 3])
     assert boxes.weight is not None
@@ -117,7 +118,7 @@ def test_a_masked_autoencoder_is_judged_where_it_masked() -> None:
     model, pixels = head.dense(), head.pixels(3)
     with torch.no_grad():
         result = model(pixel_values=pixels, noise=torch.rand(3, 16, generator=generator()))
-    (term,) = read_outputs(model, result)
+    (term,) = read_outputs(Subject.alone(model), result)
     values = term.values.unflatten(1, (16, 48))
     assert torch.equal(values[result.mask == 1], result.logits[result.mask == 1])
     assert (values[result.mask == 0] == 0).all()
@@ -135,7 +136,7 @@ def test_a_masked_autoencoder_is_judged_where_it_masked() -> None:
 )
 def test_logits_mean_what_the_problem_says(problem: str, classifier: bool, shape: tuple[int, ...], vit: Any) -> None:
     vit.config.problem_type = problem
-    (term,) = outputs_of(vit, torch.randn(2, 3, 16, 16, generator=generator()))
+    (term,) = outputs_of(Subject.alone(vit), torch.randn(2, 3, 16, 16, generator=generator()))
     assert is_classifier(vit) == classifier
     assert term.values.shape[1:] == shape
     if problem == "multi_label_classification":
@@ -146,7 +147,7 @@ def test_logits_mean_what_the_problem_says(problem: str, classifier: bool, shape
 @pytest.mark.parametrize("problem", [None, "regression"])
 def test_a_single_number_is_predicted_and_no_class(problem: str | None) -> None:
     model = seeded(ViTForImageClassification, tiny_config(num_labels=1, problem_type=problem))
-    (term,) = outputs_of(model, torch.randn(2, 3, 16, 16, generator=generator()))
+    (term,) = outputs_of(Subject.alone(model), torch.randn(2, 3, 16, 16, generator=generator()))
     assert not is_classifier(model)
     assert term.values.shape == (2, 1)
 
@@ -167,20 +168,22 @@ class Unheard(ViTModel):
     ],
 )
 def test_other_results_are_classes_or_features(result: dict[str, Tensor], shapes: list[tuple[int, ...]]) -> None:
-    terms = read_outputs(Unheard(tiny_config()), result)
+    terms = read_outputs(Subject.alone(Unheard(tiny_config())), result)
     assert [tuple(term.values.shape) for term in terms] == shapes
 
 
 @pytest.mark.parametrize("result", [{"loss": torch.zeros(())}, {"boxes": [1, 2]}, (torch.zeros(2, 3),)])
 def test_a_result_that_holds_nothing_usable_is_named(result: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="Unheard returns nothing") as caught:
-        read_outputs(Unheard(tiny_config()), result)
+        read_outputs(Subject.alone(Unheard(tiny_config())), result)
     assert (next(iter(result)) if isinstance(result, dict) else "tuple") in str(caught.value)
 
 
 def test_a_known_head_without_its_output_is_named() -> None:
     with pytest.raises(UnsupportedModelError, match="ViTForImageClassification"):
-        read_outputs(seeded(ViTForImageClassification, tiny_config()), {"last_hidden_state": torch.zeros(2, 3)})
+        read_outputs(
+            Subject.alone(seeded(ViTForImageClassification, tiny_config())), {"last_hidden_state": torch.zeros(2, 3)}
+        )
 
 
 def test_padding_does_not_count() -> None:
@@ -190,9 +193,9 @@ def test_padding_does_not_count() -> None:
     mask[1, 10:] = 0
     extra = {"pixel_attention_mask": mask, "spatial_shapes": torch.tensor([[4, 4], [2, 5], [4, 4]])}
     with torch.no_grad():
-        terms = outputs_of(model, pixels, extra)
-        other = outputs_of(model, torch.where(mask.bool()[..., None], pixels, 5.0), extra)
-        without = outputs_of(model, pixels[1:2, :10], {"spatial_shapes": torch.tensor([[2, 5]])})
+        terms = outputs_of(Subject.alone(model), pixels, extra)
+        other = outputs_of(Subject.alone(model), torch.where(mask.bool()[..., None], pixels, 5.0), extra)
+        without = outputs_of(Subject.alone(model), pixels[1:2, :10], {"spatial_shapes": torch.tensor([[2, 5]])})
     assert (terms[0].values.unflatten(1, (16, 32))[1, 10:] == 0).all()
     assert divergence(terms, other).max() < 1e-10
     assert relative(terms[0].values[1, : 10 * 32], without[0].values[0]) < 1e-5
@@ -363,7 +366,7 @@ def test_probes_through_a_detector_measure_what_its_divergence_grows_by() -> Non
     head = head_named("YolosForObjectDetection")
     model, pixels = head.dense(), head.pixels(1)
     biases = model.class_labels_classifier.layers[-1].bias, model.bbox_predictor.layers[-1].bias
-    terms = outputs_of(model, pixels)
+    terms = outputs_of(Subject.alone(model), pixels)
     reference = [Term(term.values.detach(), term.weight) for term in terms]
     step = [0.02 * torch.randn(bias.shape, generator=generator()) for bias in biases]
     along = []
@@ -373,7 +376,7 @@ def test_probes_through_a_detector_measure_what_its_divergence_grows_by() -> Non
     with torch.no_grad():
         for bias, own in zip(biases, step, strict=True):
             bias += own
-        moved = float(divergence(reference, outputs_of(model, pixels)))
+        moved = float(divergence(reference, outputs_of(Subject.alone(model), pixels)))
     assert moved > 0
     assert sum(value**2 for value in along) / len(along) / 2 == pytest.approx(moved, rel=0.1)
 

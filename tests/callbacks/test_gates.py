@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel, Trainer, TrainerCallback
 
 from hf_vitcompress import CompressionConfig
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.callbacks import CompressionMetricsCallback, ImportanceGateCallback
 from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
@@ -21,6 +22,7 @@ from hf_vitcompress.importance.learning import learn_gates
 from hf_vitcompress.model.assembly import is_factored
 from support.models import tiny_config
 from support.processes import environment
+from support.stages import quiet
 from support.students import lively, logits
 from support.training import (
     DATA,
@@ -43,7 +45,6 @@ CONFIG = CompressionConfig.preset(
     num_images=16,
     precision="float32",
     measuring_images=0,
-    gate_learning_rate=0.05,
 )
 FC2, OUT = "vit.layers.0.mlp.fc2", "vit.layers.0.attention.o_proj"
 SAVING = {"save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1, "lr_scheduler_type": "cosine"}
@@ -282,7 +283,7 @@ def work(folder: Path) -> None:
 def learned_alone() -> dict[str, torch.Tensor]:
     """Without a Trainer; five images a step leave the processes unequal shares."""
     five = ImageSource(list(PIXELS[:5]), None, "the images")
-    return learn_gates(small(), five, CONFIG, Duration(4.0, "epochs"), progress=False)[0]
+    return learn_gates(Subject.alone(small(), Duration(4.0, "epochs")), five, quiet(CONFIG))[0]
 
 
 def test_two_processes_end_with_the_same_model(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from hf_vitcompress.compensation.residual import ResidualCompensation
 from hf_vitcompress.errors import DataError
 from hf_vitcompress.images.images import ImageSource
 from support.compensated import IMAGES, JUDGES, RECIPE, done, every_method, new
+from support.stages import quiet
 from support.students import HELD_OUT, compressed
 
 
 def compensator(**changes: Any) -> Compensator:
     case = compressed(**{**RECIPE, **changes})
-    return Compensator(case.prepared, case.statistics, case.train, case.config, progress=False)
+    return Compensator(case.prepared, case.train, quiet(case.config))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def compensator(**changes: Any) -> Compensator:
 )
 def test_the_last_images_judge_and_the_first_teach(settings: dict[str, Any], learn: int, judge: int) -> None:
     case = compressed(**{**RECIPE, **settings})
-    compensator = Compensator(case.prepared, case.statistics, case.train, case.config, progress=False)
+    compensator = Compensator(case.prepared, case.train, quiet(case.config))
     given = [float(image[0, 0, 0]) for image in case.train.images]
     assert len(given) == IMAGES - HELD_OUT == 72
     assert [float(image[0, 0, 0]) for image in compensator.train.images] == given[:learn]
@@ -151,9 +152,7 @@ def test_a_trial_takes_its_share_of_the_epochs_and_keeps_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = compressed(**{**RECIPE, "compensation_duration": "8 epochs"})
-    compensating = Compensator(
-        case.prepared, case.statistics, case.train, case.config, checkpoint=tmp_path / "file", progress=False
-    )
+    compensating = Compensator(case.prepared, case.train, quiet(case.config), tmp_path / "file")
     steps: list[int] = []
     take = Distillation._step
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)

@@ -13,6 +13,7 @@ from hf_vitcompress.compensation.distillation import Distillation
 from hf_vitcompress.compensation.residual import ResidualCompensation
 from hf_vitcompress.errors import CompensationError
 from support.compensated import RECIPE, STAGES, done, every_method, new
+from support.stages import quiet
 from support.students import changed, compressed, lively, logits, low_rank_plan, state_of
 
 
@@ -96,9 +97,7 @@ def test_other_settings_do_not_go_on_with_a_checkpoint(changes: dict[str, Any], 
     paths = []
     for settings in (RECIPE, {**RECIPE, **changes}):
         case = compressed(**settings)
-        compensating = Compensator(
-            case.prepared, case.statistics, case.train, case.config, checkpoint=tmp_path / "file", progress=False
-        )
+        compensating = Compensator(case.prepared, case.train, quiet(case.config), tmp_path / "file")
         paths.append(compensating.checkpoint_for("distill", case.plan.layers).path)
     assert paths[0] != paths[1]
 
@@ -106,9 +105,7 @@ def test_other_settings_do_not_go_on_with_a_checkpoint(changes: dict[str, Any], 
 def test_other_models_plans_and_images_do_not_go_on_with_a_checkpoint(tmp_path: Path) -> None:
     names, one, other = set(), compressed(**RECIPE), compressed(dense=lively(seed=1), **RECIPE)
     for case, images in ((one, one.train), (one, one.train.select(range(40))), (other, other.train)):
-        compensating = Compensator(
-            case.prepared, case.statistics, images, case.config, checkpoint=tmp_path / "file", progress=False
-        )
+        compensating = Compensator(case.prepared, images, quiet(case.config), tmp_path / "file")
         for plan in (low_rank_plan({"vit.layers.0.mlp.fc1": rank}) for rank in (2, 3)):
             for stage in ("residual", "distill"):
                 names.add(compensating.checkpoint_for(stage, plan.layers).path)

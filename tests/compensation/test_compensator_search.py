@@ -16,6 +16,7 @@ from hf_vitcompress.errors import BudgetError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.model.shapes import layout_of
 from support.compensated import IMAGES, done, new
+from support.stages import quiet
 from support.students import changed, logits, random_images, state_of
 
 DROP = {"keep_ratio": None, "max_accuracy_drop": 0.2, "compensation_duration": "16 epochs"}
@@ -44,7 +45,7 @@ def test_the_trial_of_the_chosen_plan_holds_the_drop(dense: PreTrainedModel, tmp
     images = ImageSource(list(random_images(IMAGES)), None, "the list of images").sample(None, 0)
     prepared = compressor.prepare(dense, statistics)
     student = compressor.build(dense, statistics, plan)
-    Compensator(prepared, statistics, images, compressor.config, progress=False).run(student, plan, TRIAL_SHARE)
+    Compensator(prepared, images, quiet(compressor.config)).run(student, plan, TRIAL_SHARE)
     validation = random_images(60, seed=8)
     differ = logits(student, validation).argmax(-1) != logits(dense, validation).argmax(-1)
     assert float(differ.double().mean()) == pytest.approx(drop)

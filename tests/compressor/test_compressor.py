@@ -20,7 +20,7 @@ from support.digits import CALIBRATION, RECIPE, identical, new, output, small_re
 from support.models import DIGITS
 from support.students import METHODS
 
-METRICS = ("weight", "diagonal", "activation", "row_fisher", "fisher")
+METRICS = ("weight", "activation", "row_fisher", "fisher")
 
 
 @pytest.fixture(scope="module")

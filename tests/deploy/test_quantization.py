@@ -48,6 +48,8 @@ if not is_torchao_available():
 
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 
+from hf_vitcompress.architectures.subject import Subject
+
 PIXELS = random_images(16, seed=5)
 CONFIGS = {"int8_weight_only": Int8WeightOnlyConfig, "int8_dynamic": Int8DynamicActivationInt8WeightConfig}
 TOLERANCE = {"int8_weight_only": 0.03, "int8_dynamic": 0.06}
@@ -293,12 +295,12 @@ def test_models_without_input_embeddings_are_quantized(name: str, tmp_path: Path
         assert type(quantized) is type(model)
         assert model_bytes(quantized) < 0.7 * model_bytes(model)
         with torch.no_grad():
-            ours, theirs = (outputs_of(m.eval(), images[:8])[0].values for m in (quantized, model))
+            ours, theirs = (outputs_of(Subject.alone(m.eval()), images[:8])[0].values for m in (quantized, model))
         assert (ours - theirs).norm() < 0.1 * theirs.norm()
         quantized.save_pretrained(tmp_path / type(model).__name__)
         again = load_model(tmp_path / type(model).__name__, Accelerator(cpu=True))
         with torch.no_grad():
-            assert torch.equal(outputs_of(again, images[:8])[0].values, ours)
+            assert torch.equal(outputs_of(Subject.alone(again), images[:8])[0].values, ours)
 
 
 def test_a_whole_with_a_compressed_tower_is_quantized(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from transformers import DeiTConfig, DeiTForImageClassification, PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, CompressionPlan, ViTCompressor
 from hf_vitcompress.architectures.layers import find_layers
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.importance.gates import (
     add_penalty_gradient,
@@ -21,10 +22,11 @@ from hf_vitcompress.importance.gates import (
     scores,
 )
 from hf_vitcompress.planning.building import build_model
-from hf_vitcompress.planning.planner import prepare_model
+from hf_vitcompress.planning.planner import make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.gated import CONFIG, ELSEWHERE, FC2, OUT, PIXELS, SMALL, images, small
 from support.models import seeded
+from support.stages import quiet
 from support.students import lively, logits
 
 
@@ -169,8 +171,8 @@ def test_pruning_without_repair_is_gates_at_zero_elsewhere(kind: str) -> None:
     config = CompressionConfig(
         attention="prune", mlp="prune", criterion="gates", metric="weight", repair=False, correct_bias=False
     )
-    statistics = calibrate(model, find_layers(model), images(), config, progress=False)
-    ready = prepare_model(model, statistics, config, progress=False, importance=importance)
+    statistics = calibrate(Subject.alone(model), find_layers(model), images(), quiet(config))
+    ready = make_planner(Subject.alone(model), statistics, quiet(config), importance)
     heads, mlp = ready.parts
     plan = CompressionPlan({**heads.choices(1)[0].shapes, **mlp.choices(1)[9].shapes})
     small_model = build_model(model, plan, ready.parts)

@@ -25,6 +25,7 @@ from hf_vitcompress.architectures.inputs import model_inputs
 from hf_vitcompress.architectures.layers import find_layers, linear_layer, may_prune_heads
 from hf_vitcompress.architectures.outputs import Term, divergence, outputs_of
 from hf_vitcompress.architectures.registration import MODEL_TYPES
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.configuration_factored import heads_of
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.model.loading import load_model
@@ -81,11 +82,11 @@ class Case:
 
     def outputs(self, model: PreTrainedModel) -> list[Term]:
         with torch.no_grad():
-            return outputs_of(model, self.head.pixels(JUDGED, seed=5))
+            return outputs_of(Subject.alone(model), self.head.pixels(JUDGED, seed=5))
 
 
 def backward(model: PreTrainedModel, head: Head) -> None:
-    terms = outputs_of(model, head.pixels(JUDGED))
+    terms = outputs_of(Subject.alone(model), head.pixels(JUDGED))
     torch.stack([term.values.square().sum() for term in terms]).sum().backward()
 
 
@@ -214,8 +215,8 @@ class OwnLoss(Trainer):
         pixels = case.head.pixels()[inputs["index"]]
         if case.head.targets is None:
             with torch.no_grad():
-                taught = outputs_of(case.dense, pixels)
-            return divergence(taught, outputs_of(model, pixels), dtype=torch.float32).sum()
+                taught = outputs_of(Subject.alone(case.dense), pixels)
+            return divergence(taught, outputs_of(Subject.alone(model), pixels), dtype=torch.float32).sum()
         chosen = case.head.targets(IMAGES)
         labels = chosen[inputs["index"]] if isinstance(chosen, Tensor) else [chosen[i] for i in inputs["index"]]
         return model(**model_inputs(model, pixels), labels=labels).loss

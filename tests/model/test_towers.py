@@ -22,6 +22,7 @@ from transformers import (
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, to_dense
 from hf_vitcompress.architectures.outputs import outputs_of
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.model.loading import load_model
 from hf_vitcompress.model.towers import part_of
@@ -143,14 +144,14 @@ def test_what_the_whole_does_not_read_of_its_tower_is_not_kept(pixels: Tensor) -
 
 def test_a_clip_tower_is_judged_by_its_pooled_output(pixels: Tensor) -> None:
     _, tower = part_of(whole("clip"), "vision_model")
-    (term,) = outputs_of(tower, pixels[:2])
+    (term,) = outputs_of(Subject.alone(tower), pixels[:2])
     with torch.no_grad():
         assert torch.equal(term.values, tower(pixels[:2]).pooler_output)
 
 
 def test_a_llava_tower_is_judged_by_the_hidden_states_that_are_read(pixels: Tensor) -> None:
     _, tower = part_of(whole("llava"), "vision_tower")
-    (term,) = outputs_of(tower, pixels[:2])
+    (term,) = outputs_of(Subject.alone(tower), pixels[:2])
     with torch.no_grad():
         states = tower(pixels[:2], output_hidden_states=True).hidden_states
     assert torch.equal(term.values, states[-2][:, 1:].flatten(1))

@@ -15,14 +15,16 @@ from transformers import (
 
 from hf_vitcompress import CompressionConfig, FactoredLinear
 from hf_vitcompress.architectures.layers import block_names, find_layers, linear_layer
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.modeling_factored import compressed_modules
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.plan import CompressionPlan
-from hf_vitcompress.planning.planner import prepare_model
+from hf_vitcompress.planning.planner import make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.models import TINY, seeded
+from support.stages import quiet
 from support.students import LOW_RANK, METHODS, random_images
 
 HEADS = [
@@ -70,8 +72,8 @@ def prepared(model, images=4, **settings):
     """Of the weights' own SVD, unless the settings say otherwise."""
     values = {"metric": "weight", "correct_bias": False, "precision": "float32", **settings}
     config, layers = CompressionConfig(**values), find_layers(model)
-    statistics = calibrate(model, layers, open_images(random_images(images)), config, progress=False)
-    return prepare_model(model, statistics, config, progress=False)
+    statistics = calibrate(Subject.alone(model), layers, open_images(random_images(images)), quiet(config))
+    return make_planner(Subject.alone(model), statistics, quiet(config))
 
 
 def full_ranks(model):

@@ -9,6 +9,7 @@ from torch import Tensor
 from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.errors import CalibrationError
 from hf_vitcompress.planning.closed_form import factorize
+from hf_vitcompress.planning.layer_moments import LayerMoments
 from hf_vitcompress.statistics.moments import Moment
 from support.pairs import pairwise
 from support.problems import CPU, METRICS, approximation, make, objective, optimal_errors
@@ -224,7 +225,10 @@ def test_missing_gradients_are_refused(metric: str, shape: tuple[int, int]) -> N
 def test_statistics_of_a_simpler_metric_are_refused() -> None:
     problem = make("weight", (24, 10))
     with pytest.raises(CalibrationError, match="calibrate again"):
-        factorize(problem.layer, problem.linear, problem.statistics, CompressionConfig(metric="activation"))
+        factorize(
+            LayerMoments.of(problem.layer, problem.linear, problem.statistics, CompressionConfig(metric="activation")),
+            CompressionConfig(metric="activation").damping,
+        )
 
 
 def test_factorizing_leaves_the_layer_and_the_statistics_alone() -> None:

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_vitcompress.planning.correction import fit_scaling
-from hf_vitcompress.statistics.loss_correction import PRIOR_WEIGHT, WEIGHTED_ROLES, CurveScaling
+from hf_vitcompress.planning.correction import fit_correction
+from hf_vitcompress.statistics.loss_correction import PRIOR_WEIGHT, WEIGHTED_ROLES, LossCorrection
 
 POINTS = [(0.01, 0.02), (0.1, 0.3), (0.5, 0.9)]
 ROLES = ["q", "k", "v", "o", "fc1", "fc2"]
 
 
 def test_loss_passes_through_the_points() -> None:
-    scaling = CurveScaling(points=POINTS)
+    scaling = LossCorrection(points=POINTS)
     for predicted, measured in POINTS:
         assert scaling.loss(predicted) == pytest.approx(measured, rel=1e-12)
 
 
 def test_loss_rises_and_is_continuous() -> None:
-    scaling = CurveScaling(points=POINTS)
+    scaling = LossCorrection(points=POINTS)
     grid = [10 ** (i / 200 - 5) for i in range(1400)]
     losses = [scaling.loss(x) for x in grid]
     for lower, upper in itertools.pairwise(losses):
@@ -30,31 +30,31 @@ def test_loss_rises_and_is_continuous() -> None:
 
 
 def test_loss_between_points_is_linear_in_logarithms() -> None:
-    middle = CurveScaling(points=POINTS).loss(math.sqrt(0.1 * 0.5))
+    middle = LossCorrection(points=POINTS).loss(math.sqrt(0.1 * 0.5))
     assert middle == pytest.approx(math.sqrt(0.3 * 0.9))
 
 
 def test_loss_beyond_the_points_follows_the_nearest_two() -> None:
-    scaling = CurveScaling(points=POINTS)
+    scaling = LossCorrection(points=POINTS)
     assert scaling.loss(0.5 * 5) == pytest.approx(0.9 * 3)
     assert scaling.loss(0.001) == pytest.approx(0.02 / 15)
 
 
 def test_small_losses_fall_at_least_in_proportion() -> None:
-    flat = CurveScaling(points=[(0.1, 0.2), (0.4, 0.25)])
+    flat = LossCorrection(points=[(0.1, 0.2), (0.4, 0.25)])
     assert flat.loss(0.01) == pytest.approx(0.02)
     assert flat.loss(0.0) == 0.0
     assert flat.loss(1e-300) < 1e-200
 
 
 def test_one_point_scales_in_proportion() -> None:
-    scaling = CurveScaling(points=[(0.2, 0.3)])
+    scaling = LossCorrection(points=[(0.2, 0.3)])
     assert [scaling.loss(x) for x in (0.0, 0.1, 0.2, 0.4)] == pytest.approx([0.0, 0.15, 0.3, 0.6])
 
 
 @pytest.mark.parametrize("points", [[], [(0.0, 0.0)]])
 def test_without_points_no_loss_is_given(points: list[tuple[float, float]]) -> None:
-    assert CurveScaling(points=points).loss(0.3) is None
+    assert LossCorrection(points=points).loss(0.3) is None
 
 
 class Measure:
@@ -81,51 +81,51 @@ def bowl(best: float) -> Callable[[float, float], float]:
 
 @pytest.mark.parametrize("best", [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
 def test_best_weight_is_found(best: float) -> None:
-    scaling = fit_scaling(Measure(bowl(best)), ROLES, True, 0.1)
+    scaling = fit_correction(Measure(bowl(best)), ROLES, True, 0.1)
     assert scaling.weights == dict.fromkeys(WEIGHTED_ROLES, best)
 
 
 def test_prior_stays_where_weights_make_no_difference() -> None:
     measure = Measure(lambda weight, ratio: (1 - ratio) ** 2)
-    assert fit_scaling(measure, ROLES, True, 0.1).weights == dict.fromkeys(WEIGHTED_ROLES, PRIOR_WEIGHT)
+    assert fit_correction(measure, ROLES, True, 0.1).weights == dict.fromkeys(WEIGHTED_ROLES, PRIOR_WEIGHT)
     assert len(measure.calls) <= 6
 
 
 def test_small_gain_is_not_taken() -> None:
     measure = Measure(lambda weight, ratio: (1 - ratio) ** 2 * (1 - 0.005 * math.log2(weight)))
-    assert fit_scaling(measure, ROLES, True, 0.1).weights["q"] == PRIOR_WEIGHT
+    assert fit_correction(measure, ROLES, True, 0.1).weights["q"] == PRIOR_WEIGHT
 
 
 @pytest.mark.parametrize(("images", "best"), [(10, PRIOR_WEIGHT), (4000, 8.0)])
 def test_gain_within_the_noise_of_the_images_is_not_taken(images: int, best: float) -> None:
     differences = torch.tensor([0.2, -0.2]).repeat(images // 2)
-    assert fit_scaling(Measure(bowl(8.0), differences), ROLES, True, 0.1).weights["q"] == best
+    assert fit_correction(Measure(bowl(8.0), differences), ROLES, True, 0.1).weights["q"] == best
 
 
 def test_one_image_alone_moves_no_weight() -> None:
-    assert fit_scaling(Measure(bowl(8.0), torch.zeros(1)), ROLES, True, 0.1).weights["q"] == PRIOR_WEIGHT
+    assert fit_correction(Measure(bowl(8.0), torch.zeros(1)), ROLES, True, 0.1).weights["q"] == PRIOR_WEIGHT
 
 
 @pytest.mark.parametrize("loss", [0.0, math.nan, math.inf])
 def test_search_ends_where_no_loss_can_be_compared(loss: float) -> None:
-    scaling = fit_scaling(Measure(lambda weight, ratio: loss), ROLES, True, 0.1)
+    scaling = fit_correction(Measure(lambda weight, ratio: loss), ROLES, True, 0.1)
     assert scaling.weights == dict.fromkeys(WEIGHTED_ROLES, PRIOR_WEIGHT)
 
 
 @pytest.mark.parametrize(("roles", "search"), [(ROLES, False), (["v", "o", "fc1", "fc2"], True)])
 def test_without_a_search_all_weights_are_one(roles: list[str], search: bool) -> None:
     measure = Measure(bowl(8.0))
-    assert fit_scaling(measure, roles, search, 0.1).weights == {}
+    assert fit_correction(measure, roles, search, 0.1).weights == {}
     assert all(weights == {} for weights, _ in measure.calls)
 
 
 def test_only_the_roles_that_occur_are_weighted() -> None:
-    assert set(fit_scaling(Measure(bowl(2.0)), ["q", "fc1"], True, 0.1).weights) == {"q"}
+    assert set(fit_correction(Measure(bowl(2.0)), ["q", "fc1"], True, 0.1).weights) == {"q"}
 
 
 def test_points_are_measured_with_the_weights_that_were_found() -> None:
     measure = Measure(bowl(8.0))
-    scaling = fit_scaling(measure, ROLES, True, 0.1)
+    scaling = fit_correction(measure, ROLES, True, 0.1)
     assert len(scaling.points) == 4
     for keep_ratio in (0.7, 0.5, 0.4, 0.3):
         assert ({"q": 8.0, "k": 8.0}, keep_ratio) in measure.calls
@@ -135,7 +135,7 @@ def test_points_are_measured_with_the_weights_that_were_found() -> None:
 @pytest.mark.parametrize("lowest", [0.05, 0.35, 0.45, 0.6, 0.8])
 def test_no_model_below_the_lowest_ratio_is_measured(lowest: float) -> None:
     measure = Measure(bowl(2.0))
-    scaling = fit_scaling(measure, ROLES, True, lowest)
+    scaling = fit_correction(measure, ROLES, True, lowest)
     assert all(keep_ratio >= lowest for _, keep_ratio in measure.calls)
     assert scaling.points
 
@@ -150,7 +150,7 @@ def test_no_model_below_the_lowest_ratio_is_measured(lowest: float) -> None:
     ],
 )
 def test_points_rise_whatever_was_measured(losses: dict[float, float]) -> None:
-    scaling = fit_scaling(Measure(lambda weight, ratio: losses[ratio]), ROLES, True, 0.1)
+    scaling = fit_correction(Measure(lambda weight, ratio: losses[ratio]), ROLES, True, 0.1)
     assert scaling.points
     for (p0, m0), (p1, m1) in itertools.pairwise(scaling.points):
         assert p0 < p1

@@ -8,8 +8,8 @@ from hf_vitcompress import CompressionPlan, ViTCompressor
 from hf_vitcompress.errors import BudgetError
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.planning.building import build_model
-from hf_vitcompress.planning.planner import Prepared
-from hf_vitcompress.statistics.loss_correction import CurveScaling
+from hf_vitcompress.planning.planner import Planner
+from hf_vitcompress.statistics.loss_correction import LossCorrection
 from support.groups import calibrated, config_of, prepared
 from support.students import METHODS
 from support.zoo import HEADS
@@ -18,7 +18,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 SHARES = (0.45, 0.6, 0.8, 0.95)
 
 
-def built_costs(ready: Prepared, plan: CompressionPlan) -> tuple[int, int]:
+def built_costs(ready: Planner, plan: CompressionPlan) -> tuple[int, int]:
     costs = count_costs(build_model(ready.model, plan, ready.parts, share_memory=True))
     return costs.parameters, costs.macs
 
@@ -68,7 +68,7 @@ def test_the_lowest_keep_ratio_can_be_had_and_nothing_below(method: str, multipl
 @every_method
 def test_predicted_losses_rise_as_budgets_fall(method: str) -> None:
     ready = prepared(**METHODS[method])
-    ready.scaling = CurveScaling({}, [(0.01, 0.02), (0.1, 0.15)])
+    ready.scaling = LossCorrection({}, [(0.01, 0.02), (0.1, 0.15)])
     curve = ready.budget_curve(config_of(**METHODS[method], rank_multiple=1))
     assert len(curve) >= 5
     assert [ratio for ratio, _ in curve] == sorted((ratio for ratio, _ in curve), reverse=True)
@@ -78,7 +78,7 @@ def test_predicted_losses_rise_as_budgets_fall(method: str) -> None:
 @every_method
 def test_the_shares_of_the_parts_add_up(method: str) -> None:
     ready = prepared(**METHODS[method])
-    ready.scaling = CurveScaling({ready.parts[0].role: 3.0}, [(0.01, 0.02), (0.1, 0.15)])
+    ready.scaling = LossCorrection({ready.parts[0].role: 3.0}, [(0.01, 0.02), (0.1, 0.15)])
     plan = ready.plan(config_of(**METHODS[method], keep_ratio=0.6, rank_multiple=1), exact=False)
     reports = ready.part_reports(plan)
     assert sum(report.predicted_loss for report in reports) == pytest.approx(plan.predicted_loss)  # type: ignore[misc]

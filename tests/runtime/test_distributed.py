@@ -159,9 +159,9 @@ def test_all_processes_end_with_the_same_bits(results: Results, count: int, run:
 
 @several
 def test_measured_losses_are_those_of_one_process(results: Results, count: int) -> None:
-    (alone,) = results[1][0]["plain"]["statistics"].scalings.values()
+    (alone,) = results[1][0]["plain"]["statistics"].corrections.values()
     for result in results[count]:
-        (scaling,) = result["plain"]["statistics"].scalings.values()
+        (scaling,) = result["plain"]["statistics"].corrections.values()
         assert scaling.weights == alone.weights
         assert len(scaling.points) == len(alone.points) >= 3
         assert torch.tensor(scaling.points).numpy() == pytest.approx(torch.tensor(alone.points).numpy(), rel=1e-4)

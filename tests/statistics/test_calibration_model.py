@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ViTForImageClassification
 
 from hf_vitcompress.architectures.layers import find_layers
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import CalibrationError, CalibrationWarning
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.statistics.calibration import calibrate
@@ -18,6 +19,7 @@ from hf_vitcompress.statistics.statistics import Statistics
 from support.calibrations import config, interrupted, run
 from support.models import seeded, tiny_config
 from support.moments import same
+from support.stages import quiet
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def test_nan_is_reported_where_nothing_else_is_observed(vit: PreTrainedModel, pi
     vit.get_submodule(f"vit.layers.1.{name}").weight.data[0, 0] = torch.nan
     layers = find_layers(vit, target_modules=[name])
     with pytest.raises(CalibrationError, match=rf"activations at 'vit\.layers\.1\.{name}' hold NaN"):
-        calibrate(vit, layers, open_images(pixels[:32]), config(metric="activation"), progress=False)
+        calibrate(Subject.alone(vit), layers, open_images(pixels[:32]), quiet(config(metric="activation")))
 
 
 def test_nan_in_the_head_is_reported(vit: PreTrainedModel, pixels: Tensor) -> None:

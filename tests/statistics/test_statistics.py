@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from hf_vitcompress.architectures.layers import LayerInfo
 from hf_vitcompress.errors import CalibrationError, OutputError
 from hf_vitcompress.statistics import statistics as statistics_module
-from hf_vitcompress.statistics.loss_correction import CurveScaling
+from hf_vitcompress.statistics.loss_correction import LossCorrection
 from hf_vitcompress.statistics.moments import GradientMoment
 from hf_vitcompress.statistics.statistics import Statistics
 from support.moments import CPU, relative, same, streamed, vectors
@@ -36,8 +36,8 @@ def small_statistics() -> Statistics:
         settings={"metric": "fisher", "token_weighting": 0.2, "seed": 0},
         fingerprint="0123456789abcdef",
         scalings={
-            "fisher/greedy/low_rank/low_rank/fisher/repaired": CurveScaling({"q": 4.0}, [(0.1, 0.3), (0.4, 0.5)]),
-            "fisher/greedy/joint/auto/fisher/cut": CurveScaling({}, [(0.2, 0.3)]),
+            "fisher/greedy/low_rank/low_rank/fisher/repaired": LossCorrection({"q": 4.0}, [(0.1, 0.3), (0.4, 0.5)]),
+            "fisher/greedy/joint/auto/fisher/cut": LossCorrection({}, [(0.2, 0.3)]),
         },
         timing={"calibrate": 1.5},
     )

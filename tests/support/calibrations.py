@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_vitcompress.architectures.layers import LayerInfo, find_layers
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.statistics.calibration import calibrate
 from hf_vitcompress.statistics.statistics import Statistics
+from support.stages import quiet
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -25,7 +27,7 @@ def config(**changes: Any) -> CompressionConfig:
 
 
 def run(model: PreTrainedModel, pixels: Tensor | ImageSource, settings: CompressionConfig, **more: Any) -> Statistics:
-    return calibrate(model, find_layers(model), open_images(pixels), settings, progress=False, **more)
+    return calibrate(Subject.alone(model), find_layers(model), open_images(pixels), quiet(settings))
 
 
 def summed(rows: list[Tensor]) -> Tensor:
@@ -114,4 +116,4 @@ def interrupted(
 ) -> None:
     source = ImageSource(Poisoned(pixels, at), None, "the list of images")
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, find_layers(model, targets), source, settings, checkpoint=checkpoint, progress=False)
+        calibrate(Subject.alone(model), find_layers(model, targets), source, quiet(settings), checkpoint)

@@ -1,6 +1,7 @@
 """Tiny dense models whose neurons and heads get importance scores."""
 
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 from transformers import (
@@ -14,11 +15,14 @@ from transformers import (
 )
 
 from hf_vitcompress import CompressionConfig
-from hf_vitcompress.durations import Duration
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.images.images import ImageSource
+from hf_vitcompress.importance.gates import GATE_LEARNING_RATE
 from hf_vitcompress.importance.learning import learn_gates
 from hf_vitcompress.importance.report import GateReport
+from hf_vitcompress.runtime.checkpoints import Checkpoint
 from support.models import tiny_config
+from support.stages import quiet
 from support.students import lively, random_images
 
 PIXELS = random_images(48)
@@ -33,7 +37,6 @@ WIDE: dict[str, Any] = {
 FAST = {"precision": "float32", "rank_multiple": 1, "measuring_images": 0}
 # Of 3,149 parameters; a neuron has 32 and a head 512, so that ratios would be met by chance only.
 CONFIG = CompressionConfig.preset("vtp", max_params=2400, compensation="none", gate_duration="2.0 epochs", **FAST)
-TWO_EPOCHS = Duration(2.0, "epochs")
 FC2, OUT = "vit.layers.0.mlp.fc2", "vit.layers.0.attention.o_proj"
 
 ELSEWHERE: dict[str, tuple[type[PreTrainedModel], Any, str, str]] = {
@@ -68,8 +71,16 @@ def images() -> ImageSource:
 
 
 def learned(
-    model: PreTrainedModel | None = None, duration: Duration = TWO_EPOCHS, **changes: Any
+    model: PreTrainedModel | None = None,
+    duration: str = "2 epochs",
+    source: ImageSource | None = None,
+    checkpoint: Checkpoint | None = None,
+    learning_rate: float = GATE_LEARNING_RATE,
+    **changes: Any,
 ) -> tuple[dict[str, Tensor], GateReport]:
-    """The scores of a model, by default of `small()`."""
-    config = CompressionConfig.from_dict({**CONFIG.to_dict(), **changes})
-    return learn_gates(model or small(), images(), config, duration, progress=False)
+    """The scores of a model, by default of `small()`, and the report."""
+    config = CompressionConfig.from_dict({**CONFIG.to_dict(), "gate_duration": duration, **changes})
+    subject, run = Subject.alone(model or small()), quiet(config)
+    with mock.patch("hf_vitcompress.importance.learning.GATE_LEARNING_RATE", learning_rate):
+        found = learn_gates(subject, source or images(), run, checkpoint)
+    return found.scores, found.report

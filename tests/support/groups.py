@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, Statistics
 from hf_vitcompress.architectures.layers import find_layers
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.images.sources import open_images
-from hf_vitcompress.planning.planner import Prepared, prepare_model
+from hf_vitcompress.planning.planner import Planner, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
+from support.stages import quiet
 from support.students import lively, random_images
 
 IMAGES = random_images(64)
@@ -29,13 +31,13 @@ def config_of(**settings: Any) -> CompressionConfig:
 def calibrated(metric: str, seed: int = 0) -> tuple[PreTrainedModel, Statistics]:
     """A model and its statistics, which serve every method."""
     model, config = lively(seed=seed), config_of(metric=metric, fisher_probes=8)
-    return model, calibrate(model, find_layers(model), open_images(IMAGES), config, progress=False)
+    return model, calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config))
 
 
-def prepared(metric: str = "fisher", importance: dict[str, Tensor] | None = None, **settings: Any) -> Prepared:
+def prepared(metric: str = "fisher", importance: dict[str, Tensor] | None = None, **settings: Any) -> Planner:
     model, statistics = calibrated(metric)
     config = config_of(metric=metric, **settings)
-    return prepare_model(model, statistics, config, progress=False, importance=importance)
+    return make_planner(Subject.alone(model), statistics, quiet(config), importance)
 
 
 def flow(model: PreTrainedModel, name: str, images: Tensor = IMAGES) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hf_vitcompress.architectures.layers import LayerInfo
 from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.planning.closed_form import Factorization, factorize
+from hf_vitcompress.planning.layer_moments import LayerMoments
 from hf_vitcompress.statistics.moments import GradientMoment, Moment
 from hf_vitcompress.statistics.statistics import Statistics
 
@@ -70,7 +71,7 @@ class Problem:
         return objective(self.output_side, self.weight - approximation, self.input_side)
 
     def factorize(self) -> Factorization:
-        return factorize(self.layer, self.linear, self.statistics, self.config)
+        return factorize(LayerMoments.of(self.layer, self.linear, self.statistics, self.config), self.config.damping)
 
 
 def objective(m_out: Tensor, difference: Tensor, m_in: Tensor) -> float:

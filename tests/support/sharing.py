@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, cli, evaluate_model
 from hf_vitcompress.architectures.layers import find_layers
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.planning.groups.base import Part
 from hf_vitcompress.planning.groups.heads import HeadsPart
@@ -35,6 +36,8 @@ from hf_vitcompress.runtime.distributed import (
     new_accelerator,
     sum_numbers,
 )
+from hf_vitcompress.runtime.run import Run
+from support.stages import quiet
 from hf_vitcompress.statistics import calibration
 from hf_vitcompress.statistics.calibration import calibrate
 from support.models import DIGITS
@@ -148,13 +151,19 @@ class Process:
     def calibrated(self, images: ImageSource, checkpoint: Path | None = None, **changes: Any) -> dict[str, Any]:
         config = CompressionConfig(precision="float32", **changes)
         layers = find_layers(self.dense)
-        statistics = calibrate(self.dense, layers, images, config, None, checkpoint, False, self.accelerator)
+        statistics = calibrate(
+            Subject.alone(self.dense),
+            layers,
+            images,
+            quiet(config, self.accelerator),
+            checkpoint,
+        )
         return {"statistics": statistics, "read": images.images.read}
 
     def compressed(self, name: str, images: ImageSource, **changes: Any) -> dict[str, Any]:
         """Every process keeps its checkpoints under another name, so that it shows who writes them."""
         config = CompressionConfig(**{"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", **changes})
-        compressor = ViTCompressor(config, progress=False, accelerator=self.accelerator)
+        compressor = ViTCompressor(config, progress=False, self.accelerator)
         checkpoint = self.folder / f"{name}-{self.index}"
         with solving() as solved:
             small = compressor.compress(self.dense, images, checkpoint=checkpoint)
@@ -175,7 +184,7 @@ class Process:
 
     def evaluated(self, model: PreTrainedModel) -> dict[str, Any]:
         images = self.images(bad=BAD)
-        return asdict(evaluate_model(model, images, None, self.dense, 16, progress=False, accelerator=self.accelerator))
+        return asdict(evaluate_model(model, images, None, self.dense, 16, progress=False, self.accelerator))
 
     def resumed(self) -> dict[str, Any]:
         """What `killed` has left, gone on with."""

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from hf_vitcompress import CompressionConfig
 from hf_vitcompress.architectures.layers import block_names
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.compensation.block_inputs import BlockStreams
 from hf_vitcompress.images.images import ImageSource
+from support.stages import quiet
 from support.zoo import HEADS, Head
 
 BATCH = 8
@@ -22,7 +24,12 @@ VIT, SWIN, YOLOS, NAFLEX = (
 
 def streams_of(models: Any, images: ImageSource, **settings: Any) -> BlockStreams:
     config = CompressionConfig(**{"batch_size": BATCH, "precision": "float32", **settings})
-    return BlockStreams(models, block_names(models[0]), images, config, None, Accelerator(cpu=True))
+    return BlockStreams(
+        (Subject.alone(models[0]), Subject.alone(models[1])),
+        block_names(models[0]),
+        images,
+        quiet(config, accelerator=Accelerator(cpu=True)),
+    )
 
 
 def padded_images(head: Head, count: int = 4, real: int = 12) -> tuple[ImageSource, Tensor]:

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ViTForImageClassification
 
 from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCompressor
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.compensation.distillation import Distillation
 from hf_vitcompress.compensation.residual import ResidualCompensation
 from hf_vitcompress.evaluation.reference import Reference
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.planning.building import build_model
-from hf_vitcompress.planning.planner import Prepared
+from hf_vitcompress.planning.planner import Planner
 from hf_vitcompress.runtime.checkpoints import Checkpoint
 from support.models import seeded, tiny_config
+from support.stages import quiet
 
 HELD_OUT = 24
 LOW_RANK = {"attention": "low_rank", "mlp": "low_rank"}
@@ -58,7 +60,7 @@ class Case:
     dense: PreTrainedModel
     config: CompressionConfig
     statistics: Statistics
-    prepared: Prepared
+    prepared: Planner
     plan: CompressionPlan
     train: ImageSource
     reference: Reference
@@ -67,12 +69,10 @@ class Case:
         return build_model(self.dense, self.plan, self.prepared.parts)
 
     def residual(self, student: PreTrainedModel) -> ResidualCompensation:
-        return ResidualCompensation(
-            student, self.prepared, self.plan, self.statistics, self.train, self.reference, self.config
-        )
+        return ResidualCompensation(student, self.prepared, self.plan, self.train, self.reference, quiet(self.config))
 
     def distillation(self, student: PreTrainedModel) -> Distillation:
-        return Distillation(student, self.dense, self.train, self.reference, self.config)
+        return Distillation(student, Subject.alone(self.dense), self.train, self.reference, quiet(self.config))
 
 
 def compressed(
@@ -133,7 +133,7 @@ def new_case(
     statistics = compressor.calibrate(dense, source.select(range(end)))
     prepared = compressor.prepare(dense, statistics)
     plan = prepared.plan(config, exact=False) if layers is None else CompressionPlan(layers)
-    reference = Reference.of(dense, source.select(range(end, len(source))), None, config)
+    reference = Reference.of(Subject.alone(dense), source.select(range(end, len(source))), quiet(config))
     return Case(dense, config, statistics, prepared, plan, source.select(range(end)), reference)
 
 

@@ -17,16 +17,18 @@ from transformers import (
 
 from hf_vitcompress import CompressionPlan, Statistics
 from hf_vitcompress.architectures.layers import find_layers
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.model.assembly import Shapes
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.groups.pair import PairPart
-from hf_vitcompress.planning.planner import Prepared, prepare_model
+from hf_vitcompress.planning.planner import Planner, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.groups import IMAGES, config_of, flow, weight_of
 from support.residuals import judged
+from support.stages import quiet
 from support.students import HELD_OUT, checkpoint, compressed, lively, random_images
 
 SHAPE: dict[str, Any] = {
@@ -55,17 +57,17 @@ def gated(family: str = "dinov2") -> PreTrainedModel:
 @functools.cache
 def calibrated(metric: str = "fisher", family: str = "dinov2") -> tuple[PreTrainedModel, Statistics]:
     model, config = gated(family), config_of(metric=metric, fisher_probes=8)
-    return model, calibrate(model, find_layers(model), open_images(IMAGES), config, progress=False)
+    return model, calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config))
 
 
-def prepared(metric: str = "fisher", family: str = "dinov2", **settings: Any) -> Prepared:
+def prepared(metric: str = "fisher", family: str = "dinov2", **settings: Any) -> Planner:
     model, statistics = calibrated(metric, family)
     importance = settings.pop("importance", None)
     config = config_of(metric=metric, **settings)
-    return prepare_model(model, statistics, config, progress=False, importance=importance)
+    return make_planner(Subject.alone(model), statistics, quiet(config), importance)
 
 
-def mlp_of(ready: Prepared) -> PairPart:
+def mlp_of(ready: Planner) -> PairPart:
     """Of the first block."""
     return next(part for part in ready.parts if isinstance(part, PairPart) and part.role == "mlp")
 
@@ -287,8 +289,8 @@ def test_features_that_say_nothing_of_their_own_go_without_a_trace(useless: str,
         if useless == "not read":
             fc2.weight[:, :count] = 0
     config = config_of(mlp="prune", attention="none")
-    statistics = calibrate(model, find_layers(model), open_images(IMAGES), config, progress=False)
-    ready = prepare_model(model, statistics, config, progress=False)
+    statistics = calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config))
+    ready = make_planner(Subject.alone(model), statistics, quiet(config))
     part = mlp_of(ready)
     errors = part.solution.pruned
     assert errors[HIDDEN - count] < 1e-3 * errors[HIDDEN - count - 1]

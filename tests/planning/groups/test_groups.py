@@ -23,20 +23,23 @@ from transformers import (
 
 from hf_vitcompress import CompressionPlan, Statistics
 from hf_vitcompress.architectures.layers import LayerInfo, find_layers
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.importance.gates import gated_layers
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.closed_form import as_matrix, factorize
-from hf_vitcompress.planning.groups.base import Part
+from hf_vitcompress.planning.groups.base import Given, Part
 from hf_vitcompress.planning.groups.heads import HeadsPart
 from hf_vitcompress.planning.groups.layer import LayerPart
 from hf_vitcompress.planning.groups.query_key import QueryKeyPart
-from hf_vitcompress.planning.planner import Prepared, make_parts, prepare_model
+from hf_vitcompress.planning.layer_moments import LayerMoments
+from hf_vitcompress.planning.planner import Planner, make_parts, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.groups import HEADS, HIDDEN, IMAGES, SIZE, WIDTH, calibrated, config_of, flow, kl, prepared, weight_of
 from support.problems import METRICS, optimal_errors
+from support.stages import quiet
 from support.students import LOW_RANK, METHODS, lively, random_images
 
 ATTENTION = "vit.layers.0.attention"
@@ -138,7 +141,9 @@ def test_small_predicted_errors_are_about_the_measured_divergence(method: str) -
 def test_a_layer_by_itself_has_the_errors_of_its_factorization(metric: str) -> None:
     part = part_of(LayerPart, metric, **LOW_RANK)
     model, statistics = calibrated(metric)
-    errors = factorize(part.layers[0], model.get_submodule(part.name), statistics, part.config).errors
+    errors = factorize(
+        LayerMoments.of(part.layers[0], model.get_submodule(part.name), statistics, part.config), part.config.damping
+    ).errors
     expected = errors if metric == "fisher" else errors / errors[0]
     assert torch.allclose(part.solution, expected, rtol=1e-6, atol=1e-9)
     assert [choice.shapes for choice in part.choices(5)] == [{part.name: {"rank": r}} for r in (5, 10, 15)] + [{}]
@@ -233,13 +238,15 @@ def keyless(kind: str) -> tuple[PreTrainedModel, Statistics, str]:
         model, name = lively(BeitForImageClassification, BeitConfig(**KEYLESS, num_labels=5)), "beit.layers.0.attention"
     else:  # with rotary positions
         model, name = lively(DINOv3ViTModel, DINOv3ViTConfig(**KEYLESS)), "model.layer.0.attention"
-    statistics = calibrate(model, find_layers(model), open_images(IMAGES), config_of(fisher_probes=8), progress=False)
+    statistics = calibrate(
+        Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config_of(fisher_probes=8))
+    )
     return model, statistics, name
 
 
-def keyless_parts(kind: str, **settings: Any) -> Prepared:
+def keyless_parts(kind: str, **settings: Any) -> Planner:
     model, statistics, _ = keyless(kind)
-    return prepare_model(model, statistics, config_of(**settings), progress=False)
+    return make_planner(Subject.alone(model), statistics, quiet(config_of(**settings)))
 
 
 every_keyless = pytest.mark.parametrize("kind", ["beit", "dinov3"])
@@ -331,15 +338,15 @@ def test_heads_go_with_keys_without_a_bias(kind: str) -> None:
 def test_heads_that_cannot_go_are_refused_with_what_to_use_instead(model: Any, message: str) -> None:
     model_class, own = model
     dense, config = lively(model_class, own), config_of(attention="prune", metric="weight")
-    statistics = calibrate(dense, find_layers(dense), open_images(IMAGES[:32]), config, progress=False)
+    statistics = calibrate(Subject.alone(dense), find_layers(dense), open_images(IMAGES[:32]), quiet(config))
     with pytest.raises(ConfigError, match=message) as caught:
-        prepare_model(dense, statistics, config, progress=False)
+        make_planner(Subject.alone(dense), statistics, quiet(config))
     assert 'Use attention="low_rank", attention="joint" or attention="none"' in str(caught.value)
     with pytest.raises(ConfigError, match=message):
         gated_layers(dense, config)
     for instead in ("low_rank", "joint", "none"):
         config = config_of(attention=instead, metric="weight")
-        assert prepare_model(dense, statistics, config, progress=False).parts
+        assert make_planner(Subject.alone(dense), statistics, quiet(config)).parts
 
 
 def test_blocks_without_any_layer_of_attention_lose_no_heads() -> None:
@@ -357,11 +364,11 @@ def test_one_layer_for_queries_keys_and_values_is_factored_alone() -> None:
     model, statistics = calibrated("weight")
     layers = list(fused({"qkv": "q", "o": "o"}).values())
     for attention, expected in (("low_rank", ["qkv", "o"]), ("joint", ["qkv", "o"])):
-        parts = make_parts(model, layers, statistics, config_of(metric="weight", attention=attention))
+        parts = make_parts(layers, Given(model, statistics, config_of(metric="weight", attention=attention)))
         assert [part.role for part in parts] == expected
         assert all(isinstance(part, LayerPart) for part in parts)
     with pytest.raises(ConfigError, match="ViTAttention has one layer for queries, keys and values together"):
-        make_parts(model, layers, statistics, config_of(metric="weight", attention="prune"))
+        make_parts(layers, Given(model, statistics, config_of(metric="weight", attention="prune")))
 
 
 # ---- windows
@@ -374,9 +381,12 @@ def test_products_of_windowed_attention_are_counted_by_window(model_class: Any, 
     dense = lively(model_class, model_class.config_class(**sizes, window_size=window, mlp_ratio=2.0))
     config = config_of(metric="weight", mlp="none")
     statistics = calibrate(
-        dense, find_layers(dense), open_images(random_images(32).repeat(1, 1, 2, 2)), config, progress=False
+        Subject.alone(dense),
+        find_layers(dense),
+        open_images(random_images(32).repeat(1, 1, 2, 2)),
+        quiet(config),
     )
-    ready = prepare_model(dense, statistics, config, progress=False)
+    ready = make_planner(Subject.alone(dense), statistics, quiet(config))
     for part in ready.parts:
         choice = part.choices(4)[0]
         small = build_model(dense, CompressionPlan(choice.shapes), ready.parts, share_memory=True)
@@ -423,8 +433,8 @@ def test_heads_that_nothing_reads_can_go_without_a_trace(unused: int, repair: bo
     with torch.no_grad():
         model.get_submodule(f"{ATTENTION}.o_proj").weight[:, unused * SIZE : (unused + 1) * SIZE] = 0
     config = config_of(**METHODS["pruned"], repair=repair)
-    statistics = calibrate(model, find_layers(model), open_images(IMAGES), config, progress=False)
-    ready = prepare_model(model, statistics, config, progress=False)
+    statistics = calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config))
+    ready = make_planner(Subject.alone(model), statistics, quiet(config))
     part = ready.parts[0]
     assert part.choice(heads_kept(3)).error < 1e-6 * part.choice(heads_kept(1)).error
     if not repair:

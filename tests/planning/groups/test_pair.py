@@ -10,17 +10,19 @@ from torch import Tensor
 
 from hf_vitcompress import CompressionPlan
 from hf_vitcompress.architectures.layers import find_layers
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import CalibrationError, ConfigError
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.model.assembly import Shapes
 from hf_vitcompress.planning.building import build_model
-from hf_vitcompress.planning.groups.base import Choice
+from hf_vitcompress.planning.groups.base import Choice, Given
 from hf_vitcompress.planning.groups.pair import PairPart
-from hf_vitcompress.planning.planner import Prepared, prepare_model
+from hf_vitcompress.planning.planner import Planner, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from hf_vitcompress.statistics.moments import Moment
 from support.groups import IMAGES, WIDTH, calibrated, config_of, flow, kl, prepared, weight_of
+from support.stages import quiet
 from support.students import LOW_RANK, METHODS, lively, logits, random_images
 
 HIDDEN, HEADS = 96, 4
@@ -246,7 +248,7 @@ def without_mixing(part: PairPart) -> tuple[PairPart, Tensor]:
     name = part.layers[1].input_name
     statistics.inputs[name] = Moment.empty(WIDTH, 2, model.device)
     statistics.inputs[name].update(a.float(), None)
-    twin = PairPart(part.layers, model, statistics, part.config)
+    twin = PairPart(part.layers, Given(model, statistics, part.config))
     twin.solution = twin.solve()
     return twin, x
 
@@ -289,8 +291,8 @@ def test_heads_that_use_few_directions_lose_nothing_with_the_others() -> None:
         for head in weight.split(WIDTH // HEADS):
             head.copy_(torch.randn(8, 3, generator=generator) @ torch.randn(3, WIDTH, generator=generator) * 0.1)
     config = config_of(damping=1e-6)
-    statistics = calibrate(model, find_layers(model), open_images(IMAGES), config, progress=False)
-    ready = prepare_model(model, statistics, config, progress=False)
+    statistics = calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config))
+    ready = make_planner(Subject.alone(model), statistics, quiet(config))
     part = ready.parts[1]
     assert part.choice(values(3 * HEADS)).error < 1e-4 * part.choice(values(2 * HEADS)).error
     small = build_model(model, CompressionPlan(values(3 * HEADS)), ready.parts)
@@ -300,7 +302,7 @@ def test_heads_that_use_few_directions_lose_nothing_with_the_others() -> None:
 # ---- repair, on images that calibration has not seen
 
 
-def block_errors(ready: Prepared, shapes: Shapes, images: Tensor) -> float:
+def block_errors(ready: Planner, shapes: Shapes, images: Tensor) -> float:
     """Mean squared error of the first block's output."""
     outputs = []
     for model in (ready.model, build_model(ready.model, CompressionPlan(shapes), ready.parts)):
@@ -344,11 +346,11 @@ def test_a_repaired_model_diverges_less_on_held_out_images(method: str) -> None:
 def test_statistics_without_hidden_features_say_so() -> None:
     model = calibrated("fisher")[0]
     narrow = config_of(mlp="low_rank")
-    statistics = calibrate(model, find_layers(model), open_images(IMAGES[:32]), narrow, progress=False)
+    statistics = calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES[:32]), quiet(narrow))
     for method in ("auto", "prune"):
         message = rf"neurons before 'vit.layers.0.mlp.fc2', which mlp='{method}' may prune.*mlp=\"low_rank\""
         with pytest.raises(CalibrationError, match=message):
-            prepare_model(model, statistics, config_of(mlp=method), progress=False)
+            make_planner(Subject.alone(model), statistics, quiet(config_of(mlp=method)))
 
 
 @pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "weight"])
@@ -356,14 +358,13 @@ def test_statistics_of_hidden_features_serve_low_rank_too(metric: str) -> None:
     """With the same errors as those collected for it, but for the tokens left out."""
     model, wide = calibrated(metric)
     narrow = calibrate(
-        model,
+        Subject.alone(model),
         find_layers(model),
         open_images(IMAGES),
-        config_of(metric=metric, mlp="low_rank", fisher_probes=8),
-        progress=False,
+        quiet(config_of(metric=metric, mlp="low_rank", fisher_probes=8)),
     )
     found = [
-        prepare_model(model, statistics, config_of(metric=metric, **LOW_RANK), progress=False)
+        make_planner(Subject.alone(model), statistics, quiet(config_of(metric=metric, **LOW_RANK)))
         for statistics in (wide, narrow)
     ]
     for ours, theirs in zip(found[0].parts, found[1].parts, strict=True):

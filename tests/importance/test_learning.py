@@ -99,7 +99,9 @@ def test_an_interrupted_learning_ends_with_the_same_bits(tmp_path: Path, monkeyp
 def test_what_cannot_be_learned_from_is_named() -> None:
     model = small()
     model.classifier.weight.data.fill_(torch.nan)
-    with pytest.raises(CompensationError, match="The loss became nan after 0 steps of learning scores. Use precision"):
+    with pytest.raises(
+        CompensationError, match=r"The loss became nan after 0 steps of learning scores\. Use precision"
+    ):
         learned(model)
     assert not gates_of(model)
     broken = ImageSource(["nothing.png"] * 12, None, "the images")

@@ -36,11 +36,10 @@ from hf_vitcompress.runtime.distributed import (
     new_accelerator,
     sum_numbers,
 )
-from hf_vitcompress.runtime.run import Run
-from support.stages import quiet
 from hf_vitcompress.statistics import calibration
 from hf_vitcompress.statistics.calibration import calibrate
 from support.models import DIGITS
+from support.stages import quiet
 from support.students import LOW_RANK, METHODS, lively
 
 SECONDS = 400
@@ -163,7 +162,7 @@ class Process:
     def compressed(self, name: str, images: ImageSource, **changes: Any) -> dict[str, Any]:
         """Every process keeps its checkpoints under another name, so that it shows who writes them."""
         config = CompressionConfig(**{"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", **changes})
-        compressor = ViTCompressor(config, progress=False, self.accelerator)
+        compressor = ViTCompressor(config, progress=False, accelerator=self.accelerator)
         checkpoint = self.folder / f"{name}-{self.index}"
         with solving() as solved:
             small = compressor.compress(self.dense, images, checkpoint=checkpoint)
@@ -184,7 +183,9 @@ class Process:
 
     def evaluated(self, model: PreTrainedModel) -> dict[str, Any]:
         images = self.images(bad=BAD)
-        return asdict(evaluate_model(model, images, None, self.dense, 16, progress=False, self.accelerator))
+        return asdict(
+            evaluate_model(model, images, None, self.dense, batch_size=16, progress=False, accelerator=self.accelerator)
+        )
 
     def resumed(self) -> dict[str, Any]:
         """What `killed` has left, gone on with."""

@@ -1,7 +1,6 @@
 """Budgets over choices of any form."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 from hf_vitcompress.errors import BudgetError
 from hf_vitcompress.planning.allocation import Budget, Table, make_plan
 from hf_vitcompress.planning.groups.base import Choice
-from hf_vitcompress.planning.plan import CompressionPlan
-from support.tables import least_error
+from support.tables import chosen, hull_steps, least_error, loss, spent
 
 
 def steps(seed: int, count: int, falling: bool = True) -> list[Choice]:
@@ -24,19 +22,6 @@ def steps(seed: int, count: int, falling: bool = True) -> list[Choice]:
         Choice(int(cost), 3 * int(cost), float(error), {} if i + 1 == count else {f"layer.{seed}": {"rank": i + 1}})
         for i, (cost, error) in enumerate(zip(costs, [*errors, 0.0], strict=True))
     ]
-
-
-def chosen(plan: CompressionPlan, table: Table) -> Choice:
-    shapes = {name: plan.layers[name] for choice in table.choices for name in choice.shapes if name in plan.layers}
-    return next(choice for choice in table.choices if choice.shapes == shapes)
-
-
-def spent(plan: CompressionPlan, tables: Sequence[Table], unit: str = "params") -> int:
-    return sum(chosen(plan, table).cost(unit) for table in tables)
-
-
-def loss(plan: CompressionPlan, tables: Sequence[Table]) -> float:
-    return sum(chosen(plan, table).error * table.weight for table in tables)
 
 
 @pytest.mark.parametrize("unit", ["params", "macs"])
@@ -55,20 +40,6 @@ def test_greedy_is_near_brute_force_on_any_table(seed: int, unit: str) -> None:
     assert excess[0] == excess[-1] == 0
     assert max(excess) <= 0.3 * worst
     assert sum(excess) / len(excess) <= 0.08 * worst
-
-
-def hull_steps(choices: Sequence[Choice]) -> list[tuple[float, int]]:
-    """(slope, price) of the lower convex hull's segments, each the steepest from where the last ended."""
-    now, found = 0, []
-    while now < len(choices) - 1:
-        slopes = {
-            then: (choices[then].error - choices[now].error) / (choices[then].parameters - choices[now].parameters)
-            for then in range(now + 1, len(choices))
-        }
-        then = min(slopes, key=lambda i: (slopes[i], i))
-        found.append((slopes[then], choices[then].parameters - choices[now].parameters))
-        now = then
-    return found
 
 
 @pytest.mark.parametrize("seed", range(6))

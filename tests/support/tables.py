@@ -1,4 +1,4 @@
-"""Tables of choices, and what plans over them cost."""
+"""Tables of choices, what plans over them cost, and the best that there could be."""
 
 import itertools
 from collections.abc import Sequence
@@ -55,6 +55,33 @@ def least_error(tables: Sequence[Table], room: int, unit: str = "params") -> flo
         for choices in itertools.product(*(table.choices for table in tables))
         if sum(choice.cost(unit) for choice in choices) <= room
     )
+
+
+def chosen(plan: CompressionPlan, table: Table) -> Choice:
+    shapes = {name: plan.layers[name] for choice in table.choices for name in choice.shapes if name in plan.layers}
+    return next(choice for choice in table.choices if choice.shapes == shapes)
+
+
+def spent(plan: CompressionPlan, tables: Sequence[Table], unit: str = "params") -> int:
+    return sum(chosen(plan, table).cost(unit) for table in tables)
+
+
+def loss(plan: CompressionPlan, tables: Sequence[Table]) -> float:
+    return sum(chosen(plan, table).error * table.weight for table in tables)
+
+
+def hull_steps(choices: Sequence[Choice]) -> list[tuple[float, int]]:
+    """(slope, price) of the lower convex hull's segments, each the steepest from where the last ended."""
+    now, found = 0, []
+    while now < len(choices) - 1:
+        slopes = {
+            then: (choices[then].error - choices[now].error) / (choices[then].parameters - choices[now].parameters)
+            for then in range(now + 1, len(choices))
+        }
+        then = min(slopes, key=lambda i: (slopes[i], i))
+        found.append((slopes[then], choices[then].parameters - choices[now].parameters))
+        now = then
+    return found
 
 
 def compressor(**changes: Any) -> ViTCompressor:

@@ -57,13 +57,18 @@ def merged_index(existing: Any, fresh: Any) -> Any:
     if existing is not None and not isinstance(existing, list):
         return existing
     index = [left for entry in existing or [] if (left := _without_ours(entry)) is not None]
-    place = next((entry for entry in index if isinstance(entry, dict) and isinstance(entry.get("results"), list)), None)
+    place = next((entry for entry in index if _has_results(entry)), None)
     if place is None:
         return [*index, *_listed(fresh)]
     entries = [entry for entry in _listed(fresh) if isinstance(entry, dict)]
     ours = [result for entry in entries for result in _listed(entry.get("results")) if _is_ours(result)]
     place["results"] = [*place["results"], *ours]
     return index
+
+
+def _has_results(entry: Any) -> bool:
+    """One without any stays as it is: with ours in it, it would be taken for ours at the next renewal."""
+    return isinstance(entry, dict) and isinstance(entry.get("results"), list) and bool(entry["results"])
 
 
 def _without_ours(entry: Any) -> Any:

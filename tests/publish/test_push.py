@@ -25,6 +25,7 @@ from transformers.utils import logging
 from hf_vitcompress import CompressionConfig, CompressionReport, ViTCompressor, modeling_factored
 from hf_vitcompress.errors import PublishError
 from hf_vitcompress.publish.push import push_folder
+from support.adapters import require_peft
 from support.clean_interpreter import run_script
 from support.fake_hub import FakeHub, reading, running_hub  # noqa: F401  (the fixture "hub")
 from support.models import TINY, seeded, tiny_config
@@ -451,7 +452,7 @@ def test_where_the_package_is_missing_transformers_pushes(
 
 
 def test_adapters_are_published_alone(hub: FakeHub, made: Made) -> None:
-    peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
+    peft = require_peft()
     model = copy.deepcopy(made.model)
     model.add_adapter(peft.LoraConfig(r=2, target_modules="all-linear"))
     model.push_to_hub("me/adapter")

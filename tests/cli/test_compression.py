@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, BertConfig, BertModel, ViTForImageClassification
 
+import hf_vitcompress
 from hf_vitcompress import CompressionConfig, CompressionPlan, cli
 from hf_vitcompress.statistics import calibration
 from support.models import DIGITS, seeded, tiny_config
@@ -317,6 +318,11 @@ def test_help_exits_well_and_names_every_setting(command: str, run: Run, monkeyp
     assert done.code == 0
     text = re.sub(r"\x1b\[[0-9;]*m", "", done.out)
     assert not [name for name in COMMANDS.get(command, COMMANDS) if name not in text]
+
+
+def test_version_names_package_and_version(run: Run) -> None:
+    done = run("--version")
+    assert (done.code, done.out, done.err) == (0, f"hf_vitcompress {hf_vitcompress.__version__}\n", "")
 
 
 # ---- plan, inspect, evaluate

@@ -85,5 +85,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    """With the names that are not loaded yet, for completion in a shell or notebook."""
+    return sorted({*globals(), *__all__})
+
+
 modeling_factored.model_mixin = PackageModelMixin
 register(*MODEL_TYPES)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -22,7 +22,6 @@ from .images.sources import open_images
 from .importance.gates import gated_layers
 from .importance.learning import gate_checkpoint, learn_gates
 from .importance.report import LearnedImportance
-from .model.loading import load_processor
 from .model.subject import open_subject
 from .model.towers import put_back
 from .planning.building import build_model
@@ -247,12 +246,12 @@ class ViTCompressor:
         self.importance = self._given_importance
         if config.criterion != "gates" or self._given_importance is not None or not gated_layers(subject.model, config):
             return
-        if images is None:
-            raise DataError(
-                'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were '
-                "learned before (importance=…)."
-            )
         if weights not in self._learned:
+            if images is None:
+                raise DataError(
+                    'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were '
+                    "learned before (importance=…)."
+                )
             kept = gate_checkpoint(checkpoint, subject.model, images, self.run)
             self.checkpoints += [] if kept.path is None else [kept.path]
             with self._timed("gates"):
@@ -276,7 +275,7 @@ class ViTCompressor:
                     "max_accuracy_drop takes compensation into account and needs the images to compensate on "
                     '(images=…, --data), or compensation="none".'
                 )
-            compensator = self._compensator(planner, self.open_images(images, planner.subject), checkpoint)
+            compensator = self._compensator(planner, images, checkpoint)
             self.checkpoints += compensator.checkpoints
             return search_compensated(compensator, reference, plan)
 
@@ -308,7 +307,7 @@ class ViTCompressor:
         checkpoint: str | Path | None,
     ) -> None:
         with self._timed("compensate"):
-            compensator = self._compensator(planner, self.open_images(images, planner.subject), checkpoint)
+            compensator = self._compensator(planner, images, checkpoint)
             done = compensator.run(small, plan)
         self.checkpoints += compensator.checkpoints
         if self.report is not None:
@@ -316,18 +315,15 @@ class ViTCompressor:
             self.report.weights = model_digest(small)
             self.report.seconds["compensate"] = self.seconds["compensate"]
 
-    def _compensator(self, planner: Planner, images: ImageSource, checkpoint: str | Path | None) -> Compensator:
-        return Compensator(planner, images.sample(None, self.config.seed), self.run, checkpoint)  # as calibration
+    def _compensator(self, planner: Planner, images: Any, checkpoint: str | Path | None) -> Compensator:
+        source = self.open_images(images, planner.subject).sample(None, self.config.seed)  # as calibration sees them
+        return Compensator(planner, source, self.run, checkpoint)
 
     def _back_in_place(self, small: PreTrainedModel, subject: Subject) -> PreTrainedModel:
         """The whole model with `small` as its target; itself where there is none."""
         if not subject.name:
             return small
         whole = put_back(subject, small)
-        processor = load_processor(subject.whole)
-        if processor is not None:
-            cast(Any, small).companions.append(processor)
-        whole.companions = small.companions
         if self.report is not None:
             self.report.model, self.report.weights = type(whole).__name__, model_digest(whole)
         return whole

@@ -42,29 +42,13 @@ ORDER = [
     ("layers_factored",),
     ("configuration_factored",),
     ("config",),
-    ("durations",),
+    ("durations", "metrics"),
     ("errors", "version"),
 ]
 """From the top down: what stands in a row imports from rows below it, and nothing else."""
 
 PACKAGE_LINES, TEST_LINES = 350, 500
 TRAVELS_WITH = ("torch", "transformers")
-
-# What breaks a rule today; each list is to become empty, and the test says so when one of its entries does no harm.
-KNOWN_UPWARD = [
-    "gate_plots has no place",
-    "hf_vitcompress.evaluation.comparison → hf_vitcompress.publish.cards",
-    "hf_vitcompress.evaluation.comparison → hf_vitcompress.report.provenance",
-    "hf_vitcompress.evaluation.comparison → hf_vitcompress.report.report",
-    "hf_vitcompress.evaluation.comparison → hf_vitcompress.report.tables",
-]
-KNOWN_LONG = ["hf_vitcompress/compressor.py", "hf_vitcompress/config.py"]
-KNOWN_LONG_TESTS = ["tests/compensation/test_distillation.py", "tests/importance/test_gates.py"]
-KNOWN_PRIVATE = [
-    "tests/cli/test_compression.py: hf_vitcompress.statistics.calibration._observe_batch",
-    "tests/importance/test_gates.py: hf_vitcompress.importance.learning._Learning",
-]
-
 
 def python_files(*folders: str) -> dict[str, Path]:
     """By their path in the repository."""
@@ -82,20 +66,20 @@ def test_no_modules_import_one_another_in_a_circle(package: Package) -> None:
 
 
 def test_a_folder_imports_from_folders_below_it(package: Package) -> None:
-    assert upward(package, ORDER) == KNOWN_UPWARD
+    assert upward(package, ORDER) == []
 
 
 def test_files_of_the_package_are_short() -> None:
-    assert sorted(long_files(python_files("hf_vitcompress"), PACKAGE_LINES)) == KNOWN_LONG
+    assert long_files(python_files("hf_vitcompress"), PACKAGE_LINES) == {}
 
 
 def test_files_of_the_tests_are_not_long() -> None:
-    assert sorted(long_files(python_files("tests"), TEST_LINES)) == KNOWN_LONG_TESTS
+    assert long_files(python_files("tests"), TEST_LINES) == {}
 
 
 def test_private_names_stay_in_their_file(package: Package) -> None:
     files = python_files("hf_vitcompress", "tests", "benchmarks", "examples", "docs", "model_cards")
-    assert private_imports(package, files) == KNOWN_PRIVATE
+    assert private_imports(package, files) == []
 
 
 def test_no_test_module_is_imported() -> None:

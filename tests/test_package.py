@@ -37,6 +37,12 @@ def test_public_names_can_be_imported(name: str) -> None:
     assert getattr(hf_vitcompress, name) is not None
 
 
+def test_dir_shows_every_public_name_and_the_modules_own_ones() -> None:
+    script = "import hf_vitcompress; print(*dir(hf_vitcompress))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
+    assert set(done.stdout.split()) >= {*hf_vitcompress.__all__, "__name__", "__path__"}
+
+
 def test_other_names_are_refused_as_usual() -> None:
     with pytest.raises(AttributeError, match="no attribute 'ViTCompresor'"):
         hf_vitcompress.ViTCompresor  # noqa: B018

@@ -2,10 +2,12 @@
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
 from ..errors import DistributedError, VitCompressError
+from ..version import __version__
 from .compression import compress, inspect_model, plan_budget
 from .evaluation import evaluate_checkpoint
 from .export import export_checkpoint
@@ -27,6 +29,21 @@ app.command("evaluate", **GROUPED)(evaluate_checkpoint)
 app.command("quantize", **GROUPED)(quantize_checkpoint)
 app.command("export", **GROUPED)(export_checkpoint)
 app.command("push", **GROUPED)(push_checkpoint)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"hf_vitcompress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def shared_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What comes before the command."""
 
 
 def main() -> None:

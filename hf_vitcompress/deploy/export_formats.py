@@ -103,10 +103,17 @@ def trace(model: PreTrainedModel, chosen: Format, shape: tuple[int, int, int]) -
 
 
 def load_program(folder: str | Path, chosen: Format) -> Callable[[Tensor], list[Tensor]]:
-    """A saved program on its runtime, with as many threads as torch has: images (n, …) → the model's outputs."""
+    """A saved program on its runtime, with as many threads as torch has: images (n, …) → the model's outputs.
+
+    Args:
+        folder: written by this package a moment ago. Loading a program of torch.export unpickles it, so a folder from
+            elsewhere could run any code.
+    """
     exporters = importlib.import_module("transformers.exporters")
     with quiet():
         options = {} if chosen.runtime is None else chosen.runtime(torch.get_num_threads())
+        # transformers 5.24 and newer unpickle nothing without this.
+        options["trust_remote_code"] = True
         program = exporters.ExportedModel.from_pretrained(folder, device="cpu", **options)
 
     return lambda images: list(program(**{IMAGES: images}).values())

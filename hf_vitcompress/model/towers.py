@@ -1,6 +1,6 @@
 """A model inside a larger one, such as the vision tower of CLIP: found, compressed by itself, and put back."""
 
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel
 
@@ -8,6 +8,7 @@ from ..architectures.families import row_of
 from ..architectures.subject import Reading, Subject
 from ..errors import ConfigError
 from .assembly import assembled
+from .loading import load_processor
 
 
 def part_of(model: PreTrainedModel, target: str, processor: Any = None) -> Subject:
@@ -66,11 +67,15 @@ def _names(model: PreTrainedModel) -> str:
 def put_back(subject: Subject, small: PreTrainedModel) -> PreTrainedModel:
     """The `Factored…` counterpart of the subject's whole model in which `small`, a factored one, is its part.
 
-    It shares no memory with the dense model; it takes over the tensors of `small`.
+    It shares no memory with the dense model; it takes over the tensors and the companions of `small`, and gets the
+    processor beside the dense model, which prepares texts, too.
     """
     layers = {f"{subject.name}.{layer}": shape for layer, shape in small.config.compression["layers"].items()}
     state = {f"{subject.name}.{key}": tensor.detach() for key, tensor in small.state_dict().items()}
-    return assembled(subject.whole, layers, state, target=subject.name)
+    whole: Any = assembled(subject.whole, layers, state, target=subject.name)
+    processor = load_processor(subject.whole)
+    whole.companions = [*cast(Any, small).companions, *([] if processor is None else [processor])]
+    return whole
 
 
 def compressed_part(model: PreTrainedModel, compressed: PreTrainedModel, processor: Any = None) -> Subject:

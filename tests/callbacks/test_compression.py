@@ -19,6 +19,7 @@ from hf_vitcompress.callbacks import (
 from hf_vitcompress.callbacks.finding import trainer_of
 from hf_vitcompress.errors import ConfigError, DataError, PublishError, UnsupportedModelError
 from hf_vitcompress.model.assembly import is_factored
+from support.adapters import require_peft
 from support.models import tiny_config
 from support.students import lively, logits
 from support.training import (
@@ -218,7 +219,7 @@ def test_a_callback_without_trainer_says_so() -> None:
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # what peft reads
 def test_adapters_are_refused_before_the_training(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft", reason="adapters need peft: pip install peft")
+    peft = require_peft()
     adapted = peft.get_peft_model(lively(), peft.LoraConfig(target_modules=["fc1"]))
     with pytest.raises(UnsupportedModelError, match=r"has adapters.*merge_and_unload"):
         new_trainer(tmp_path, CompressionCallback(CONFIG), model=adapted)

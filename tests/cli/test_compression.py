@@ -230,6 +230,11 @@ def test_an_interruption_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyP
     assert "the same command goes on" in done.err
 
 
+def test_version_names_package_and_version(run: Run) -> None:
+    done = run("--version")
+    assert (done.code, done.out, done.err) == (0, f"hf_vitcompress {hf_vitcompress.__version__}\n", "")
+
+
 # ---- plan, inspect, evaluate
 
 

@@ -13,10 +13,11 @@ from transformers.utils import is_torchao_available
 from hf_vitcompress import CompressionConfig, ViTCompressor, to_dense
 from hf_vitcompress.deploy.quantization import quantize
 from hf_vitcompress.errors import UnsupportedModelError
+from support.adapters import require_peft
 from support.students import METHODS, changed, compressed, lively, logits, random_images, state_of
 from support.training import new_trainer
 
-peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
+peft = require_peft()
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

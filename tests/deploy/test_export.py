@@ -91,7 +91,7 @@ def test_transformers_loads_a_program_by_its_folder(to: str, exported: Export, m
 
     result = exported("everything", to)
     with export_formats.quiet():
-        program = ExportedModel.from_pretrained(result.folder, device="cpu")
+        program = ExportedModel.from_pretrained(result.folder, device="cpu", trust_remote_code=to == "torch-export")
     assert type(program.config) is ViTConfig
     images = images_for(result.report, 4)
     close = 1e-2 if to == "openvino" else 1e-4  # which computes in bfloat16 where it can

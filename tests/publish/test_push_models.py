@@ -20,6 +20,7 @@ from transformers import (
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.configuration_factored import TRAVELLING_FILES
 from hf_vitcompress.publish.push import push_folder
+from support.adapters import require_peft
 from support.clean_interpreter import run_script
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.models import TINY, seeded, tiny_config
@@ -51,7 +52,7 @@ def test_a_dense_checkpoint_can_be_published(hub: FakeHub, made: Made) -> None:
 
 
 def test_adapters_are_published_alone(hub: FakeHub, made: Made) -> None:
-    peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
+    peft = require_peft()
     model = copy.deepcopy(made.model)
     model.add_adapter(peft.LoraConfig(r=2, target_modules="all-linear"))
     model.push_to_hub("me/adapter")

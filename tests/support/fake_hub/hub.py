@@ -46,7 +46,8 @@ class FakeHub:
         self.errors: list[str] = []
         """Tracebacks of requests that the fake does not understand."""
         self.lock = RLock()
-        self.listeners = (Listener(self), Listener(self))
+        # Two hosts, as in life: clients before 2.2 show their token to every port of the Hub's host.
+        self.listeners = (Listener(self, "127.0.0.1"), Listener(self, "localhost"))
         self.endpoint, self.storage = (listener.url for listener in self.listeners)
 
     def start(self) -> None:
@@ -87,8 +88,8 @@ class FakeHub:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "127.0.0.1",
-            "no_proxy": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
         }
 
     def add_repo(self, name: str, files: Mapping[str, bytes] | None = None, private: bool = False) -> Repository:

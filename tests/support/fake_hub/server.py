@@ -25,11 +25,11 @@ class Server(ThreadingHTTPServer):
 
 
 class Listener:
-    """A server on a free local port, in threads of its own."""
+    """A server on a free local port, in threads of its own; `host` is the name of this computer in its address."""
 
-    def __init__(self, hub: "FakeHub") -> None:
+    def __init__(self, hub: "FakeHub", host: str) -> None:
         self.server = Server(("127.0.0.1", 0), type("HubConnection", (Connection,), {"hub": hub}))
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.url = f"http://{host}:{self.server.server_port}"
         self.thread = Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     def start(self) -> None:

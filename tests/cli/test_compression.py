@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, BertConfig, BertModel, ViTForImageClassification
 
+import hf_vitcompress
 from hf_vitcompress import CompressionConfig, CompressionPlan, cli
 from hf_vitcompress.statistics import calibration
 from support.models import DIGITS, seeded, tiny_config

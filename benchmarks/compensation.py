@@ -17,7 +17,7 @@ from hf_vitcompress.evaluation.evaluation import judge, model_outputs
 from hf_vitcompress.report.figures import save_figure
 
 # Name, preset, keep ratio, settings, whether it is a line of the figure. Minutes are of the compensation.
-CURVE = 3.0
+CURVE = "3 minutes"
 RUNS: list[tuple[str, str, float, dict[str, Any], bool]] = [
     ("residual tensors", "low_rank", 0.4, {"compensation": "residual"}, True),
     (
@@ -30,19 +30,37 @@ RUNS: list[tuple[str, str, float, dict[str, Any], bool]] = [
             "feature_weight": 0.0,
             "augmentation": False,
             "learning_rate": 1.5e-5,
-            "compensation_minutes": CURVE,
+            "compensation_duration": CURVE,
         },
         True,
     ),
-    ("AdamW", "low_rank", 0.4, {"compensation": "distill", "optimizer": "adamw", "compensation_minutes": CURVE}, True),
-    ("preconditioned", "low_rank", 0.4, {"compensation": "distill", "compensation_minutes": CURVE}, True),
-    ("preconditioned, 8 min", "low_rank", 0.4, {"compensation": "distill", "compensation_minutes": 8.0}, True),
-    ("preconditioned, 2.3 min", "low_rank", 0.41, {"compensation": "distill", "compensation_minutes": 2.3}, False),
-    ("preconditioned, 7 min", "low_rank", 0.31, {"compensation": "distill", "compensation_minutes": 7.0}, False),
-    ("preconditioned, 3 min", "low_rank", 0.5, {"compensation": "distill", "compensation_minutes": 3.0}, False),
+    ("AdamW", "low_rank", 0.4, {"compensation": "distill", "optimizer": "adamw", "compensation_duration": CURVE}, True),
+    ("preconditioned", "low_rank", 0.4, {"compensation": "distill", "compensation_duration": CURVE}, True),
+    ("preconditioned, 8 min", "low_rank", 0.4, {"compensation": "distill", "compensation_duration": "8 minutes"}, True),
+    (
+        "preconditioned, 2.3 min",
+        "low_rank",
+        0.41,
+        {"compensation": "distill", "compensation_duration": "2.3 minutes"},
+        False,
+    ),
+    (
+        "preconditioned, 7 min",
+        "low_rank",
+        0.31,
+        {"compensation": "distill", "compensation_duration": "7 minutes"},
+        False,
+    ),
+    (
+        "preconditioned, 3 min",
+        "low_rank",
+        0.5,
+        {"compensation": "distill", "compensation_duration": "3 minutes"},
+        False,
+    ),
     ("Azizi et al. 2024", "azizi2024", 0.4, {}, False),
     ("as long as Azizi et al.", "low_rank", 0.4, {"compensation": "distill"}, False),
-    ("residual, then preconditioned", "low_rank", 0.4, {"compensation": "both", "compensation_minutes": CURVE}, True),
+    ("residual, then preconditioned", "low_rank", 0.4, {"compensation": "both", "compensation_duration": CURVE}, True),
 ]
 
 
@@ -62,7 +80,7 @@ def main() -> None:
     seconds_of_azizi = 0.0
     for name, preset, keep_ratio, settings, line in RUNS:
         if name.startswith("as long"):
-            settings = {**settings, "compensation_minutes": seconds_of_azizi / 60}
+            settings = {**settings, "compensation_duration": f"{seconds_of_azizi / 60} minutes"}
         config = CompressionConfig.preset(preset, keep_ratio=keep_ratio, seed=arguments.seed, **settings)
         compressor = ViTCompressor(config, progress=False)
         if preset not in statistics:

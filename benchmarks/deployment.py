@@ -66,7 +66,7 @@ def compress(arguments: Any, folder: Path) -> Path:
     config = CompressionConfig(
         keep_ratio=arguments.keep_ratio,
         compensation="distill",
-        compensation_minutes=arguments.minutes,
+        compensation_duration=f"{arguments.minutes} minutes",
         seed=arguments.seed,
     )
     ViTCompressor(config).compress(arguments.model, arguments.calibration).save_pretrained(folder)

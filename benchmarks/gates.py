@@ -1,7 +1,7 @@
 """Learned importance scores: how they spread while they are learned, and what pruning by them costs.
 
 Scores are learned from calibration images for `--minutes`; then the model is pruned at two keep ratios by these scores,
-by magnitude and by this package's own selector, feed-forward layers only and without any repair or training, so that
+by magnitude and by this package's own criterion, feed-forward layers only and without any repair or training, so that
 the difference is which neurons go. The test images are for the figures. Writes gates.json, .md and .png to
 benchmarks/results/.
 """
@@ -24,11 +24,11 @@ from hf_vitcompress.report.figures import save_figure
 KEEP_RATIOS = (0.8, 0.7)
 # How neurons are chosen, and whether the others are solved again for it.
 WAYS: dict[str, dict[str, Any]] = {
-    "learned scores": {"selector": "gates"},
-    "magnitude": {"selector": "magnitude"},
-    "Fisher": {"selector": "fisher", "metric": "fisher"},
-    "learned scores, repaired": {"selector": "gates", "metric": "fisher", "repair": True, "correct_bias": True},
-    "Fisher, repaired": {"selector": "fisher", "metric": "fisher", "repair": True, "correct_bias": True},
+    "learned scores": {"criterion": "gates"},
+    "magnitude": {"criterion": "magnitude"},
+    "Fisher": {"criterion": "fisher", "metric": "fisher"},
+    "learned scores, repaired": {"criterion": "gates", "metric": "fisher", "repair": True, "correct_bias": True},
+    "Fisher, repaired": {"criterion": "fisher", "metric": "fisher", "repair": True, "correct_bias": True},
 }
 
 
@@ -36,19 +36,18 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--minutes", type=float, default=10.0)
     options.add_argument("--l1", type=float)
-    options.add_argument("--learning-rate", type=float)
     arguments = options.parse_args()
 
-    given = {"gate_l1": arguments.l1, "gate_learning_rate": arguments.learning_rate}
+    given = {} if arguments.l1 is None else {"gate_l1": arguments.l1}
     config = CompressionConfig.preset(
         "vtp",
         attention="none",
         compensation="none",
-        correct_curves=False,
+        measuring_images=0,
         rank_multiple=1,
-        gate_minutes=arguments.minutes,
+        gate_duration=f"{arguments.minutes} minutes",
         seed=arguments.seed,
-        **{name: value for name, value in given.items() if value is not None},
+        **given,
     )
     probe = ViTCompressor(config, progress=False)
     dense = probe.load(arguments.model)

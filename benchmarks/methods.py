@@ -40,7 +40,7 @@ def main() -> None:
     options.add_argument("--at-latency", nargs="*", type=float, help="keep ratios of that latency, by method, if known")
     arguments = options.parse_args()
 
-    compressor = ViTCompressor(CompressionConfig(seed=arguments.seed, correct_curves=False), progress=False)
+    compressor = ViTCompressor(CompressionConfig(seed=arguments.seed, measuring_images=0), progress=False)
     dense = compressor.load(arguments.model)
     statistics = (
         Statistics.load(arguments.statistics)
@@ -93,7 +93,7 @@ def run(
         keep_ratio=ratio,
         seed=arguments.seed,
         compensation="distill",
-        compensation_minutes=arguments.minutes or None,
+        compensation_duration=f"{arguments.minutes} minutes" if arguments.minutes else None,
         **METHODS[name],
     )
     compressor = ViTCompressor(config, progress=False)

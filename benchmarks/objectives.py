@@ -21,7 +21,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "classifier": {},
     "headless": {},
     "labels": {"calibration_loss": "task"},
-    "activation": {"metric": "activation", "correct_curves": False},
+    "activation": {"metric": "activation", "measuring_images": 0},
 }
 KEEP_RATIOS = (0.7, 0.5, 0.4)
 

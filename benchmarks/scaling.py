@@ -48,9 +48,9 @@ def measure(model: str, calibration: str, images: int, output: Path) -> None:
     config = CompressionConfig(
         keep_ratio=0.4,
         num_images=images,
-        correct_curves=False,
+        measuring_images=0,
         compensation="distill",
-        compensation_epochs=0.1,
+        compensation_duration="0.1 epochs",
         held_out_images=8,  # judging is not what is timed here
     )
     compressor = ViTCompressor(config, progress=False)

@@ -52,8 +52,9 @@ class ViTCompressor:
         progress: whether to show progress bars.
         accelerator: chooses the device and, under `accelerate launch`, shares the work with the other processes,
             which all end with the same model; by default a new one.
-        importance: for `selector="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the name
-            of that layer; by default they are learned from the calibration images, see `gate_learning`.
+        importance: for `criterion="gates"`, importance scores by name of the reading layer: `(neurons,)` for fc2,
+            `(heads,)` for the attention output projection; by default they are learned from the calibration images, see
+            `importance.learning`.
 
     Attributes:
         importance: the scores that are used.
@@ -138,7 +139,7 @@ class ViTCompressor:
             )
         if statistics is None:
             statistics = self.calibrate(dense, source, checkpoint=checkpoint)
-        elif self.config.selector == "gates":
+        elif self.config.criterion == "gates":
             chosen = None if source is None else source.sample(self.config.num_images, self.config.seed)
             self._learn_gates(dense, chosen, checkpoint)
         if plan is None:
@@ -169,7 +170,7 @@ class ViTCompressor:
         )
         self._learn_gates(dense, source, checkpoint)
         method = selection_method(config, self.importance)
-        if config.correct_curves and method not in self.statistics.scalings:
+        if config.measuring_images and method not in self.statistics.scalings:
             with self._timed("measure"):
                 prepared = self.prepare(dense, self.statistics)
                 images = source.select(range(min(config.measuring_images, len(source))))
@@ -188,13 +189,13 @@ class ViTCompressor:
     ) -> None:
         """Learn `importance` for this model, where the config wants scores and there are none of it yet."""
         config = self.config
-        wanted = config.selector == "gates" and gated_layers(dense, config)
+        wanted = config.criterion == "gates" and gated_layers(dense, config)
         if not wanted or self._own_importance or self._importance_of is dense:
             return
         if images is None:
             raise DataError(
-                'selector="gates" learns scores from images: give some (images=…, --data), or scores that were learned '
-                "before (importance=…)."
+                'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were '
+                "learned before (importance=…)."
             )
         kept = gate_checkpoint(checkpoint, dense, images, config, self.accelerator)
         self.checkpoints += [] if kept.path is None else [kept.path]

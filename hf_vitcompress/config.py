@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .durations import Duration
 from .errors import ConfigError
 
-Metric = Literal["weight", "diagonal", "activation", "row_fisher", "fisher"]
+Metric = Literal["weight", "activation", "row_fisher", "fisher"]
 Allocation = Literal["uniform", "greedy"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnBadImage = Literal["skip", "error"]
@@ -20,11 +21,12 @@ Compensation = Literal["none", "residual", "distill", "both"]
 Optimizer = Literal["adamw", "preconditioned"]
 AttentionMethod = Literal["joint", "low_rank", "prune", "none"]
 MlpMethod = Literal["auto", "low_rank", "prune", "none"]
-Selector = Literal["fisher", "magnitude", "gates"]
+Criterion = Literal["fisher", "magnitude", "gates"]
 CalibrationLoss = Literal["output", "task"]
 
 BUDGETS = ("keep_ratio", "max_params", "max_macs", "max_accuracy_drop")
 DEFAULT_KEEP_RATIO = 0.5
+DEFAULT_COMPENSATION = Duration(5.0, "minutes")
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,25 @@ class CompressionConfig:
         max_accuracy_drop: top-1 accuracy the model may lose on the validation images, as a fraction (0.01 is one
             point); the smallest plan that holds it is searched. Without labels, agreement with the dense model takes
             the place of accuracy.
-        metric: the inner product the approximation error is measured in. `"weight"`: plain SVD; `"diagonal"`:
-            columns scaled by the inputs' standard deviation; `"activation"`: the layer's output error
-            (arXiv 2402.06004); `"row_fisher"`: rows scaled by gradient power (arXiv 2207.00112); `"fisher"`:
-            Kronecker-factored Fisher, the predicted loss increase itself.
+        metric: the inner product the approximation error is measured in. `"weight"`: plain SVD;
+            `"activation"`: the layer's output error (arXiv 2402.06004); `"row_fisher"`: rows scaled by gradient power
+            (arXiv 2207.00112); `"fisher"`: Kronecker-factored Fisher, the predicted loss increase itself.
         attention: how attention is compressed. `"joint"`: queries and keys share one `down`, each head's values lose
             the directions that its output needs least, and what is left of `v` and `o` may be factored; `"low_rank"`:
             each of q, k, v and o by itself; `"prune"`: whole heads; `"none"`: not at all.
         mlp: how feed-forward layers are compressed. `"auto"`: per block the cheapest of dense, factored, pruned, pruned
             and factored; `"low_rank"`, `"prune"` or `"none"`: only that.
-        selector: which neurons and heads go first. `"fisher"`: those that raise the predicted loss least, in closed
+        criterion: which neurons and heads go first. `"fisher"`: those that raise the predicted loss least, in closed
             form; `"magnitude"`: those of the smallest weights; `"gates"`: those of the smallest learned scores
             (arXiv 2104.08500).
-        gate_minutes: with `selector="gates"`, time to learn scores for where none are given.
-        gate_epochs: passes over the calibration images to learn scores for, instead of minutes; repeatable to the bit.
+        gate_duration: with `criterion="gates"`, how long to learn scores where none are given: `"2 minutes"`, or
+            `"1 epoch"` over the calibration images, which is repeatable to the bit.
         gate_l1: weight of the scores' mean size beside the loss (nats), each score counted by the weights it stands
             for; more pushes more of them to 0.
-        gate_learning_rate: of the scores, which begin at 1; it follows a cosine to 0.
         repair: solve the layer behind pruned neurons or heads again for the inputs that are left, by least squares.
         allocation: `"greedy"`: shapes differ by layer, each step goes where it buys most; `"uniform"`: every part keeps
             the same share of its parameters.
         correct_bias: move the mean of each layer's error into its bias.
-        correct_curves: correct predicted losses by losses measured on `measuring_images`.
         token_weighting: in [0, 1], how far input moments weight tokens by the squared norm of the loss gradient at
             the layer's input; 0 weights all tokens alike. Only for `metric="fisher"`.
         damping: added to the eigenvalues of a metric before its inverse square root, relative to the largest one.
@@ -72,7 +71,8 @@ class CompressionConfig:
         skip_modules: patterns of layers to leave dense.
         num_images: calibration images to use at most; `None`: all.
         batch_size: images in a calibration batch.
-        measuring_images: of the calibration images, how many also serve to correct the predicted losses.
+        measuring_images: of the calibration images, how many also serve to correct the predicted losses by measured
+            ones; 0 corrects none.
         calibration_loss: whose curvature `metric="fisher"` and `"row_fisher"` measure. `"output"`: the divergence from
             the dense model's own output, without labels; `"task"`: the loss that the model computes itself for the
             images' targets, one backward pass per batch. That is the empirical Fisher, which is no curvature where the
@@ -83,9 +83,9 @@ class CompressionConfig:
             solved again for what the compressed layers before it really pass on (arXiv 2402.06004); `"distill"`: the
             dense model teaches the compressed one; `"both"`: one after the other; `"none"`.
         residual_share: in (0, 1], the part of each layer's rank that the residual takes; 1 solves all of it again.
-        compensation_minutes: time that compensation may take; 5 with `"distill"` and `"both"` if nothing is given.
-            The number of steps is fixed by timing a few of them, so that two runs need not be alike.
-        compensation_epochs: passes over the images to distill for, instead of minutes; repeatable to the bit.
+        compensation_duration: `"5 minutes"` that compensation may take, whose number of steps is fixed by timing a few
+            of them, so that two runs need not be alike; or `"2 epochs"` over the images to distill for, repeatable to
+            the bit. `None`: 5 minutes.
         compensation_images: images to distill on at most; `None`: all that are given.
         held_out_images: of these, how many only judge: they stop the distillation and choose its best state.
         optimizer: of the distillation. `"adamw"`; `"preconditioned"`: AdamW in the eigenbases of the moments that
@@ -97,9 +97,6 @@ class CompressionConfig:
             is 1.
         label_weight: weight of the cross entropy with the images' labels, where they have any.
         augmentation: mirror half of the images; the dense model answers for the mirrored ones.
-        crop: shift images at random by up to this share of their size, in [0, 0.5].
-        cache_megabytes: memory for the inputs of the block that the residual is being solved for, dense and
-            compressed; it uses no more images than fit.
         precision: arithmetic of the forward and backward passes; `"auto"` takes bfloat16 where the device gains.
         on_bad_image: `"skip"` leaves out an image that cannot be read and counts it; `"error"` stops.
         seed: of the random signs and of the choice of images.
@@ -113,15 +110,12 @@ class CompressionConfig:
     metric: Metric = "fisher"
     attention: AttentionMethod = "joint"
     mlp: MlpMethod = "auto"
-    selector: Selector = "fisher"
-    gate_minutes: float = 2.0
-    gate_epochs: float | None = None
+    criterion: Criterion = "fisher"
+    gate_duration: str = "2 minutes"
     gate_l1: float = 2.0
-    gate_learning_rate: float = 0.05
     repair: bool = True
     allocation: Allocation = "greedy"
     correct_bias: bool = True
-    correct_curves: bool = True
     token_weighting: float = 0.2
     damping: float = 1e-6
 
@@ -139,8 +133,7 @@ class CompressionConfig:
 
     compensation: Compensation = "none"
     residual_share: float = 1.0
-    compensation_minutes: float | None = None
-    compensation_epochs: float | None = None
+    compensation_duration: str | None = None
     compensation_images: int | None = None
     held_out_images: int = 256
     optimizer: Optimizer = "preconditioned"
@@ -150,8 +143,6 @@ class CompressionConfig:
     feature_weight: float = 20.0
     label_weight: float = 0.0
     augmentation: bool = True
-    crop: float = 0.0
-    cache_megabytes: int = 1024
 
     precision: Precision = "auto"
     on_bad_image: OnBadImage = "skip"
@@ -174,14 +165,13 @@ class CompressionConfig:
         _check_range("damping", self.damping, 0, 1, low_open=True)
         _check_range("seed", self.seed, 0, 2**63 - 1)
         _check_range("residual_share", self.residual_share, 0, 1, low_open=True)
-        _check_range("crop", self.crop, 0, 0.5)
-        positive = ("compensation_minutes", "compensation_epochs", "learning_rate", "temperature")
-        for name in (*positive, "gate_minutes", "gate_epochs", "gate_learning_rate"):
+        for name in ("learning_rate", "temperature"):
             _check_range(name, getattr(self, name), 0, math.inf, low_open=True)
         for name in ("feature_weight", "label_weight", "gate_l1"):
             _check_range(name, getattr(self, name), 0, math.inf)
-        if self.compensation_minutes is not None and self.compensation_epochs is not None:
-            raise ConfigError("compensation_minutes and compensation_epochs are both given; give one.")
+        _check_range("measuring_images", self.measuring_images, 0, math.inf)
+        for name in ("compensation_duration", "gate_duration"):
+            _check_duration(name, getattr(self, name))
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value!r}.")
@@ -195,7 +185,19 @@ class CompressionConfig:
     def method(self) -> str:
         """What predicted losses are corrected for: the same errors mean other losses for other ways to compress."""
         repair = "repaired" if self.repair else "cut"
-        return f"{self.metric}/{self.allocation}/{self.attention}/{self.mlp}/{self.selector}/{repair}"
+        return f"{self.metric}/{self.allocation}/{self.attention}/{self.mlp}/{self.criterion}/{repair}"
+
+    @property
+    def distillation_duration(self) -> Duration:
+        """How long compensation may take."""
+        return (
+            DEFAULT_COMPENSATION if self.compensation_duration is None else Duration.parse(self.compensation_duration)
+        )
+
+    @property
+    def gates_duration(self) -> Duration:
+        """How long scores are learned."""
+        return Duration.parse(self.gate_duration)
 
     @property
     def distills(self) -> bool:
@@ -279,7 +281,7 @@ _LOW_RANK = {"attention": "low_rank", "mlp": "low_rank", "learning_rate": 3e-5}
 _GATED = {
     "metric": "weight",
     "mlp": "prune",
-    "selector": "gates",
+    "criterion": "gates",
     "repair": False,
     "allocation": "uniform",
     "correct_bias": False,
@@ -318,13 +320,11 @@ _COUNTS = (
     "rank_multiple",
     "num_images",
     "batch_size",
-    "measuring_images",
     "fisher_probes",
     "validation_images",
     "compensation_images",
     "held_out_images",
     "distill_batch_size",
-    "cache_megabytes",
 )
 
 
@@ -351,8 +351,15 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     elif not isinstance(value, int | float if kind is float else kind) or (
         isinstance(value, bool) and kind is not bool
     ):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
         raise ConfigError(f"{name} must be {wanted}, not {value!r}.")
+
+
+def _check_duration(name: str, value: str | None) -> None:
+    try:
+        None if value is None else Duration.parse(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 def _check_range(name: str, value: float | None, low: float, high: float, low_open: bool = False) -> None:

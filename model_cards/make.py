@@ -51,7 +51,7 @@ def subjects(minutes: float) -> dict[str, Subject]:
         SHARED / "vit-s14-cifar10",
         SHARED / "cifar10" / "calibration.parquet",
         SHARED / "cifar10" / "test.parquet",
-        CompressionConfig(keep_ratio=0.5, compensation="distill", compensation_minutes=minutes),
+        CompressionConfig(keep_ratio=0.5, compensation="distill", compensation_duration=f"{minutes} minutes"),
         "uoft-cs/cifar10",
         {**terms, "datasets": ["uoft-cs/cifar10"]},
     )

@@ -43,7 +43,7 @@ from support.students import LOW_RANK, METHODS, low_rank_plan
 
 RECIPE = CompressionConfig(keep_ratio=0.4, rank_multiple=2, precision="float32")
 CALIBRATION = DIGITS / "calibration.parquet"
-METRICS = ("weight", "diagonal", "activation", "row_fisher", "fisher")
+METRICS = ("weight", "activation", "row_fisher", "fisher")
 
 
 def new(config: CompressionConfig = RECIPE, **changes: Any) -> ViTCompressor:
@@ -224,10 +224,10 @@ def test_a_model_can_be_given_by_name(
     kind: str, digits: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     name = {"folder as text": str(DIGITS / "model"), "folder as path": DIGITS / "model"}.get(kind)
-    compressor = new(metric="weight", correct_curves=False, num_images=32)
+    compressor = new(metric="weight", measuring_images=0, num_images=32)
     model = compressor.compress(name or _as_hub_id(monkeypatch, tmp_path), CALIBRATION)
     assert compressor.image_processor is not None
-    assert identical(model, new(metric="weight", correct_curves=False, num_images=32).compress(digits, CALIBRATION))
+    assert identical(model, new(metric="weight", measuring_images=0, num_images=32).compress(digits, CALIBRATION))
 
 
 def test_a_model_that_does_not_exist_is_named() -> None:
@@ -351,7 +351,7 @@ def test_every_metric_runs(metric: str, method: str, vit: PreTrainedModel, pixel
     assert layout_of(model)
 
 
-@pytest.mark.parametrize("preset", [name for name, values in PRESETS.items() if values.get("selector") != "gates"])
+@pytest.mark.parametrize("preset", [name for name, values in PRESETS.items() if values.get("criterion") != "gates"])
 def test_every_preset_runs(preset: str, vit: PreTrainedModel, pixels: Tensor) -> None:
     config = CompressionConfig.preset(preset, keep_ratio=0.6, rank_multiple=1, precision="float32")
     compressor = ViTCompressor(config, progress=False)
@@ -419,7 +419,7 @@ def test_an_accuracy_drop_holds_as_disagreement_on_unlabelled_images(
 
 
 def test_without_validation_images_some_are_held_out(digits: PreTrainedModel) -> None:
-    compressor = new(DROP, validation_images=97, correct_curves=False)
+    compressor = new(DROP, validation_images=97, measuring_images=0)
     model = compressor.compress(digits, CALIBRATION)
     assert compressor.report is not None
     assert compressor.report.calibration_images == 200
@@ -472,7 +472,7 @@ def test_only_target_layers_are_compressed(method: str, vit: PreTrainedModel, pi
 
 @pytest.fixture
 def statistics(vit: PreTrainedModel, pixels: Tensor) -> Statistics:
-    return small_recipe(correct_curves=False).calibrate(vit, pixels)
+    return small_recipe(measuring_images=0).calibrate(vit, pixels)
 
 
 def test_a_plan_decides_the_ranks(vit: PreTrainedModel, statistics: Statistics) -> None:
@@ -517,7 +517,7 @@ def test_statistics_for_another_metric_are_refused(vit: PreTrainedModel, statist
 
 @pytest.mark.parametrize("skipped", ["fc1", "fc2", "q_proj", "layers.0.*"])
 def test_statistics_of_fewer_layers_are_refused(skipped: str, vit: PreTrainedModel, pixels: Tensor) -> None:
-    fewer = small_recipe(skip_modules=[skipped], correct_curves=False).calibrate(vit, pixels)
+    fewer = small_recipe(skip_modules=[skipped], measuring_images=0).calibrate(vit, pixels)
     with pytest.raises(CalibrationError, match=skipped.rstrip("*").replace(".", r"\.")):
         small_recipe(**LOW_RANK).compress(vit, statistics=fewer)
     # Neurons that may be pruned are missed before the layers are.
@@ -536,11 +536,11 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(
     file = tmp_path / "calibration.safetensors"
     small_recipe(metric="weight").calibrate(vit, pixels, checkpoint=file)
     with pytest.raises(CalibrationError, match=r"calibration\.safetensors"):
-        small_recipe(metric="diagonal").calibrate(vit, pixels, checkpoint=file)
+        small_recipe(metric="activation").calibrate(vit, pixels, checkpoint=file)
 
 
 def test_unreadable_images_are_in_the_report(vit: PreTrainedModel, pictures: list[Any], processor: Any) -> None:
-    settings = {"keep_ratio": 0.6, "rank_multiple": 1, "correct_curves": False, "batch_size": 8, "precision": "float32"}
+    settings = {"keep_ratio": 0.6, "rank_multiple": 1, "measuring_images": 0, "batch_size": 8, "precision": "float32"}
     config = CompressionConfig(**settings)
     compressor = ViTCompressor(config, image_processor=processor, progress=False)
     compressor.compress(vit, [*pictures, b"broken", b"broken too"])
@@ -559,7 +559,7 @@ def test_num_images_bounds_the_calibration(vit: PreTrainedModel, pixels: Tensor)
 
 
 def test_a_real_model_keeps_most_answers_at_little_more_than_half(assets: Path, tmp_path: Path) -> None:
-    compressor = new(CompressionConfig(keep_ratio=0.6, batch_size=16, correct_curves=False))
+    compressor = new(CompressionConfig(keep_ratio=0.6, batch_size=16, measuring_images=0))
     dense = compressor.load(assets / "vit-s14-cifar10")
     images = open_images(assets / "cifar10" / "calibration.parquet", label2id=dense.config.label2id)
     model = compressor.compress(dense, images.select(range(64)))

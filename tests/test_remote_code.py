@@ -63,7 +63,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, PreTrain
         models[name] = compressor.compress(dense, heads[name].pixels(96))
         pixels[name] = heads[name].pixels(2, seed=7)
     clip = seeded(transformers.CLIPModel, transformers.CLIPConfig(**TOWERS))
-    config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", correct_curves=False)
+    config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", measuring_images=0)
     images = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     models["clip"] = ViTCompressor(config, progress=False).compress(clip, images, target="vision_model")
     models["captioner"] = ViTCompressor(config, progress=False).compress(captioner(), images, target="encoder")

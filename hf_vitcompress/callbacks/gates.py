@@ -9,7 +9,15 @@ from transformers import Trainer
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
-from ..importance.gates import add_penalty_gradient, attach_gates, fold_gates, follow_gates, gates_of, penalty
+from ..importance.gates import (
+    GATE_LEARNING_RATE,
+    add_penalty_gradient,
+    attach_gates,
+    fold_gates,
+    follow_gates,
+    gates_of,
+    penalty,
+)
 from ..importance.report import figures_of
 from ..model.assembly import is_factored
 from ..model.restructure import follow_layout
@@ -35,10 +43,10 @@ class ImportanceGateCallback(CompressionCallback):
     `gates_penalty`.
 
     Args:
-        config: the recipe, with `selector="gates"`; by default the preset `"vtp"` without its own compensation, because
-            the training is one.
+        config: the recipe, with `criterion="gates"`; by default the preset `"vtp"` without its own compensation,
+            because the training is one.
         l1: weight of the scores' mean size beside the training loss; by default the config's `gate_l1`.
-        learning_rate: of the scores; by default the config's `gate_learning_rate`.
+        learning_rate: of the scores; by default `importance.gates.GATE_LEARNING_RATE`.
         at_step: optimizer step after which to prune, or fraction of all steps in (0, 1); by default at the end.
         images, output_dir, push_to_hub, evaluate, reset_best: as in `CompressionCallback`.
 
@@ -60,7 +68,7 @@ class ImportanceGateCallback(CompressionCallback):
         self,
         config: CompressionConfig | None = None,
         l1: float | None = None,
-        learning_rate: float | None = None,
+        learning_rate: float = GATE_LEARNING_RATE,
         at_step: float | None = None,
         images: Any = None,
         output_dir: str | Path | None = None,
@@ -69,14 +77,14 @@ class ImportanceGateCallback(CompressionCallback):
         reset_best: bool = True,
     ) -> None:
         config = config or CompressionConfig.preset("vtp", compensation="none")
-        if config.selector != "gates":
+        if config.criterion != "gates":
             raise ConfigError(
-                f'ImportanceGateCallback prunes by learned scores: use selector="gates" instead of '
-                f'{config.selector!r}, or CompressionConfig.preset("vtp").'
+                f'ImportanceGateCallback prunes by learned scores: use criterion="gates" instead of '
+                f'{config.criterion!r}, or CompressionConfig.preset("vtp").'
             )
         super().__init__(config, images, at_step, output_dir, push_to_hub, evaluate, reset_best)
         self.l1 = config.gate_l1 if l1 is None else l1
-        self.learning_rate = config.gate_learning_rate if learning_rate is None else learning_rate
+        self.learning_rate = learning_rate
         if not (self.l1 >= 0 and self.learning_rate > 0):
             raise ConfigError(
                 f"l1 must be at least 0 and learning_rate above 0, not {self.l1!r} and {self.learning_rate!r}."

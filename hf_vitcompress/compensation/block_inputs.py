@@ -20,6 +20,9 @@ from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import gather_objects, local_work, own_share, sum_numbers
 from .block_calls import Call, Flow, observe_flow
 
+CACHE_BYTES = 1_024_000_000
+"""Memory of a process for the inputs of one block, those of both models together."""
+
 
 class _Reached(Exception):  # noqa: N818 (no error)
     """The block whose inputs are wanted has been called."""
@@ -85,7 +88,7 @@ class BlockStreams:
     Args:
         models: the first is the one whose flow is observed.
         blocks: module names, in the models' order.
-        images: at most as many are used as the largest inputs of a block fit into `cache_megabytes`.
+        images: at most as many are used as the largest inputs of a block fit into `CACHE_BYTES`.
 
     Attributes:
         streams: one for each model.
@@ -169,4 +172,4 @@ class BlockStreams:
     def _full(self) -> bool:
         """Whether one more batch might not fit into the cache, where the inputs are largest."""
         used = sum(stream.bytes for stream in self.streams) * max(self._sizes) // self._sizes[self.at]
-        return used * (1 + 1 / len(self.streams[0].calls)) > self.config.cache_megabytes * 1_000_000
+        return used * (1 + 1 / len(self.streams[0].calls)) > CACHE_BYTES

@@ -20,7 +20,7 @@ from ..runtime.checkpoints import Checkpoint
 from ..runtime.distributed import new_accelerator
 from ..statistics.statistics import Statistics
 from .course import CompensationPoint, CompensationReport
-from .distillation import DEFAULT_MINUTES, Distillation, trained_parameters
+from .distillation import Distillation, trained_parameters
 from .optimizer import RotatedAdamW, eigenbases
 from .residual import ResidualCompensation
 
@@ -110,16 +110,10 @@ class Compensator:
     def _distill(
         self, student: PreTrainedModel, plan: CompressionPlan, share: float, points: list[CompensationPoint]
     ) -> list[CompensationPoint]:
-        config = dataclasses.replace(
-            self.config,
-            compensation_epochs=None
-            if self.config.compensation_epochs is None
-            else share * self.config.compensation_epochs,
-        )
+        duration = self.config.distillation_duration.scaled(share)
+        config = dataclasses.replace(self.config, compensation_duration=str(duration))
         spent = points[-1].seconds if points else 0.0
-        minutes = None
-        if config.compensation_epochs is None:
-            minutes = share * (config.compensation_minutes or DEFAULT_MINUTES) - spent / 60
+        minutes = None if duration.minutes is None else duration.minutes - spent / 60
         optimizer = None
         if config.optimizer == "preconditioned":
             optimizer = RotatedAdamW(
@@ -144,7 +138,7 @@ class Compensator:
         settings = {name: value for name, value in self.config.to_dict().items() if name not in BUDGETS}
         images = [self.train.name, len(self.train), self.reference.images]
         known = [self.statistics.fingerprint, self.statistics.settings, settings, images, *depends_on]
-        if self.config.selector == "gates":
+        if self.config.criterion == "gates":
             known.append(self.prepared.method)  # of plans alike, other scores make other models
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
         path = Path(self.checkpoint)

@@ -40,7 +40,6 @@ from ..runtime.hooks import Tap
 from ..training.steps import Steps, sum_gradients
 from .course import CompensationPoint
 
-DEFAULT_MINUTES = 5.0
 FEATURE_LAYERS = 4
 EVALUATIONS = 10
 """Times that the held-out images are asked, evenly over the steps."""
@@ -144,7 +143,7 @@ class Distillation:
             plain = {**saved["state"], "points": [CompensationPoint(**point) for point in saved["state"]["points"]]}
             return State(**plain), True
         if minutes is None:
-            state = State(self.steps.in_epochs(self.config.compensation_epochs or 1.0))
+            state = State(self.steps.in_epochs(self.config.distillation_duration.epochs or 1.0))
             self._evaluate(state)
         else:
             before = time.perf_counter()
@@ -207,7 +206,7 @@ class Distillation:
     def _loss(self, batch: Batch, draws: Tensor) -> Tensor:
         """Sum of the images' losses."""
         config, device = self.config, self.student.device
-        pixel_values = augment(batch.pixel_values, draws, config.augmentation, config.crop).to(device)
+        pixel_values = augment(batch.pixel_values, draws, config.augmentation).to(device)
         # Taps, because hooks of `output_hidden_states` would stay on both models.
         with torch.no_grad(), autocast(device, self.precision), Tap(self.dense, self.compared) as dense_tap:
             target = outputs_of(self.dense, pixel_values, batch.inputs)

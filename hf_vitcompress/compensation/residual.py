@@ -113,8 +113,8 @@ class ResidualCompensation:
     """Solves the residuals of `student` in place, one block after the other; the dense model stays as it was.
 
     Args:
-        images: at most as many are used as the largest inputs of a block, of both models, fit into `cache_megabytes`
-            (per process).
+        images: at most as many are used as the largest inputs of a block, of both models, fit into `CACHE_BYTES` (of
+            `block_inputs`, per process).
         reference: the dense model on held-out images; if it was better on them before some of the last blocks were
             solved, these are as before.
     """

@@ -28,6 +28,8 @@ from ..model.shapes import take_current_names
 
 GATE = "importance"
 """Name of the parameter."""
+GATE_LEARNING_RATE = 0.05
+"""Step of Adam for scores, which begin at 1; it follows the schedule of the training, or a cosine to 0."""
 
 _MAKERS: dict[Role, tuple[Role, ...]] = {"fc2": ("gate", "fc1"), "o": ("q", "k", "v")}
 """Layers whose rows go with the columns of the one that reads them."""
@@ -74,7 +76,7 @@ def gates_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def scores(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of them: what `ViTCompressor(config, importance=…)` takes with `selector="gates"`."""
+    """Copies of them: what `ViTCompressor(config, importance=…)` takes with `criterion="gates"`."""
     return {name: gate.detach().clone() for name, gate in gates_of(model).items()}
 
 

@@ -34,7 +34,16 @@ from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import from_main, new_accelerator, sum_in_place
 from ..runtime.weights import fingerprint
 from ..training.steps import Steps, sum_gradients
-from .gates import add_penalty_gradient, attach_gates, detach_gates, gated_layers, gates_of, gates_off, scores
+from .gates import (
+    GATE_LEARNING_RATE,
+    add_penalty_gradient,
+    attach_gates,
+    detach_gates,
+    gated_layers,
+    gates_of,
+    gates_off,
+    scores,
+)
 from .report import NEAR_ZERO, GatePoint, GateReport, figures_of, layer_figures
 
 BATCH_SIZE = 16
@@ -75,9 +84,9 @@ def learn_gates(
     Args:
         model: on its device; float32 for scores that are more than rough.
         images: to learn from; their labels are used where `label_weight` asks for them.
-        config: `mlp` and `attention` say what gets scores; `gate_epochs`, or else `gate_minutes`, how long.
+        config: `mlp` and `attention` say what gets scores; `gate_duration` says how long.
         checkpoint: where to keep how far it has come; a learning that was killed ends with the same scores as one that
-            was not, where `gate_epochs` fixes its length.
+            was not, where epochs fix its length.
         accelerator: several processes share every batch, and all get the same scores.
 
     Returns:
@@ -98,7 +107,7 @@ def learn_gates(
     finally:
         detach_gates(model)
     layers = layer_figures(learned)
-    report = GateReport(len(images), config.gate_l1, config.gate_learning_rate, state.points, layers, state.seconds)
+    report = GateReport(len(images), config.gate_l1, GATE_LEARNING_RATE, state.points, layers, state.seconds)
     return learned, report
 
 
@@ -114,8 +123,9 @@ class _Learning:
         accelerator: Accelerator,
     ) -> None:
         self.model, self.images, self.config, self.accelerator = model, images, config, accelerator
+        self.duration = config.gates_duration
         self.gates: dict[str, nn.Parameter] = gates_of(model)
-        self.optimizer = torch.optim.Adam(self.gates.values(), lr=config.gate_learning_rate, betas=BETAS)
+        self.optimizer = torch.optim.Adam(self.gates.values(), lr=GATE_LEARNING_RATE, betas=BETAS)
         self.steps = Steps(images, image_processor, BATCH_SIZE, config.seed, accelerator)
         self.precision = resolve_precision(config.precision, model.device)
         self.classes = is_classifier(model)
@@ -131,10 +141,10 @@ class _Learning:
                 for name, value in saved["scores"].items():
                     self.gates[name].copy_(value)
             state = _State(**{**saved["state"], "points": [GatePoint(**point) for point in saved["state"]["points"]]})
-        elif self.config.gate_epochs is not None:
-            state = _State(self.steps.in_epochs(self.config.gate_epochs))
+        elif self.duration.epochs is not None:
+            state = _State(self.steps.in_epochs(self.duration.epochs))
         else:
-            left = 60 * self.config.gate_minutes - (time.perf_counter() - start)
+            left = 60 * self.duration.value - (time.perf_counter() - start)
             state = _State(self.steps.in_seconds(left, self._gradients, self.optimizer))
         if saved is None:
             state.seconds = time.perf_counter() - start
@@ -157,8 +167,8 @@ class _Learning:
                 now = time.perf_counter()
                 state.seconds, clock = state.seconds + now - clock, now
                 bar.update(self.steps.batch_size)
-                if state.step % SAVE_EVERY == 0 and self.config.gate_epochs is None:
-                    late = state.seconds > 60 * LATE * self.config.gate_minutes
+                if state.step % SAVE_EVERY == 0 and self.duration.minutes is not None:
+                    late = state.seconds > 60 * LATE * self.duration.minutes
                     state.late = from_main(self.accelerator, late)
                 if state.step in noted or state.late:
                     self._note(state)
@@ -175,12 +185,11 @@ class _Learning:
         loss = self._gradients(state.step)
         if not math.isfinite(loss):
             raise CompensationError(
-                f"The loss became {loss} after {state.step} steps of learning scores. Lower gate_learning_rate "
-                f'({self.config.gate_learning_rate:g}), or use precision="float32".'
+                f'The loss became {loss} after {state.step} steps of learning scores. Use precision="float32".'
             )
         add_penalty_gradient(self.model, self.config.gate_l1)
         share_left = (1 + math.cos(math.pi * state.step / state.total_steps)) / 2
-        self.optimizer.param_groups[0]["lr"] = self.config.gate_learning_rate * share_left
+        self.optimizer.param_groups[0]["lr"] = GATE_LEARNING_RATE * share_left
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.step += 1
@@ -205,7 +214,7 @@ class _Learning:
     def _loss(self, batch: Batch, draws: Tensor) -> Tensor:
         """Sum of the images' losses."""
         model, device = self.model, self.model.device
-        pixel_values = augment(batch.pixel_values, draws, self.config.augmentation, self.config.crop)
+        pixel_values = augment(batch.pixel_values, draws, self.config.augmentation)
         with autocast(device, self.precision):
             with torch.no_grad(), gates_off(model):
                 target = outputs_of(model, pixel_values, batch.inputs)
@@ -239,8 +248,8 @@ def gate_checkpoint(
     """A checkpoint beside that file, named after all that the scores depend on; `None` keeps none."""
     if beside is None:
         return Checkpoint(None, accelerator)
-    names = ("gate_l1", "gate_learning_rate", "gate_minutes", "gate_epochs", "label_weight")
-    settings = [getattr(config, name) for name in (*names, "augmentation", "crop", "precision", "seed")]
+    names = ("gate_l1", "gate_duration", "label_weight")
+    settings = [getattr(config, name) for name in (*names, "augmentation", "precision", "seed")]
     known = [fingerprint(model), settings, gated_layers(model, config), images.name, len(images)]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(beside)

@@ -172,7 +172,7 @@ def prepare_model(
     """Predict the errors of every part of a dense model; several processes share the work and all get every result.
 
     Args:
-        importance: for `selector="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the
+        importance: for `criterion="gates"`, learned scores of what flows into fc2 (neurons,) and o (heads,), by the
             name of that layer.
 
     Raises:

@@ -10,7 +10,7 @@ takes up the mean) and `G` the metric on the output side, the least-squares solu
 `C_{R|S}` the Schur complement. For nested sets one Cholesky factor of `C` in their order has them all: with `C = L Lᵀ`,
 `E(first w) = ½ Σ_{j ≥ w} ‖G^½ (W₂ L)_j‖²`. In the units of the rank curves, so that the planner compares both.
 
-Orders come from three selectors: `fisher_order` removes, again and again, the features that raise `E` least
+Orders come from three criteria: `fisher_order` removes, again and again, the features that raise `E` least
 (Optimal Brain Surgeon, Hassibi & Stork 1993, for whole columns and with `G` in the place of the identity);
 `magnitude_order` is the usual baseline; learned scores (`gates`, Zhu et al., arXiv 2104.08500) are just sorted.
 

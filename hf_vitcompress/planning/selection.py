@@ -17,8 +17,8 @@ def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> T
     """
     if name not in importance:
         raise ConfigError(
-            f'selector="gates" needs learned scores of what flows into {name!r}: let ImportanceGateCallback learn '
-            'them, pass importance=…, or use selector="fisher".'
+            f'criterion="gates" needs learned scores of what flows into {name!r}: let ImportanceGateCallback learn '
+            'them, pass importance=…, or use criterion="fisher".'
         )
     scores = importance[name].detach().abs().double().cpu()
     if scores.shape != (count,):
@@ -28,7 +28,7 @@ def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> T
 
 def selection_method(config: CompressionConfig, importance: Mapping[str, Tensor] | None) -> str:
     """`config.method`, and where learned scores select also which ones: with others, the same shapes keep others."""
-    if config.selector != "gates" or not importance:
+    if config.criterion != "gates" or not importance:
         return config.method
     digest = hashlib.sha256()
     for name, scores in sorted(importance.items()):

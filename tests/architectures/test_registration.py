@@ -55,7 +55,7 @@ def model() -> PreTrainedModel:
 
 
 def compressed(model: PreTrainedModel, pixels: Tensor, **settings: object) -> PreTrainedModel:
-    values = {"keep_ratio": 0.6, "rank_multiple": 1, "precision": "float32", "correct_curves": False, **settings}
+    values = {"keep_ratio": 0.6, "rank_multiple": 1, "precision": "float32", "measuring_images": 0, **settings}
     return ViTCompressor(CompressionConfig(**values), progress=False).compress(model, pixels)
 
 

@@ -31,8 +31,7 @@ CONFIG = CompressionConfig.preset(
     rank_multiple=1,
     num_images=16,
     precision="float32",
-    correct_curves=False,
-    gate_learning_rate=0.05,
+    measuring_images=0,
 )
 FC2, OUT = "vit.layers.0.mlp.fc2", "vit.layers.0.attention.o_proj"
 SAVING = {"save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1, "lr_scheduler_type": "cosine"}
@@ -189,7 +188,7 @@ def test_the_best_checkpoint_may_have_gates(tmp_path: Path, at_step: int | None,
 
 
 def test_what_it_cannot_work_with_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='use selector="gates"'):
+    with pytest.raises(ConfigError, match='use criterion="gates"'):
         ImportanceGateCallback(CompressionConfig())
     with pytest.raises(ConfigError, match="learning_rate above 0"):
         ImportanceGateCallback(CONFIG, learning_rate=0.0)
@@ -216,7 +215,7 @@ def work(folder: Path) -> None:
 
 def learned_alone() -> dict[str, torch.Tensor]:
     """Without a Trainer; five images a step leave the processes unequal shares."""
-    config = dataclasses.replace(CONFIG, gate_epochs=4.0)
+    config = dataclasses.replace(CONFIG, gate_duration="4 epochs")
     return learn_gates(small(), ImageSource(list(PIXELS[:5]), None, "the images"), config, progress=False)[0]
 
 

@@ -36,7 +36,7 @@ def limits_of(model: nn.Module) -> list[tuple[str, int]]:
 
 def test_figures_reach_trackers_and_history(tmp_path: Path) -> None:
     recorder, metrics = Recorder(), CompressionMetricsCallback(dense=lively(), num_images=16)
-    callback = CompressionCallback(dataclasses.replace(CONFIG, correct_curves=True), at_step=3)
+    callback = CompressionCallback(dataclasses.replace(CONFIG, measuring_images=16), at_step=3)
     trainer = new_trainer(tmp_path, recorder, callback, metrics, eval_strategy="steps", eval_steps=8)
     trainer.train()
     figures = {step: logs for step, logs in recorder.logs if "compression_parameters" in logs and "loss" in logs}

@@ -295,7 +295,7 @@ def test_an_interruption_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyP
 
 RECIPE_FLAGS = [
     *("--" + field.name.replace("_", "-") for field in fields(CompressionConfig)),
-    *("--config", "--preset", "--no-correct-bias", "--no-correct-curves"),
+    *("--config", "--preset", "--no-correct-bias", "--no-repair"),
 ]
 COMMANDS = {
     "compress": [*RECIPE_FLAGS, "--output", "--plan", "--test", "--latency"],

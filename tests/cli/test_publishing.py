@@ -152,7 +152,7 @@ def test_compress_judges_and_times_for_the_card(
     run: Run, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick_latency(monkeypatch)
-    recipe = ["--keep-ratio", 0.5, "--rank-multiple", 1, "--precision", "float32", "--no-correct-curves"]
+    recipe = ["--keep-ratio", 0.5, "--rank-multiple", 1, "--precision", "float32", "--measuring-images", 0]
     given = ["--data", made.images, "--test", made.images, "--latency", "--output", tmp_path / "out"]
     done = run("compress", made.dense, *given, *recipe, "-q")
     assert done.code == 0, done.err

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_vitcompress.architectures.inputs import model_inputs
 from hf_vitcompress.architectures.layers import block_names
+from hf_vitcompress.compensation import block_inputs
 from hf_vitcompress.compensation.block_calls import Call
 from hf_vitcompress.compensation.block_inputs import BlockStreams
 from hf_vitcompress.errors import CompensationError
@@ -149,17 +150,19 @@ def test_without_any_image_there_are_none() -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1, 2])
-def test_the_largest_inputs_fit_into_the_cache_wherever_it_starts(first: int) -> None:
+def test_the_largest_inputs_fit_into_the_cache_wherever_it_starts(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """256 tokens of 16 floats in two models are 32,768 bytes an image in the first stage, and half in the second."""
+    monkeypatch.setattr(block_inputs, "CACHE_BYTES", 1_000_000)
     images = images_of(SWIN, 48)
-    streams = streams_of((SWIN.dense(), SWIN.dense()), images, cache_megabytes=1, batch_size=4)
+    streams = streams_of((SWIN.dense(), SWIN.dense()), images, batch_size=4)
     assert streams.start(first) == 28
     assert sum(stream.bytes for stream in streams.streams) == 28 * 32_768 // (1 + first // 2)
 
 
-def test_the_largest_inputs_count_where_they_come_last() -> None:
+def test_the_largest_inputs_count_where_they_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a model whose later blocks have more tokens."""
-    streams = streams_of((SWIN.dense(), SWIN.dense()), images_of(SWIN, 48), cache_megabytes=1, batch_size=4)
+    monkeypatch.setattr(block_inputs, "CACHE_BYTES", 1_000_000)
+    streams = streams_of((SWIN.dense(), SWIN.dense()), images_of(SWIN, 48), batch_size=4)
     streams.blocks = list(reversed(streams.blocks))
     assert streams.start(0) == 28
     assert sum(stream.bytes for stream in streams.streams) == 28 * 16_384

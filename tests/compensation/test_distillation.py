@@ -29,7 +29,7 @@ from support.zoo import HEADS
 
 LESSONS = {
     "metric": "activation",
-    "compensation_epochs": 5,
+    "compensation_duration": "5 epochs",
     "distill_batch_size": 16,
     "learning_rate": 1e-3,
     "feature_weight": 1.0,
@@ -99,7 +99,7 @@ def in_float64(model: PreTrainedModel, blocks: list[int], pixels: Tensor) -> tup
 
 def expected_loss(case: Case, student: PreTrainedModel, blocks: list[int], batch: Batch, draws: Tensor) -> Tensor:
     config = case.config
-    pixels = augment(batch.pixel_values, draws, config.augmentation, config.crop)
+    pixels = augment(batch.pixel_values, draws, config.augmentation)
     z, h = in_float64(case.dense, blocks, pixels)
     z_hat, h_hat = in_float64(student, blocks, pixels)
     t, total = config.temperature, torch.zeros((), dtype=torch.float64)
@@ -128,7 +128,6 @@ LOSSES: dict[str, dict[str, Any]] = {
     "labels without weight": {"label_weight": 0.0},
     "weight without labels": {"label_weight": 0.7, "labels": None},
     "images as they are": {"augmentation": False},
-    "shifted": {"crop": 0.25},
 }
 
 
@@ -167,7 +166,7 @@ def test_a_model_that_says_more_learns_all_of_it(name: str) -> None:
     student = case.student()
     teaching = case.distillation(student)
     ((batch, draws),) = teaching.steps.own_part(0)
-    images = augment(batch.pixel_values, draws, mirror=True, crop=0.0)
+    images = augment(batch.pixel_values, draws, mirror=True)
     with torch.no_grad():
         expected = float(divergence(outputs_of(case.dense, images), outputs_of(student, images)).sum())
         assert expected > 1e-5
@@ -271,7 +270,7 @@ def test_no_hooks_are_left_and_both_models_can_be_pickled() -> None:
 
 
 def test_the_held_out_loss_clearly_falls_where_much_was_lost() -> None:
-    case = lesson(metric="fisher", keep_ratio=0.3, compensation_epochs=20)
+    case = lesson(metric="fisher", keep_ratio=0.3, compensation_duration="20 epochs")
     student, points = learn(case)
     assert case.reference.loss_of(student) < 0.6 * points[0].loss
     assert [point.stage for point in points] == ["distill"] * len(points)
@@ -359,7 +358,7 @@ def test_a_learning_rate_beyond_all_measure_is_named() -> None:
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 4), (2.5, 10), (0.01, 1), (0.4, 2), (5, 20)])
 def test_epochs_decide_the_number_of_steps(epochs: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = lesson(compensation_epochs=epochs)
+    case = lesson(compensation_duration=f"{epochs} epochs")
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
     taken = counted(monkeypatch)
     _, points = learn(case)
@@ -370,14 +369,14 @@ def test_epochs_decide_the_number_of_steps(epochs: float, steps: int, monkeypatc
 
 
 def test_without_epochs_or_minutes_it_is_one_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = lesson(compensation_epochs=None)
+    case = lesson(compensation_duration=None)
     taken = counted(monkeypatch)
     learn(case)
     assert len(taken) == 4
 
 
 def test_a_batch_is_no_larger_than_there_are_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = lesson(distill_batch_size=1000, compensation_epochs=3)
+    case = lesson(distill_batch_size=1000, compensation_duration="3 epochs")
     taken = counted(monkeypatch)
     _, points = learn(case)
     assert len(taken) == 3
@@ -385,7 +384,7 @@ def test_a_batch_is_no_larger_than_there_are_images(monkeypatch: pytest.MonkeyPa
 
 
 def test_minutes_are_about_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, minutes = lesson(compensation_epochs=None), 0.03
+    case, minutes = lesson(compensation_duration=None), 0.03
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
     taken = []
     for _ in range(3):  # a busy machine may be slower than it was when the steps were counted
@@ -406,7 +405,7 @@ def test_no_time_left_is_still_a_step(monkeypatch: pytest.MonkeyPatch, case: Cas
 def test_a_machine_that_has_become_slow_does_not_go_on_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = lesson(compensation_epochs=None)
+    case = lesson(compensation_duration=None)
     take = Distillation._step
     monkeypatch.setattr(Steps, "seconds_of", lambda *_: 0.001)
     monkeypatch.setattr(Distillation, "_step", lambda self, step: time.sleep(0.005) or take(self, step))
@@ -468,7 +467,7 @@ def test_an_unreadable_image_ends_it_where_it_is_to() -> None:
 
 
 def test_two_runs_are_alike_to_the_bit() -> None:
-    case = lesson(crop=0.2)
+    case = lesson()
     torch.manual_seed(0)
     first, first_points = learn(case)
     torch.manual_seed(1)
@@ -489,7 +488,7 @@ def test_the_global_random_state_is_left_alone(case: Case) -> None:
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
     stop_before: int, seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = lesson(crop=0.2)  # 20 steps, evaluated after every second one
+    case = lesson()  # 20 steps, evaluated after every second one
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "CHECKPOINT_SECONDS", seconds)
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
     whole, expected = learn(case)
@@ -544,7 +543,7 @@ def test_a_finished_run_is_not_run_again(
 def test_a_run_of_minutes_goes_on_with_the_steps_that_were_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = lesson(compensation_epochs=None)
+    case = lesson(compensation_duration=None)
     monkeypatch.setattr(Steps, "seconds_of", lambda *_: 2.0)
     stage = tmp_path / "stage"
     with monkeypatch.context() as patch:
@@ -575,7 +574,7 @@ OTHERS: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
 def test_other_models_and_arithmetics_learn(
     make_dense: Callable[[], PreTrainedModel], settings: dict[str, Any]
 ) -> None:
-    common = {"metric": "fisher", "keep_ratio": 0.3, "compensation_epochs": 10}
+    common = {"metric": "fisher", "keep_ratio": 0.3, "compensation_duration": "10 epochs"}
     case = lesson(dense=make_dense(), **{**common, **settings})
     student = case.student().float()
     points = case.distillation(student).run(None, checkpoint(), progress=False)

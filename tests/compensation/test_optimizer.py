@@ -74,7 +74,7 @@ def test_it_goes_on_from_its_state_with_the_same_bits() -> None:
 def compressed(
     model: PreTrainedModel, pixels: Tensor, metric: str, **settings: str
 ) -> tuple[PreTrainedModel, Statistics]:
-    values = {"keep_ratio": 0.5, "metric": metric, "rank_multiple": 1, "precision": "float32", "correct_curves": False}
+    values = {"keep_ratio": 0.5, "metric": metric, "rank_multiple": 1, "precision": "float32", "measuring_images": 0}
     config = CompressionConfig.from_dict({**values, **settings})
     compressor = ViTCompressor(config, progress=False)
     small = compressor.compress(model, pixels)

@@ -67,7 +67,7 @@ def build(kind: str) -> PreTrainedModel:
 
 
 KINDS = [*METHODS, "deit", "dense", "dense deit"]
-NARROW_LAYERS = {"keep_ratio": 0.8, "rank_multiple": 1, "precision": "float32", "correct_curves": False}
+NARROW_LAYERS = {"keep_ratio": 0.8, "rank_multiple": 1, "precision": "float32", "measuring_images": 0}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
 

@@ -249,7 +249,7 @@ def test_heads_that_cannot_be_cut_are_refused_and_others_are_not(head: Head) -> 
     attention = attention_of(find_layers(model))
     if attention is not None and may_prune_heads(model, attention):
         return
-    compressor = ViTCompressor(CompressionConfig(attention="prune", correct_curves=False), progress=False)
+    compressor = ViTCompressor(CompressionConfig(attention="prune", measuring_images=0), progress=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*calibration tokens reached.*")
         with pytest.raises(ConfigError, match=type(model.get_submodule(attention)).__name__):

@@ -20,7 +20,7 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def compressed(model: PreTrainedModel) -> PreTrainedModel:
-    config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", correct_curves=False)
+    config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", measuring_images=0)
     images = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     return ViTCompressor(config, progress=False).compress(model, images, target="encoder")
 

@@ -34,7 +34,7 @@ from support.zoo import STAGES, TEXT, VISION
 transformers.utils.logging.disable_progress_bar()
 
 LANGUAGE = {**TEXT, "model_type": "llama", "num_key_value_heads": 2, "tie_word_embeddings": True}
-SETTINGS = {"rank_multiple": 1, "precision": "float32", "correct_curves": False}
+SETTINGS = {"rank_multiple": 1, "precision": "float32", "measuring_images": 0}
 WHOLE = ["clip", "siglip", "llava"]
 
 
@@ -160,7 +160,12 @@ def test_a_llava_tower_is_judged_by_the_hidden_states_that_are_read(pixels: Tens
 
 def test_compensation_reaches_the_whole(pixels: Tensor) -> None:
     model = whole("clip")
-    settings = {"compensation": "distill", "compensation_epochs": 6, "learning_rate": 1e-4, "held_out_images": 24}
+    settings = {
+        "compensation": "distill",
+        "compensation_duration": "6 epochs",
+        "learning_rate": 1e-4,
+        "held_out_images": 24,
+    }
     settings |= {"distill_batch_size": 12, "keep_ratio": 0.45}
     small, compressor = compress(model, pixels, "clip", **settings)
     plain, _ = compress(model, pixels, "clip", keep_ratio=0.45)
@@ -236,7 +241,7 @@ def test_the_terminal_compresses_judges_and_times_the_tower(
     for number, picture in enumerate(pictures):
         picture.save(photos / f"{number}.png")
     recipe = ["--target", "vision_model", "--max-params", "19000", "--rank-multiple", "1", "--precision", "float32"]
-    command = ["compress", str(dense), "--data", str(photos), "--output", str(small), "--no-correct-curves"]
+    command = ["compress", str(dense), "--data", str(photos), "--output", str(small), "--measuring-images", "0"]
     done = run(*command, *recipe, "--test", str(photos), "--latency")
     assert done.code == 0, done.err
     assert "FactoredCLIPModel, its vision_model" in done.out

@@ -431,7 +431,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def compressor(**changes: Any) -> ViTCompressor:
-    settings = {"precision": "float32", "rank_multiple": 1, "correct_curves": False, **changes}
+    settings = {"precision": "float32", "rank_multiple": 1, "measuring_images": 0, **changes}
     return ViTCompressor(CompressionConfig(**settings), progress=False)
 
 
@@ -449,7 +449,7 @@ def test_compressed_model_keeps_the_ratio(
 
 @pytest.mark.parametrize("ratio", [0.9, 0.95, 0.97, 0.99])
 def test_pruning_by_the_same_share_reaches_ratios_near_one(vit: PreTrainedModel, pixels: Tensor, ratio: float) -> None:
-    settings = {"selector": "magnitude", "compensation": "none", "correct_curves": False, "precision": "float32"}
+    settings = {"criterion": "magnitude", "compensation": "none", "measuring_images": 0, "precision": "float32"}
     config = CompressionConfig.preset("vtp", keep_ratio=ratio, rank_multiple=1, **settings)
     small = ViTCompressor(config, progress=False).compress(vit, pixels)
     assert ratio * (1 - KEEP_TOLERANCE) <= count_costs(small).parameters / count_costs(vit).parameters <= ratio

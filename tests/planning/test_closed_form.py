@@ -228,7 +228,7 @@ def test_missing_gradients_are_refused(metric: str, shape: tuple[int, int]) -> N
 
 
 def test_statistics_of_a_simpler_metric_are_refused() -> None:
-    problem = make("diagonal", (24, 10))
+    problem = make("weight", (24, 10))
     with pytest.raises(CalibrationError, match="calibrate again"):
         factorize(problem.layer, problem.linear, problem.statistics, CompressionConfig(metric="activation"))
 

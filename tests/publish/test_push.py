@@ -476,7 +476,7 @@ def test_it_loads_from_the_hub(hub: FakeHub, made: Made) -> None:
     ],
 )
 def test_models_without_a_head_and_of_another_kind(hub: FakeHub, dense: Any, config: Any, auto: Any) -> None:
-    recipe = CompressionConfig(keep_ratio=0.6, rank_multiple=1, correct_curves=False, precision="float32")
+    recipe = CompressionConfig(keep_ratio=0.6, rank_multiple=1, measuring_images=0, precision="float32")
     small = ViTCompressor(recipe, progress=False).compress(seeded(dense, config), random_images(24))
     cast(Any, small).push_to_hub("me/x")
     assert hub.files("me/x").keys() == PUBLISHED - {"preprocessor_config.json"}
@@ -488,7 +488,7 @@ def test_models_without_a_head_and_of_another_kind(hub: FakeHub, dense: Any, con
 
 def test_a_model_of_the_hub_is_compressed_and_published_with_its_terms(hub: FakeHub, made: Made) -> None:
     hub.add_repo("someone/vit", contents(made.dense))
-    recipe = CompressionConfig(keep_ratio=0.6, rank_multiple=1, correct_curves=False, precision="float32")
+    recipe = CompressionConfig(keep_ratio=0.6, rank_multiple=1, measuring_images=0, precision="float32")
     small = ViTCompressor(recipe, progress=False).compress("someone/vit", str(made.images))
     cast(Any, small).push_to_hub("me/x")
     card = card_of(hub.files("me/x"))

@@ -139,7 +139,7 @@ def test_a_file_is_never_replaced_by_a_folder(overwrite: bool, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def compressed(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
     """The digits model at half size (0.4 MB of weights), and the file of its statistics."""
-    compressor = ViTCompressor(CompressionConfig(rank_multiple=2, correct_curves=False), progress=False)
+    compressor = ViTCompressor(CompressionConfig(rank_multiple=2, measuring_images=0), progress=False)
     file = tmp_path_factory.mktemp("statistics") / "digits.safetensors"
     model = compressor.compress(MODEL, DIGITS / "calibration.parquet", checkpoint=file)
     return model, file
@@ -214,7 +214,7 @@ def test_save_pretrained_on_a_full_disk_leaves_the_earlier_model(
 
 
 def test_calibration_on_a_full_disk_says_so(tmp_path: Path) -> None:
-    compressor = ViTCompressor(CompressionConfig(metric="activation", correct_curves=False), progress=False)
+    compressor = ViTCompressor(CompressionConfig(metric="activation", measuring_images=0), progress=False)
     with full_disk(LIMIT), pytest.raises(OutputError, match=r"statistics\.safetensors.*could not be written"):
         compressor.calibrate(MODEL, DIGITS / "calibration.parquet", checkpoint=tmp_path / "statistics.safetensors")
     assert names(tmp_path) == []

@@ -174,16 +174,14 @@ def test_carried_gradient_is_the_explicit_product(vit: PreTrainedModel, pixels: 
     assert relative(statistics.gradients[fc1.name].moment, weight.T @ explicit @ weight) < 1e-5
 
 
-@pytest.mark.parametrize("metric", ["weight", "diagonal", "activation", "row_fisher"])
+@pytest.mark.parametrize("metric", ["weight", "activation", "row_fisher"])
 def test_other_metrics_collect_plain_moments(vit: PreTrainedModel, pixels: Tensor, metric: str) -> None:
     with recorded(vit) as recorders:
         statistics = run(vit, pixels, config(metric=metric, token_weighting=0.0))
     for layer in find_layers(vit):
         recorder, moment = recorders[layer.name], statistics.inputs[layer.input_name]
-        mean, covariance = recorder.moments(recorder.inputs, torch.ones(len(pixels) * 17, dtype=torch.float64))
+        mean, _ = recorder.moments(recorder.inputs, torch.ones(len(pixels) * 17, dtype=torch.float64))
         assert relative(moment.mean, mean) < 1e-5
-        if metric == "diagonal":
-            assert relative(moment.variance, covariance.diagonal()) < 1e-5
         if metric == "row_fisher":
             powers = sum(g.square().sum(0) for g in recorder.output_gradients) / (2 * len(pixels))
             assert relative(statistics.gradients[layer.name].mean_square, powers) < 1e-5
@@ -452,7 +450,7 @@ def eager_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("eager_checkpoints")
 @every_mlp
-@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "diagonal", "weight"])
+@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "weight"])
 def test_interrupted_calibration_ends_with_the_same_bits(
     vit: PreTrainedModel, pixels: Tensor, tmp_path: Path, metric: str, mlp: str
 ) -> None:

@@ -12,7 +12,7 @@ from hf_vitcompress.planning.closed_form import Factorization, factorize
 from hf_vitcompress.statistics.moments import GradientMoment, Moment
 from hf_vitcompress.statistics.statistics import Statistics
 
-METRICS = ("weight", "diagonal", "activation", "row_fisher", "fisher")
+METRICS = ("weight", "activation", "row_fisher", "fisher")
 
 
 IMAGES, TOKENS = 40, 10

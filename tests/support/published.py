@@ -62,7 +62,7 @@ def make(root: Path) -> Made:
     save_images(images)
     surroundings = {"HF_TOKEN": TOKEN, "USER": TELL_TALE, "LOGNAME": TELL_TALE, "HOSTNAME": f"{TELL_TALE}-host"}
     with mock.patch.dict(os.environ, surroundings):
-        config = CompressionConfig(keep_ratio=0.5, rank_multiple=1, correct_curves=False, precision="float32")
+        config = CompressionConfig(keep_ratio=0.5, rank_multiple=1, measuring_images=0, precision="float32")
         compressor = ViTCompressor(config, progress=False)
         small = compressor.compress(str(dense), str(images))
         report = compressor.report

@@ -205,7 +205,7 @@ class Process:
         model, data, small = DIGITS / "model", DIGITS / "calibration.parquet", self.folder / "small"
         statistics = ["--statistics", self.folder / "small.safetensors"]
         recipe = ["--num-images", 160, "--rank-multiple", 2, "-q"]
-        learn = ["--data", data, "--compensation", "distill", "--compensation-epochs", 1]
+        learn = ["--data", data, "--compensation", "distill", "--compensation-duration", "1 epoch"]
         compress = ["compress", model, *recipe, *learn, *statistics, "--output", small, "--keep-ratio"]
         return {
             "compress": outcome_of(*compress, 0.4),
@@ -223,7 +223,7 @@ def everything(folder: Path) -> None:
     process = Process(folder)
     nan = process.images()
     nan.images[SECOND_BATCH][0, 0, 0] = torch.nan
-    distill = {"compensation_epochs": 3, "distill_batch_size": 16, "learning_rate": 1e-4}
+    distill = {"compensation_duration": "3 epochs", "distill_batch_size": 16, "learning_rate": 1e-4}
     few = {"batch_size": 8, "compensation": "both", "optimizer": "adamw", **distill}
     residual = {"compensation": "residual", "residual_share": 0.5, "metric": "activation"}
     low_rank, heads = ({**method, **residual} for method in (LOW_RANK, METHODS["pruned"]))

@@ -91,7 +91,7 @@ def compressed(
         settings, layers = {**LOW_RANK, **settings}, low_rank_plan(ranks).layers
     dense = dense or lively()
     source = ImageSource(list(random_images(96) if images is None else images), labels, "the images")
-    values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "correct_curves": False, **settings}
+    values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "measuring_images": 0, **settings}
     config = CompressionConfig(**values)
     compressor = ViTCompressor(config, progress=False)
     end = len(source) - HELD_OUT

@@ -11,9 +11,7 @@ from hf_vitcompress import CompressionConfig
 from support.students import lively, random_images
 
 STEPS = 8
-CONFIG = CompressionConfig(
-    keep_ratio=0.5, rank_multiple=1, num_images=32, measuring_images=16, precision="float32", correct_curves=False
-)
+CONFIG = CompressionConfig(keep_ratio=0.5, rank_multiple=1, num_images=32, measuring_images=0, precision="float32")
 PIXELS = random_images(64)
 LABELS = torch.randint(0, 5, (64,), generator=torch.Generator().manual_seed(0))
 DATA = [{"pixel_values": image, "labels": label} for image, label in zip(PIXELS, LABELS, strict=True)]

@@ -19,5 +19,5 @@ def compressor_for(model: PreTrainedModel, way: dict[str, Any]) -> ViTCompressor
         way = {**way, "attention": "none"}
     inside = [layer for layer in layers if way.get("attention") != "none" or layer.role in ("gate", "fc1", "fc2")]
     limit = model.num_parameters() - round(SMALLER * sum(layer.parameters for layer in inside))
-    settings = {"rank_multiple": 1, "batch_size": 12, "precision": "float32", "correct_curves": False, **way}
+    settings = {"rank_multiple": 1, "batch_size": 12, "precision": "float32", "measuring_images": 0, **way}
     return ViTCompressor(CompressionConfig(keep_ratio=None, max_params=limit, **settings), progress=False)

@@ -47,7 +47,7 @@ class HeadsPart(Part):
         """Heads, the one to keep longest first, and errors (heads + 1,)."""
         problem = self._output_problem()
         groups = [self._features(head) for head in range(self.heads)]
-        if self.config.selector == "fisher":
+        if self.config.criterion == "fisher":
             order = group_order(*problem, groups)
         else:
             order = self._scores().argsort(descending=True, stable=True).tolist()
@@ -57,7 +57,7 @@ class HeadsPart(Part):
 
     def _scores(self) -> Tensor:
         """Importance of each head (heads,)."""
-        if self.config.selector == "gates":
+        if self.config.criterion == "gates":
             return learned_scores(self.importance, self.layers[-1].name, self.heads)
         norms = [linear.weight.detach().reshape(self.heads, -1).norm(dim=1) for linear in self.linears[:-1]]
         last = self.linears[-1].weight.detach().T.reshape(self.heads, -1).norm(dim=1)

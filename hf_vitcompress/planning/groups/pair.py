@@ -120,9 +120,9 @@ class PairPart(Part):
         return solution
 
     def _order(self, features: Features) -> Tensor:
-        if self.config.selector == "magnitude":
+        if self.config.criterion == "magnitude":
             return magnitude_order([maker.weight for maker in features.makers], features.reader)
-        if self.config.selector == "gates":
+        if self.config.criterion == "gates":
             scores = learned_scores(self.importance, self.reader.name, self.width)
             return scores.argsort(descending=True, stable=True)
         return fisher_order(features.reader, features.output_side, features.covariance)

@@ -58,7 +58,7 @@ def citations(settings: Mapping[str, Any]) -> list[str]:
     settings = {**CompressionConfig().to_dict(), **settings}  # an older recipe lacks what is newer
     metric, mlp, attention = settings["metric"], settings["mlp"], settings["attention"]
     prunes_mlp, prunes_heads = mlp in ("prune", "auto"), attention in ("prune", "joint")
-    learned = settings["selector"] == "gates" and (mlp in ("prune", "auto") or attention == "prune")
+    learned = settings["criterion"] == "gates" and (mlp in ("prune", "auto") or attention == "prune")
     compensation = settings["compensation"]
     distills = compensation in ("distill", "both")
     whitened = metric == "activation"

@@ -154,7 +154,7 @@ def stacked(metric: str, correct_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
     x = flow(model, names[0])
     x = x - x.mean(0) if correct_bias else x
     moment = x.T @ x / len(x)
-    inputs = {"activation": moment, "fisher": moment, "diagonal": torch.diag(moment.diagonal())}
+    inputs = {"activation": moment, "fisher": moment}
     eye = torch.eye(WIDTH, dtype=torch.float64)
     sides = []
     for name in names:
@@ -436,7 +436,7 @@ def test_heads_that_nothing_reads_can_go_without_a_trace(unused: int, repair: bo
 def test_heads_go_in_the_order_of_their_learned_scores() -> None:
     scores = torch.tensor([0.2, -0.9, 0.5, 0.1])
     importance = {f"vit.layers.{block}.attention.o_proj": scores for block in (0, 1)}
-    part = part_of(HeadsPart, attention="prune", mlp="none", selector="gates", importance=importance)
+    part = part_of(HeadsPart, attention="prune", mlp="none", criterion="gates", importance=importance)
     assert part.solution[0] == [1, 2, 0, 3]
 
 
@@ -449,11 +449,11 @@ def test_heads_go_in_the_order_of_their_learned_scores() -> None:
 )
 def test_missing_or_wrong_scores_are_refused(importance: dict[str, Tensor] | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        prepared(attention="prune", mlp="none", selector="gates", importance=importance)
+        prepared(attention="prune", mlp="none", criterion="gates", importance=importance)
 
 
 def test_heads_go_in_the_order_of_their_magnitude() -> None:
-    part = part_of(HeadsPart, selector="magnitude", **METHODS["pruned"])
+    part = part_of(HeadsPart, criterion="magnitude", **METHODS["pruned"])
     model, _ = calibrated("fisher")
     scores = torch.ones(HEADS)
     for letter in "qkv":

@@ -209,10 +209,10 @@ def test_other_widths_than_those_planned_with_can_be_asked_for() -> None:
     assert part.choice(mlp(41, 5, 7)).error < asked.error
 
 
-@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "diagonal", "weight"])
-@pytest.mark.parametrize("selector", ["fisher", "magnitude"])
-def test_every_metric_and_selector_orders_and_repairs(metric: str, selector: str) -> None:
-    part = pair("mlp", metric, selector=selector)
+@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "weight"])
+@pytest.mark.parametrize("criterion", ["fisher", "magnitude"])
+def test_every_metric_and_criterion_orders_and_repairs(metric: str, criterion: str) -> None:
+    part = pair("mlp", metric, criterion=criterion)
     assert sorted(part.solution.order.tolist()) == list(range(HIDDEN))
     assert (part.solution.pruned[1:] <= part.solution.pruned[:-1] + 1e-12).all()
     assert torch.isfinite(part.solution.pruned).all()
@@ -220,18 +220,18 @@ def test_every_metric_and_selector_orders_and_repairs(metric: str, selector: str
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
-def test_the_selector_of_least_loss_loses_less_than_magnitudes() -> None:
-    found = {selector: pair(selector=selector).solution.pruned for selector in ("fisher", "magnitude")}
+def test_the_criterion_of_least_loss_loses_less_than_magnitudes() -> None:
+    found = {criterion: pair(criterion=criterion).solution.pruned for criterion in ("fisher", "magnitude")}
     assert (found["fisher"][8:-8] < found["magnitude"][8:-8]).all()
 
 
 def test_learned_scores_are_the_order() -> None:
     scores = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(0))
     importance = {f"vit.layers.{block}.mlp.fc2": scores for block in (0, 1)}
-    part = pair(mlp="prune", selector="gates", attention="none", importance=importance)
+    part = pair(mlp="prune", criterion="gates", attention="none", importance=importance)
     assert part.solution.order.tolist() == scores.abs().argsort(descending=True).tolist()
     with pytest.raises(ConfigError, match=r"needs learned scores of what flows into 'vit\.layers\.0\.mlp\.fc2'"):
-        pair(mlp="prune", selector="gates", attention="none")
+        pair(mlp="prune", criterion="gates", attention="none")
 
 
 # ---- values
@@ -272,7 +272,7 @@ def test_all_values_of_every_head_are_the_layers_as_they_were() -> None:
         torch.testing.assert_close(tensors[f"{name}.bias"].float(), model.get_submodule(name).bias.detach())
 
 
-@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "diagonal", "weight"])
+@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "weight"])
 def test_one_value_less_in_every_head_costs_least(metric: str) -> None:
     part = pair("vo", metric)
     errors = [part.choice(values(width)).error for width in range(HEADS, WIDTH + 1, HEADS)]
@@ -351,7 +351,7 @@ def test_statistics_without_hidden_features_say_so() -> None:
             prepare_model(model, statistics, config_of(mlp=method), progress=False)
 
 
-@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "diagonal", "weight"])
+@pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "weight"])
 def test_statistics_of_hidden_features_serve_low_rank_too(metric: str) -> None:
     """With the same errors as those collected for it, but for the tokens left out."""
     model, wide = calibrated(metric)

@@ -245,7 +245,7 @@ def test_models_of_every_kind_have_cards(
 ) -> None:
     settings = {**TINY, "encoder_stride": 4}
     config = DeiTConfig(**settings) if dense.__name__.startswith("DeiT") else tiny_config(encoder_stride=4)
-    recipe = CompressionConfig(keep_ratio=0.6, rank_multiple=1, correct_curves=False, precision="float32")
+    recipe = CompressionConfig(keep_ratio=0.6, rank_multiple=1, measuring_images=0, precision="float32")
     small = ViTCompressor(recipe, progress=False).compress(seeded(dense, config), random_images(24))
     small.save_pretrained(tmp_path)
     card = Card.load(tmp_path / "README.md")
@@ -300,7 +300,7 @@ def test_a_card_cites_the_methods_of_its_recipe(made: Made, preset: str) -> None
         ({"compensation": "residual"}, "azizi2024memory"),
         ({"compensation": "distill"}, "hinton2015distilling"),
         ({"compensation": "both", "optimizer": "preconditioned"}, "vyas2024soap"),
-        ({"selector": "gates"}, "zhu2021vision"),
+        ({"criterion": "gates"}, "zhu2021vision"),
     ],
 )
 def test_methods_added_to_a_recipe_are_cited(settings: dict[str, Any], key: str) -> None:
@@ -347,7 +347,7 @@ def test_a_report_of_an_earlier_version_has_a_card(made: Made, folder: Path) -> 
     report = json.loads((folder / "compression_report.json").read_text())
     for name in ("origin", "calibration_dataset", "environment", "weights", "quantization", "gates"):
         del report[name]
-    for name in ("selector", "repair", "optimizer", "label_weight"):
+    for name in ("criterion", "repair", "optimizer", "label_weight"):
         del report["settings"][name]
     (folder / "compression_report.json").write_text(json.dumps(report))
     card = write_card(folder)

@@ -39,7 +39,7 @@ def commands() -> str:
     """Markdown: every command with its arguments and flags; those of a recipe once, at the end."""
     found = typer.main.get_command(app).commands
     sections = [section for name, command in found.items() for section in _command(name, command)]
-    recipe = [parameter for parameter in found[RECIPE_COMMAND].params if _panel(parameter)]
+    recipe = _recipe()
     sections += [
         "## Flags of the recipe",
         "Each flag is also a line of a YAML file (`--config`) and a field of `CompressionConfig`; see "
@@ -48,6 +48,16 @@ def commands() -> str:
     for panel in dict.fromkeys(map(_panel, recipe)):
         sections += [f"### {panel}", _table([parameter for parameter in recipe if _panel(parameter) == panel])]
     return "\n\n".join(sections)
+
+
+def recipe_flags() -> list[str]:
+    """The first name of each flag that stands for a setting."""
+    return [parameter.opts[0] for parameter in _recipe()]
+
+
+def _recipe() -> list[Any]:
+    """Its flags stand in panels of their own."""
+    return [p for p in typer.main.get_command(app).commands[RECIPE_COMMAND].params if _panel(p)]
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

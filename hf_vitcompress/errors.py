@@ -61,3 +61,7 @@ class ExportError(VitCompressError, RuntimeError):
 
 class CalibrationWarning(UserWarning):
     """The statistics are usable but weaker than they should be."""
+
+
+class ConfigWarning(UserWarning):
+    """A recipe names settings of an earlier version; the message says what became of them."""

@@ -9,6 +9,7 @@ from ..errors import DistributedError, VitCompressError
 from .compression import compress, inspect_model, plan_budget
 from .evaluation import evaluate_checkpoint
 from .export import export_checkpoint
+from .help import GROUPED
 from .publishing import push_checkpoint
 from .quantization import quantize_checkpoint
 
@@ -17,15 +18,15 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # tables would cut off the names of long flags
+    rich_markup_mode=None,  # see `help.GroupedCommand`
 )
-app.command("compress")(compress)
-app.command("inspect")(inspect_model)
-app.command("plan")(plan_budget)
-app.command("evaluate")(evaluate_checkpoint)
-app.command("quantize")(quantize_checkpoint)
-app.command("export")(export_checkpoint)
-app.command("push")(push_checkpoint)
+app.command("compress", **GROUPED)(compress)
+app.command("inspect", **GROUPED)(inspect_model)
+app.command("plan", **GROUPED)(plan_budget)
+app.command("evaluate", **GROUPED)(evaluate_checkpoint)
+app.command("quantize", **GROUPED)(quantize_checkpoint)
+app.command("export", **GROUPED)(export_checkpoint)
+app.command("push", **GROUPED)(push_checkpoint)
 
 
 def main() -> None:

@@ -1,40 +1,41 @@
-"""The flags of a recipe, made from the fields and the documentation of `CompressionConfig`; there is no second list."""
+"""The flags of a recipe, made from the settings of `CompressionConfig`; there is no second list."""
 
 import functools
 import inspect
-import re
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_origin
 
 import typer
 
-from ..config import BUDGETS, PRESETS, CompressionConfig, load_settings
+from ..config import (
+    BASELINES,
+    BUDGETS,
+    GROUPS,
+    OWN_PRESETS,
+    SETTINGS,
+    CompressionConfig,
+    SettingField,
+    fields_of,
+    load_settings,
+)
+
+PRESET_HELP = (
+    f"Named recipe. This package's own: {', '.join(OWN_PRESETS)}. Baselines (other people's methods): "
+    f"{', '.join(BASELINES)}."
+)
 
 
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command a flag for every field of `CompressionConfig`, and pass it the config they make.
+    """Give a command a flag for every setting of `CompressionConfig`, and pass it the config they make.
 
     Flags win over `--config`, which wins over `--preset`.
     """
-    hints = get_type_hints(CompressionConfig)
-    documentation = _field_documentation()
-    options: list[inspect.Parameter] = [
-        _option("config_file", Path | None, "--config", "YAML or JSON file of settings; flags win over it.", "Recipe"),
-        _option("preset", str | None, "--preset", f"Named recipe: {', '.join(PRESETS)}.", "Recipe"),
-    ]
-    for field in fields(CompressionConfig):
-        name = "--" + field.name.replace("_", "-")
-        names = f"{name}/--no-{name[2:]}" if hints[field.name] is bool else name
-        help_text = documentation[field.name]
-        if field.default not in (None, inspect.Parameter.empty) and isinstance(field.default, str | int | float):
-            help_text += f" Default: {field.default}."
-        options.append(_option(field.name, hints[field.name] | None, names, help_text, "Recipe"))
+    names = [field.name for field in SETTINGS]
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:
-        flags = {field.name: arguments.pop(field.name) for field in fields(CompressionConfig)}
+        flags = {name: arguments.pop(name) for name in names}
         file, preset = arguments.pop("config_file"), arguments.pop("preset")
         settings = {} if file is None else load_settings(file)
         if preset is not None:
@@ -45,19 +46,37 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         command(config=CompressionConfig.from_dict({**settings, **given}), **arguments)
 
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "config"]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *options]]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *_recipe_options()]]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
 
 
+def _recipe_options() -> Iterator[inspect.Parameter]:
+    yield _option("config_file", Path, "--config", "YAML or JSON file of settings; flags win over it.", "Recipe")
+    yield _option("preset", str, "--preset", PRESET_HELP, "Recipe")
+    for title, group in GROUPS.items():
+        for field in fields_of(group):
+            yield _option(field.name, field.type, _flags(field), _help(field), title)
+
+
+def _flags(field: SettingField) -> str:
+    name = field.name.replace("_", "-")
+    return f"--{name}/--no-{name}" if field.type is bool else f"--{name}"
+
+
+def _help(field: SettingField) -> str:
+    """The documentation without Markdown, and the default."""
+    text = field.doc.replace("`None`", "Not given") if field.default is None else field.doc
+    text = text.replace("`", "")
+    if get_origin(field.kind) is list:
+        return f"{text} May be repeated."
+    if isinstance(field.default, bool):
+        return f"{text} Default: {'on' if field.default else 'off'}."
+    return text if field.default is None else f"{text} Default: {field.default}."
+
+
 def _option(name: str, kind: Any, flag: str, help_text: str, panel: str) -> inspect.Parameter:
-    annotation = Annotated[kind, typer.Option(flag, help=help_text, rich_help_panel=panel, show_default=False)]
+    """An option that is `None` where it is not given."""
+    annotation = Annotated[kind | None, typer.Option(flag, help=help_text, rich_help_panel=panel, show_default=False)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _field_documentation() -> dict[str, str]:
-    """Field name → its paragraph in the docstring of `CompressionConfig`."""
-    text = inspect.cleandoc(CompressionConfig.__doc__ or "").split("Attributes:\n")[1]
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text, flags=re.MULTILINE)
-    return {name: re.sub(r"\s+", " ", body).replace("`", "") for name, body in entries}

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -107,68 +106,6 @@ def test_finished_statistics_are_used_again_beside_data(
     done = run("compress", MODEL, *arguments, "--output", tmp_path / "s")
     assert done.code == 0, done.err
     assert same_weights(tmp_path / "s", first / "small")
-
-
-# What a command makes of its flags, without the work.
-
-
-@pytest.fixture
-def recipe_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CompressionConfig]:
-    class StopHereError(Exception):
-        pass
-
-    seen: list[CompressionConfig] = []
-
-    def remember(config: CompressionConfig, _: bool) -> None:
-        seen.append(config)
-        raise StopHereError
-
-    monkeypatch.setattr(cli.compression, "_compressor", remember)
-
-    def call(*arguments: object) -> CompressionConfig:
-        with pytest.raises(StopHereError):
-            run("plan", MODEL, "--statistics", "unused", *arguments)
-        return seen[-1]
-
-    return call
-
-
-def write(path: Path, **settings: Any) -> Path:
-    path.write_text(json.dumps(settings))
-    return path
-
-
-@pytest.mark.parametrize("flag", [["--max-params", 9], ["--max-macs", 9], ["--max-accuracy-drop", 0.5]])
-def test_a_budget_flag_beats_the_budget_of_the_file(
-    flag: list[Any], recipe_of: Callable[..., CompressionConfig], tmp_path: Path
-) -> None:
-    config = recipe_of("--config", write(tmp_path / "r.json", keep_ratio=0.3, seed=5), *flag)
-    assert config.budget == flag[0].removeprefix("--").replace("-", "_")
-    assert config.seed == 5
-
-
-def test_flags_beat_the_file_which_beats_the_preset(
-    recipe_of: Callable[..., CompressionConfig], tmp_path: Path
-) -> None:
-    file = write(tmp_path / "r.json", preset="svd", damping=0.01, batch_size=3, correct_bias=True)
-    config = recipe_of("--config", file, "--batch-size", 4, "--preset", "svd_llm")
-    assert config == CompressionConfig.preset("svd_llm", damping=0.01, batch_size=4, correct_bias=True)
-
-
-@pytest.mark.parametrize("value", [True, False])
-def test_switches_work_both_ways(value: bool, recipe_of: Callable[..., CompressionConfig], tmp_path: Path) -> None:
-    file = write(tmp_path / "r.json", correct_bias=not value)
-    assert recipe_of("--config", file, "--correct-bias" if value else "--no-correct-bias").correct_bias is value
-
-
-def test_patterns_can_be_given_several_times(recipe_of: Callable[..., CompressionConfig]) -> None:
-    config = recipe_of("--skip-modules", "fc1", "--skip-modules", "layers.0.*")
-    assert config.skip_modules == ["fc1", "layers.0.*"]
-    assert config.target_modules is None
-
-
-def test_no_flags_are_the_default_recipe(recipe_of: Callable[..., CompressionConfig]) -> None:
-    assert recipe_of() == CompressionConfig()
 
 
 # ---- messages
@@ -291,32 +228,6 @@ def test_an_interruption_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyP
     done = run("compress", MODEL, "--data", CALIBRATION, "--output", tmp_path / "out")
     assert done.code == 130
     assert "the same command goes on" in done.err
-
-
-RECIPE_FLAGS = [
-    *("--" + field.name.replace("_", "-") for field in fields(CompressionConfig)),
-    *("--config", "--preset", "--no-correct-bias", "--no-repair"),
-]
-COMMANDS = {
-    "compress": [*RECIPE_FLAGS, "--output", "--plan", "--test", "--latency"],
-    "inspect": [*RECIPE_FLAGS, "--figure"],
-    "plan": [*RECIPE_FLAGS, "--output"],
-    "evaluate": ["--data", "--against", "--latency", "--json", "--precision", "--batch-size", "--update-card"],
-    "quantize": ["--output", "--scheme", "--overwrite"],
-    "export": ["--to", "--output", "--against", "--max-batch", "--json"],
-    "push": ["--private", "--revision", "--create-pr", "--token", "--commit-message", "--max-shard-size", "--tag"],
-}
-
-
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_exits_well_and_names_every_setting(command: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a terminal of the usual width, where a name that is cut off would be of no use."""
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERMINAL_WIDTH", "80")
-    done = run(*filter(None, [command]), "--help")
-    assert done.code == 0
-    text = re.sub(r"\x1b\[[0-9;]*m", "", done.out)
-    assert not [name for name in COMMANDS.get(command, COMMANDS) if name not in text]
 
 
 # ---- plan, inspect, evaluate

@@ -145,7 +145,7 @@ def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
         return measure(dense, small, batch_size, 3, shape)
 
     for module in ("latency", "comparison"):
-        monkeypatch.setattr(f"hf_vitcompress.{module}.measure_latency", quick)
+        monkeypatch.setattr(f"hf_vitcompress.evaluation.{module}.measure_latency", quick)
 
 
 def test_compress_judges_and_times_for_the_card(

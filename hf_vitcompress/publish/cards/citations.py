@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ...config import CompressionConfig
+from ...config import CompressionConfig, renamed
 
 AZIZI = """@misc{azizi2024memory,
   title = {Memory-Efficient Vision Transformers: An Activation-Aware Mixed-Rank Compression Strategy},
@@ -55,7 +55,7 @@ VYAS = """@misc{vyas2024soap,
 
 def citations(settings: Mapping[str, Any]) -> list[str]:
     """BibTeX entries of the methods that a recipe (`CompressionConfig.to_dict()`) uses, each once."""
-    settings = {**CompressionConfig().to_dict(), **settings}  # an older recipe lacks what is newer
+    settings = {**CompressionConfig().to_dict(), **renamed(settings)}  # an older recipe lacks what is newer
     metric, mlp, attention = settings["metric"], settings["mlp"], settings["attention"]
     prunes_mlp, prunes_heads = mlp in ("prune", "auto"), attention in ("prune", "joint")
     learned = settings["criterion"] == "gates" and (mlp in ("prune", "auto") or attention == "prune")

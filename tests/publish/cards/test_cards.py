@@ -308,6 +308,13 @@ def test_methods_added_to_a_recipe_are_cited(settings: dict[str, Any], key: str)
     assert key not in keys(CompressionConfig().to_dict())
 
 
+def test_a_recipe_of_an_earlier_version_is_cited_alike() -> None:
+    settings = CompressionConfig(criterion="gates").to_dict()
+    former = {**settings, "selector": settings.pop("criterion"), "crop": 0.1}
+    former.pop("criterion")
+    assert keys(former) == keys(CompressionConfig(criterion="gates").to_dict())
+
+
 def test_what_is_not_pruned_was_not_repaired() -> None:
     assert "frantar2022optimal" not in keys(CompressionConfig(attention="low_rank", mlp="low_rank").to_dict())
     assert "frantar2022optimal" not in keys(CompressionConfig(repair=False).to_dict())

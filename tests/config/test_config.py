@@ -1,6 +1,7 @@
 """What a recipe accepts, refuses and writes to disk."""
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,14 @@ import pytest
 import yaml
 
 from hf_vitcompress import CompressionConfig
-from hf_vitcompress.config import BUDGETS, DEFAULT_KEEP_RATIO, PRESETS, load_settings
+from hf_vitcompress.config import (
+    BASELINES,
+    BUDGETS,
+    DEFAULT_KEEP_RATIO,
+    OWN_PRESETS,
+    PRESETS,
+    load_settings,
+)
 from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import ConfigError
 
@@ -244,6 +252,15 @@ def test_presets_take_overrides(name: str) -> None:
     assert config.budget == "max_params"
     assert config.allocation == "uniform"
     assert config.metric == CompressionConfig.preset(name).metric
+
+
+def test_baselines_are_shown_apart_from_this_packages_own_presets() -> None:
+    assert [*OWN_PRESETS, *BASELINES] == list(PRESETS)
+    text = inspect.getdoc(CompressionConfig.preset)
+    assert text is not None
+    before, _, after = text.partition("Baselines (other people's methods):")
+    assert all(f'`"{name}"`' in before for name in OWN_PRESETS)
+    assert all(f'`"{name}"`' in after for name in BASELINES)
 
 
 def test_a_preset_can_be_named_in_a_file(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""What a user asks for: `CompressionConfig`, its presets, and its settings in five groups."""
+
+from .config import SETTINGS, CompressionConfig, load_settings
+from .fields import Doc, Range, SettingField, fields_of
+from .former import renamed
+from .groups import (
+    BUDGETS,
+    DEFAULT_KEEP_RATIO,
+    GROUPS,
+    Allocation,
+    BudgetSettings,
+    CalibrationSettings,
+    CompensationSettings,
+    MethodSettings,
+    Metric,
+    OnBadImage,
+    Precision,
+    RunSettings,
+)
+from .presets import BASELINES, OWN_PRESETS, PRESETS
+
+__all__ = [
+    "BASELINES",
+    "BUDGETS",
+    "DEFAULT_KEEP_RATIO",
+    "GROUPS",
+    "OWN_PRESETS",
+    "PRESETS",
+    "SETTINGS",
+    "Allocation",
+    "BudgetSettings",
+    "CalibrationSettings",
+    "CompensationSettings",
+    "CompressionConfig",
+    "Doc",
+    "MethodSettings",
+    "Metric",
+    "OnBadImage",
+    "Precision",
+    "Range",
+    "RunSettings",
+    "SettingField",
+    "fields_of",
+    "load_settings",
+    "renamed",
+]

@@ -1,4 +1,7 @@
-"""Compression inside an unmodified `transformers.Trainer`: `Trainer(…, callbacks=[CompressionCallback(…)])`."""
+"""Compression inside an unmodified `transformers.Trainer`.
+
+`callback = CompressionCallback(config).attach(trainer)`, or as for any callback `Trainer(…, callbacks=[callback])`.
+"""
 
 from .compression import CompressionCallback
 from .gates import ImportanceGateCallback

@@ -1,4 +1,4 @@
-"""What compression does to the model, for whatever tracker the Trainer reports to."""
+"""Figures of the compression, for every tracker that the Trainer reports to."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -17,7 +17,8 @@ from ..layers_factored import FactoredLinear
 from ..model.assembly import empty_model
 from ..model.loading import load_dense_model
 from ..publish.record import CompressionRecord
-from .common import TrainerLink, batches_of, image_processor_of, own_random_state, training_images
+from .link import TrainerLink
+from .resources import batches_of, image_processor_of, own_random_state, training_images
 
 PREFIX = "compression_"
 
@@ -25,21 +26,28 @@ PREFIX = "compression_"
 class CompressionMetricsCallback(TrainerLink):
     """Adds figures of the compression to the Trainer's logs: trackers, `state.log_history` and progress bar get them.
 
-    With every log of a loss or an evaluation: `compression_parameters`, `compression_macs` (per image),
-    `compression_keep_ratio` (of the dense model's parameters), `compression_rank_mean` and `compression_rank_min` over
-    the layers that can be factored, `compression_rank_mean_q`, `…_k` and so on by role (a dense layer counts with its
-    full rank), and `compression_kl_predicted` where the model carries a prediction. With evaluations, and with the
-    first log after a change of structure, `compression_kl_measured`: divergence from the dense model, nats per image.
+    Every log of a loss or an evaluation gets `compression_parameters`, `compression_macs` (per image),
+    `compression_keep_ratio` (share of the dense model's parameters), `compression_rank_mean` and
+    `compression_rank_min` over the layers that can be factored, `compression_rank_mean_q`, `…_k` and so on by role (a
+    dense layer counts with its full rank), and `compression_kl_predicted` if the model carries a prediction. Logs of
+    an evaluation, and the first log after a change of structure, also get `compression_kl_measured`: the divergence
+    from the dense model, nats per image.
 
     Args:
-        dense: the model to measure that from: a folder, a Hub id or a loaded model; by default none is measured. It is
-            run once, when training begins, and not kept.
-        images: to measure it on, anything `ViTCompressor.compress` takes; by default the Trainer's evaluation data,
-            or its training data.
-        num_images: how many of them.
+        dense: the dense model, for `compression_kl_measured`: a folder, a Hub id or a loaded model. It runs once, when
+            training begins, and is not kept. Without it, no divergence is measured.
+        images: images to measure the divergence on, anything that `ViTCompressor.compress` takes; by default the
+            Trainer's evaluation data, or else its training data.
+        num_images: number of these images.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
+        >>> CompressionMetricsCallback(dense="google/vit-base-patch16-224").attach(trainer)
     """
 
-    def __init__(self, dense: str | Path | PreTrainedModel | None = None, images: Any = None, num_images: int = 256):
+    def __init__(
+        self, dense: str | Path | PreTrainedModel | None = None, images: Any = None, num_images: int = 256
+    ) -> None:
         super().__init__()
         self.dense, self.images, self.num_images = dense, images, num_images
         self._reference: Reference | None = None
@@ -47,10 +55,15 @@ class CompressionMetricsCallback(TrainerLink):
         self._figures: dict[str, float] = {}
         self._measured = False
 
+    def meet(self, trainer: Trainer) -> None:
+        super().meet(trainer)
+        self._reference = None
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
+        self._original, self._figures, self._measured = None, {}, False  # `model_init` may have made another model
         if self.dense is not None and self._reference is None:
-            with own_random_state(self.trainer, 0):
+            with own_random_state(args.device, 0):
                 self._reference = self._refer(self.trainer, self.dense)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -58,7 +71,8 @@ class CompressionMetricsCallback(TrainerLink):
         evaluated = any(name.startswith("eval_") for name in logs)
         if not evaluated and "loss" not in logs:
             return
-        figures = self._current(evaluated)
+        with own_random_state(args.device, 0):
+            figures = self._current(kwargs["model"], evaluated)
         logs.update(figures)
         state.log_history[-1].update(figures)  # a copy of the logs, made before
 
@@ -68,12 +82,10 @@ class CompressionMetricsCallback(TrainerLink):
         for name in [name for name in metrics if name.startswith(PREFIX)]:
             del metrics[name]
 
-    def _current(self, evaluated: bool) -> dict[str, float]:
-        model = self.model
+    def _current(self, model: PreTrainedModel, evaluated: bool) -> dict[str, float]:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if self._figures.get("parameters") != parameters:
-            with own_random_state(self.trainer, 0):
-                self._figures, self._measured = self._structure(model), False
+            self._figures, self._measured = self._structure(model), False
         figures = dict(self._figures)
         if self._reference is not None and (evaluated or not self._measured):
             figures["kl_measured"], self._measured = self._reference.loss_of(model), True
@@ -108,7 +120,7 @@ class CompressionMetricsCallback(TrainerLink):
 
 
 def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:
-    """Ranks by role, dense layers with their full rank."""
+    """Ranks of the layers that can be factored, by role; a dense layer has its full rank."""
     ranks = defaultdict(list)
     for layer in find_layers(empty_model(model, {})):
         module = model.get_submodule(layer.name)
@@ -120,6 +132,7 @@ def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:
 
 
 def rank_figures(model: PreTrainedModel) -> dict[str, float]:
+    """Mean and smallest rank, and the mean by role; empty if no layer can be factored."""
     ranks = layer_ranks(model)
     every = [rank for own in ranks.values() for rank in own]
     by_role = {f"rank_mean_{role}": fmean(own) for role, own in ranks.items()}

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..model.assembly import empty_model, is_factored
-from .common import StructureCallback
 from .compression import check_moment, resolve_step
+from .structure import StructureCallback
 
 TOLERANCE = 0.01
-"""How far the kept ratio of a resumed model may lie from its stage's, as a fraction of it."""
+"""Largest relative difference between the keep ratio of a resumed model and that of its stage."""
 
 
 class Stage(NamedTuple):
@@ -26,7 +26,7 @@ class Stage(NamedTuple):
 
 
 def cubic_stages(keep_ratio: float, count: int = 4, begin: float = 0.0, end: float = 0.5) -> list[Stage]:
-    """Stages after the schedule of Zhu & Gupta, arXiv 1710.01878: large steps first, while much is redundant.
+    """Stages by the schedule of Zhu & Gupta, arXiv 1710.01878: large steps first, while much is redundant.
 
     After the fraction `begin + (end − begin) · k / count` of all steps, `k = 1 … count`, the model keeps
     `keep_ratio + (1 − keep_ratio) · (1 − k / count)³` of its parameters.
@@ -46,29 +46,37 @@ def cubic_stages(keep_ratio: float, count: int = 4, begin: float = 0.0, end: flo
 class ProgressiveCompressionCallback(StructureCallback):
     """Lowers the budget of a `Trainer`'s model in stages, in place, and lets it recover in between.
 
-    At each stage the model as it then is, its factors multiplied out, is calibrated and factored again. The optimizer
-    keeps its state for everything that is not factored, and the learning rate its schedule. A training that ends
-    before its last stage (early stopping) is compressed to it at the end. Checkpoints of every stage can be resumed
-    from, by a new Trainer around the dense model with the same callback.
+    At each stage the factors of the current model are multiplied out, and the result is calibrated and factored
+    again. The optimizer keeps its state for all parameters that are not factored, and the learning rate keeps its
+    schedule. A training that ends before its last stage (early stopping) is compressed to that stage at its end.
+    Training can be resumed from a checkpoint of any stage, by a new Trainer around the dense model with the same
+    callback.
 
     Args:
-        config: the recipe; its `keep_ratio` is that of the last stage.
+        config: the recipe; its `keep_ratio` is that of the default schedule's last stage.
         stages: (step or fraction of all steps, keep ratio) pairs, e.g. `[(0.1, 0.8), (0.3, 0.65), (0.5, 0.5)]`; by
-            default `cubic_stages(config.keep_ratio)`. Keep ratios are relative to the original dense model, whatever
-            stage the model is in, and fall; steps rise.
-        images: to calibrate on, as in `CompressionCallback`.
-        images_per_stage: calibration images of all stages but the last, which takes `config.num_images`.
-        output_dir, push_to_hub: where the final model goes.
-        reset_best: after each stage, seek the best checkpoint anew (`load_best_model_at_end`), since a larger model
-            would win. If false, the best may be one of an earlier stage, and the model then ends with its structure.
+            default `cubic_stages(config.keep_ratio)`. Steps rise and keep ratios fall. Keep ratios are relative to the
+            original dense model at every stage.
+        images: calibration images, as in `CompressionCallback`.
+        images_per_stage: number of calibration images of all stages but the last, which takes `config.num_images`.
+        output_dir, push_to_hub: folder and Hub repository for the final model.
+        reset_best: after each stage, forget the best checkpoint (`load_best_model_at_end`), because a larger model
+            would win. If false, the best checkpoint may be one of an earlier stage; the model then ends with the
+            structure of that stage.
 
     Attributes:
-        stage: how many stages the model has gone through.
-        reports: of the stages that this process has built.
+        stage: number of stages that the model has gone through.
+        reports: the `CompressionReport` of every stage that this process has built.
         report: the last of them.
 
     Raises:
-        ConfigError: the stages are out of order, the budget is no keep ratio, or the Trainer uses FSDP or DeepSpeed.
+        ConfigError: the stages are out of order, the budget is not a keep ratio, or the Trainer uses FSDP or DeepSpeed.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
+        >>> stages = [(0.1, 0.8), (0.3, 0.65), (0.5, 0.5)]
+        >>> callback = ProgressiveCompressionCallback(CompressionConfig(keep_ratio=0.5), stages).attach(trainer)
+        >>> trainer.train()
     """
 
     def __init__(
@@ -116,11 +124,11 @@ class ProgressiveCompressionCallback(StructureCallback):
 
     @property
     def keep_ratio(self) -> float:
-        """Parameters of the model as it is ÷ of the original."""
+        """Parameters of the current model ÷ parameters of the original one."""
         return sum(parameter.numel() for parameter in self.model.parameters()) / self._original
 
     def _enter(self, stage: int) -> None:
-        """Go to a stage, 1 for the first; a model that is as small already stays as it is."""
+        """Enter a stage, 1 for the first. A model that is small enough already stays as it is."""
         self.stage = stage
         wanted = self.stages[stage - 1].keep_ratio
         if self.keep_ratio <= wanted:

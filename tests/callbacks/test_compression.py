@@ -16,7 +16,7 @@ from hf_vitcompress.callbacks import (
     CompressionCallback,
     CompressionMetricsCallback,
 )
-from hf_vitcompress.callbacks.common import calling_trainer
+from hf_vitcompress.callbacks.finding import trainer_of
 from hf_vitcompress.errors import ConfigError, DataError, PublishError, UnsupportedModelError
 from hf_vitcompress.model.assembly import is_factored
 from support.models import tiny_config
@@ -180,7 +180,7 @@ def test_an_empty_data_set_is_named(tmp_path: Path) -> None:
 def test_the_model_is_pushed_once(tmp_path: Path) -> None:
     callback = CompressionCallback(CONFIG, push_to_hub="me/small")
     trainer = new_trainer(tmp_path, callback, hub_token="hf_mine")
-    with mock.patch("hf_vitcompress.callbacks.common.push_model") as push:
+    with mock.patch("hf_vitcompress.callbacks.structure.push_model") as push:
         trainer.train()
     push.assert_called_once_with(trainer.model, "me/small", token="hf_mine")
 
@@ -210,8 +210,8 @@ def test_sharded_models_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_callback_without_trainer_says_so() -> None:
-    with pytest.raises(ConfigError, match="inside a Trainer only"):
-        calling_trainer("CompressionCallback")
+    with pytest.raises(ConfigError, match=r"inside a Trainer only.*attach\(trainer\)"):
+        trainer_of(CompressionCallback(CONFIG))
     with pytest.raises(ConfigError, match=r"Trainer\(…, callbacks"):
         _ = CompressionCallback(CONFIG).trainer
 

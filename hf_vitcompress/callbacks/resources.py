@@ -1,0 +1,62 @@
+"""What callbacks use of a Trainer: its images, its image processor, and a random state beside its own."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import torch
+from accelerate.data_loader import IterableDatasetShard
+from torch.utils.data import DataLoader, IterableDataset, Subset
+from transformers import Trainer, set_seed
+
+from ..config import CompressionConfig
+from ..errors import DataError
+
+
+@contextlib.contextmanager
+def own_random_state(device: torch.device, seed: int) -> Iterator[None]:
+    """A block with random states of its own, the same on all processes; afterwards the Trainer's are back.
+
+    Args:
+        device: the device that the model is trained on.
+        seed: what the block's random states are made from.
+    """
+    states = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            set_seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+
+
+def image_processor_of(trainer: Trainer) -> Any:
+    """The Trainer's `processing_class` if it processes images, else `None`."""
+    processor = trainer.processing_class
+    return processor if "pixel_values" in getattr(processor, "model_input_names", ()) else None
+
+
+def training_images(trainer: Trainer, config: CompressionConfig) -> DataLoader:
+    """The Trainer's training data as batches, in an order drawn from `config.seed`; its own iteration is untouched."""
+    loader = trainer.callback_handler.train_dataloader
+    if loader is None:
+        loader = trainer.get_train_dataloader()
+    return batches_of(loader.dataset, loader.collate_fn, config.batch_size, config.seed)
+
+
+def batches_of(dataset: Any, collate: Any, batch_size: int, seed: int) -> DataLoader:
+    """Batches of a data set, in an order drawn from `seed`; those of an iterable data set in its own order.
+
+    Raises:
+        DataError: the data set is empty.
+    """
+    if isinstance(dataset, IterableDatasetShard):
+        dataset = dataset.dataset
+    if not isinstance(dataset, IterableDataset):
+        if len(dataset) == 0:
+            raise DataError("The Trainer's data set is empty: give images to calibrate on (images=…).")
+        dataset = Subset(dataset, random.Random(seed).sample(range(len(dataset)), len(dataset)))
+    return DataLoader(dataset, batch_size, collate_fn=collate)

@@ -1,0 +1,160 @@
+"""What callbacks share that change the structure of a Trainer's model while it is being trained."""
+
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+from accelerate import DistributedType
+from torch import Tensor, nn
+from transformers import Trainer
+
+from ..compressor import ViTCompressor
+from ..config import CompressionConfig
+from ..errors import ConfigError
+from ..model.assembly import is_factored
+from ..model.dense import to_dense
+from ..model.loading import check_model
+from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
+from ..publish.push import check_target, push_model
+from ..publish.record import SavedFiles
+from ..report.report import CompressionReport
+from ..runtime.distributed import local_work
+from .link import TrainerLink
+from .resources import image_processor_of, own_random_state, training_images
+from .wrappers import renew_wrappers
+
+SHARDED = {
+    DistributedType.FSDP: "FSDP",
+    DistributedType.DEEPSPEED: "DeepSpeed",
+    DistributedType.MEGATRON_LM: "Megatron-LM",
+}
+
+
+class StructureCallback(TrainerLink):
+    """A callback that replaces the model by a smaller one, in place, while it is being trained.
+
+    Args:
+        images: calibration images; `None`: the Trainer's training data.
+        output_dir: folder that the model is saved to when training ends.
+        push_to_hub: Hub repository that it is pushed to.
+        reset_best: after each change of the structure, forget the best checkpoint found before it.
+
+    Attributes:
+        report: the report of the last compression; `None` before the first one, and after resuming from a checkpoint
+            of a model that was already compressed.
+    """
+
+    def __init__(
+        self,
+        images: Any = None,
+        output_dir: str | Path | None = None,
+        push_to_hub: str | None = None,
+        reset_best: bool = True,
+    ) -> None:
+        super().__init__()
+        self.images, self.output_dir, self.push_to_hub, self.reset_best = images, output_dir, push_to_hub, reset_best
+        self.report: CompressionReport | None = None
+        self._roles: Roles = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_roles": {}}
+
+    def meet(self, trainer: Trainer) -> None:
+        refuse_sharded_model(trainer, type(self).__name__)
+        if self.push_to_hub is not None:
+            check_target(self.push_to_hub, trainer.args.hub_token)
+        check_model(trainer.model)
+        super().meet(trainer)
+        self._roles = {}
+        follow_layout(self.model)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        model = self.model
+        follow_layout(model)
+        roles = parameter_roles(model)
+        if state.global_step and holds(self.trainer.optimizer, self._roles.keys() - roles.keys()):
+            raise ConfigError(
+                "The optimizer of this Trainer belongs to a model of another structure than the checkpoint's. Resume "
+                "with a new Trainer."
+            )
+        self._roles = roles
+        if state.global_step and is_factored(model) and not model.companions:
+            restore_companions(self.trainer, state.global_step)
+
+    def compress(self, config: CompressionConfig, importance: Mapping[str, Tensor] | None = None) -> None:
+        """Compress the model that is being trained.
+
+        Args:
+            config: the recipe; its budget is relative to the dense form of the model.
+            importance: learned scores, as `ViTCompressor` takes them.
+        """
+        trainer = self.trainer
+        with own_random_state(trainer.args.device, config.seed):
+            compressor = ViTCompressor(
+                config,
+                image_processor_of(trainer),
+                progress=not trainer.args.disable_tqdm,
+                accelerator=trainer.accelerator,
+                importance=importance,
+            )
+            images = training_images(trainer, config) if self.images is None else self.images
+            small = compressor.compress(to_dense(self.model).eval(), images)
+        self.report = compressor.report
+        adopt(self.model, small)
+        self.renew()
+        if self.reset_best:
+            state = trainer.state
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def renew(self) -> None:
+        """Let the optimizer and the wrappers follow the model if its structure has changed."""
+        trainer = self.trainer
+        roles = parameter_roles(self.model)
+        if roles.keys() == self._roles.keys():
+            return
+        if trainer.optimizer is not None:
+            carry_optimizer(trainer.optimizer, self._roles, self.model)
+        self._roles = roles
+        renew_wrappers(trainer)
+
+    def finish(self) -> None:
+        """Save the trained model to `output_dir` and push it to `push_to_hub`, where they are given."""
+        trainer = self.trainer
+        self._roles = parameter_roles(self.model)
+        with local_work(trainer.accelerator, "Saving the compressed model"):
+            if trainer.is_world_process_zero():
+                if self.output_dir is not None:
+                    self.model.save_pretrained(self.output_dir)
+                if self.push_to_hub is not None:
+                    push_model(self.model, self.push_to_hub, token=trainer.args.hub_token)
+
+
+def refuse_sharded_model(trainer: Trainer, name: str) -> None:
+    """Refuse a Trainer that deals out parts of the model's parameters to processes.
+
+    Raises:
+        ConfigError: the Trainer uses FSDP, DeepSpeed or Megatron-LM.
+    """
+    kind = SHARDED.get(trainer.accelerator.distributed_type)
+    if kind is not None or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError(
+            f"{name} cannot change a model that {kind or 'FSDP or DeepSpeed'} has sharded. Train it with plain data "
+            "parallelism (torchrun or accelerate launch without FSDP and DeepSpeed), or compress it after the "
+            "training, with ViTCompressor or `vitcompress compress`."
+        )
+
+
+def holds(optimizer: Any, parameters: Set[nn.Parameter]) -> bool:
+    """Whether an optimizer, or `None`, updates any of some parameters."""
+    groups = [] if optimizer is None else optimizer.param_groups
+    return any(parameter in parameters for group in groups for parameter in group["params"])
+
+
+def restore_companions(trainer: Trainer, step: int) -> None:
+    """Give a model that came from a checkpoint its recipe, plan and report back, so that later saves include them."""
+    folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{step}"
+    saved = SavedFiles.of(folder)
+    processor = image_processor_of(trainer)
+    model: Any = trainer.model
+    model.companions = [*([saved] if saved.files else []), *([] if processor is None else [processor])]

@@ -1,4 +1,4 @@
-"""What mkdocs adds to the pages: the flags of every command, and the results and cards that lie beside `docs/`."""
+"""What mkdocs adds to the pages: every flag and setting, and the results and cards that lie beside `docs/`."""
 
 import re
 from collections.abc import Iterator
@@ -11,12 +11,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from hf_vitcompress.cli import app
+from hf_vitcompress.config import GROUPS, fields_of
 from hf_vitcompress.report.tables import markdown_table
 
-BESIDE = ("benchmarks/results/*.md", "benchmarks/results/*.png", "model_cards/*/*.*")
+BESIDE = ("CONTRIBUTING.md", "benchmarks/results/*.md", "benchmarks/results/*.png", "model_cards/*/*.*")
 """Files outside `docs/` that pages link to, as `../benchmarks/…` from a page there."""
 
-COMMANDS = "<!-- commands -->"
+COMMANDS, SETTINGS = "<!-- commands -->", "<!-- settings -->"
 RECIPE_COMMAND = "compress"
 """Its flags of the recipe are those of the other commands that take a recipe."""
 
@@ -30,9 +31,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links to files beside `docs/` lead to their place in the site, and write out the flags."""
-    beside = re.sub(r"\]\(\.\./((?:\.\./)*(?:benchmarks|model_cards)/)", r"](\1", markdown)
-    return beside.replace(COMMANDS, commands()) if COMMANDS in beside else beside
+    """Let links to files beside `docs/` lead to their place in the site, and write out flags and settings."""
+    if page.file.generated_by is None:
+        markdown = re.sub(r"\]\(\.\./((?:\.\./)*(?:benchmarks|model_cards|CONTRIBUTING\.md))", r"](\1", markdown)
+    else:  # these files lie where `docs/` does
+        markdown = markdown.replace("](docs/", "](")
+    for mark, text in {COMMANDS: commands, SETTINGS: settings}.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, text())
+    return markdown
+
+
+def settings() -> str:
+    """Markdown: every setting with its default and its meaning, in its group."""
+    sections = []
+    for title, group in GROUPS.items():
+        rows = [(f"`{field.name}`", f"`{field.default!r}`", _escaped(field.doc)) for field in fields_of(group)]
+        sections += [f"### {title}", group.__doc__ or "", markdown_table(("setting", "default", "meaning"), rows)]
+    return "\n\n".join(sections)
 
 
 def commands() -> str:
@@ -76,7 +92,8 @@ def _panel(parameter: Any) -> str | None:
 
 
 def _table(parameters: list[Any]) -> str:
-    return markdown_table(("flag", "meaning"), [(_names(p), _escaped(p.help or "")) for p in parameters])
+    rows = [(_names(p), _escaped(p.help or "").replace("*", "\\*")) for p in parameters]
+    return markdown_table(("flag", "meaning"), rows)
 
 
 def _names(parameter: Any) -> str:
@@ -86,4 +103,4 @@ def _names(parameter: Any) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")
+    return text.replace("|", "\\|")

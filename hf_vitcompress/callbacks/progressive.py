@@ -59,7 +59,8 @@ class ProgressiveCompressionCallback(StructureCallback):
             original dense model at every stage.
         images: calibration images, as in `CompressionCallback`.
         images_per_stage: number of calibration images of all stages but the last, which takes `config.num_images`.
-        output_dir, push_to_hub: folder and Hub repository for the final model.
+        output_dir: folder for the final model.
+        push_to_hub: Hub repository for the final model.
         reset_best: after each stage, forget the best checkpoint (`load_best_model_at_end`), because a larger model
             would win. If false, the best checkpoint may be one of an earlier stage; the model then ends with the
             structure of that stage.

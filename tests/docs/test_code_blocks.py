@@ -32,8 +32,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),  # a Trainer without a GPU
 ]
 
-NOT_RUN: dict[str, str] = {}
-"""Page and line → reason, of the blocks that their pages say are not run."""
+NOT_RUN = {"CONTRIBUTING.md": ["serves until it is stopped"]}
+"""Page → reasons, of the blocks that are not run."""
 
 LANGUAGES = {"python", "bash", "yaml", "text"}
 MAKES_SMALL = re.compile(r'(?:--output |save_pretrained\("|output_dir=")small/?["\s]')
@@ -57,8 +57,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clip.save_pretrained(place / "openai/clip-vit-base-patch32")
     size = {"height": 16, "width": 16}
     CLIPImageProcessor(size=size, crop_size=size).save_pretrained(place / "openai/clip-vit-base-patch32")
-    save_digits("calibration.parquet", 48, place / "photos")
-    save_digits("test.parquet", 32, place / "test")
+    save_digits("calibration.parquet", 32, place / "photos")
+    save_digits("test.parquet", 24, place / "test")
     (place / "ethz/food101").mkdir(parents=True)
     shutil.copy(DIGITS / "calibration.parquet", place / "ethz/food101/train.parquet")
     small(place / "photos").save_pretrained(place / "small")
@@ -126,8 +126,8 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
 
 
 def test_blocks_that_are_not_run_are_known_and_say_why() -> None:
-    found = {str(block): block.reason for page in PAGES for block in blocks_of(page) if block.reason is not None}
-    assert found == NOT_RUN
+    found = {name_of(page): [block.reason for block in blocks_of(page) if block.reason] for page in PAGES}
+    assert {page: reasons for page, reasons in found.items() if reasons} == NOT_RUN
 
 
 def test_every_block_says_its_language() -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed (pip i
 
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+
 from mkdocs_hooks import BESIDE, recipe_flags
 
 PACKAGE = Path(hf_vitcompress.__file__).parent

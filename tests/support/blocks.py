@@ -28,6 +28,8 @@ PROCESSES = 2
 """How many start, whatever number stands behind `--num_processes` and `--nproc-per-node`."""
 NARROW = ["--rank-multiple", "2", "--measuring-images", "0"]
 """What these processes are told besides, because the model is only 64 wide."""
+FEW_EPOCHS = ["--dense-epochs", "0.1", "--recovery-epochs", "0.1"]
+"""What the script of `examples/` is told besides, which `tests/examples` trains for longer."""
 SECONDS = 120
 
 
@@ -113,7 +115,7 @@ class Reader:
         assert not end.value.code, shlex.join(words)
 
     def script(self, words: list[str]) -> None:
-        self.monkeypatch.setattr(sys, "argv", words[1:])
+        self.monkeypatch.setattr(sys, "argv", [*words[1:], *FEW_EPOCHS])
         runpy.run_path(words[1], run_name="__main__")
 
     def several_processes(self, words: list[str]) -> None:
@@ -122,7 +124,10 @@ class Reader:
             self.vitcompress(["vitcompress", *words[start + 1 :]])
             return
         self.launched = True
-        launchers = {"accelerate": ["accelerate.commands.launch"], "torchrun": ["torch.distributed.run", "--standalone"]}
+        launchers = {
+            "accelerate": ["accelerate.commands.launch"],
+            "torchrun": ["torch.distributed.run", "--standalone"],
+        }
         module, *options = launchers[words[0]]
         rest = words[2:] if words[:2] == ["accelerate", "launch"] else words[1:]
         for flag in ("--num_processes", "--nproc-per-node"):
@@ -141,8 +146,13 @@ class Reader:
     def target(self, words: list[str]) -> None:
         """`make …` is not run, because it makes an environment; the target must be there."""
         makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-        for target in words[1:]:
+        for target in (word for word in words[1:] if "=" not in word):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+    def tests(self, words: list[str]) -> None:
+        """Tests do not run tests; the folders must be there."""
+        for folder in (word for word in words if word.startswith("tests/")):
+            assert (REPOSITORY / folder).is_dir(), folder
 
     def nothing(self, words: list[str]) -> None:
         """What would download something, or go on until it is stopped, is not run."""
@@ -161,6 +171,7 @@ COMMANDS: dict[str, Callable[[Reader, list[str]], None]] = {
     "torchrun ": Reader.several_processes,
     "python examples/": Reader.script,
     "make ": Reader.target,
+    ".venv/bin/python -m pytest ": Reader.tests,
     "pip install ": Reader.nothing,
 }
 """By the first words of a command; another one in a page is an error."""

@@ -18,7 +18,7 @@ from hf_vitcompress.configuration_factored import dense_config_class, heads_of
 from hf_vitcompress.report.tables import markdown_table
 
 BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
-HEADER = ("model", "`model_type`", "heads", "queries and keys share a projection", "whole heads can go")
+HEADER = ("model", "`model_type`", "heads", "queries and keys share a projection", "whole heads can be removed")
 TITLES = {"depth_anything": "Depth Anything", "upernet": "UperNet", "llava": "LLaVA"}
 """Names of the model types without a row of their own, which are registered because of the model they contain."""
 

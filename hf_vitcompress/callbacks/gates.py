@@ -59,13 +59,15 @@ class ImportanceGateCallback(CompressionCallback):
     Attributes:
         importance: the scores that the model was pruned by, by name of the layer that reads the features: (neurons,)
             for fc2, (heads,) for the attention output projection; empty before the pruning.
-        report, dense_metrics, compressed_metrics: as in `CompressionCallback`; the dense model is the one with scores.
+        report: as in `CompressionCallback`.
+        dense_metrics: as in `CompressionCallback`; the dense model is the one with scores.
+        compressed_metrics: as in `CompressionCallback`.
 
     Raises:
         ConfigError: the config does not select by scores, the model is compressed already, or the callback was added
             after the optimizer was made.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
         >>> config = CompressionConfig.preset("vtp", compensation="none")
         >>> callback = ImportanceGateCallback(config, at_step=0.5).attach(trainer)

@@ -73,7 +73,7 @@ class ProgressiveCompressionCallback(StructureCallback):
     Raises:
         ConfigError: the stages are out of order, the budget is not a keep ratio, or the Trainer uses FSDP or DeepSpeed.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
         >>> stages = [(0.1, 0.8), (0.3, 0.65), (0.5, 0.5)]
         >>> callback = ProgressiveCompressionCallback(CompressionConfig(keep_ratio=0.5), stages).attach(trainer)

@@ -1,6 +1,6 @@
-"""What is supported, as a table for people: made from `FAMILIES` and transformers' own Auto classes.
+"""The table of supported models: made from `FAMILIES` and transformers' own Auto classes.
 
-`python docs/support_table.py README.md` renews the table between the two marks in that file.
+`python docs/support_table.py docs/models.md` renews the table between the two marks in that file.
 """
 
 import re
@@ -18,9 +18,9 @@ from hf_vitcompress.configuration_factored import dense_config_class, heads_of
 from hf_vitcompress.report.tables import markdown_table
 
 BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
-HEADER = ("model", "`model_type`", "heads", "queries and keys share a projection", "whole heads can go")
+HEADER = ("model", "`model_type`", "heads", "queries and keys share a projection", "whole heads can be removed")
 TITLES = {"depth_anything": "Depth Anything", "upernet": "UperNet", "llava": "LLaVA"}
-"""What people call model types without a row of their own, which are registered because of the model they contain."""
+"""Names of the model types without a row of their own, which are registered because of the model they contain."""
 
 
 def support_table() -> str:
@@ -48,7 +48,7 @@ def attention_of(layers: Iterable[LayerInfo]) -> str | None:
 
 
 def _heads(model_type: str) -> str:
-    """What the Auto classes are for; in brackets where only a part of the model takes images."""
+    """What the Auto classes are for; in parentheses where the model also takes text."""
     words = []
     for name, classes in heads_of(model_type).items():
         word = re.sub("(?<=[a-z])(?=[A-Z])", " ", re.sub("^(AutoModelFor|Auto)", "", name)).lower()

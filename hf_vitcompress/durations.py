@@ -22,10 +22,10 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> "Duration":
-        """The duration that `text` says, such as `"5 minutes"`, `"5min"` or `"1 epoch"`.
+        """The duration in `text`, such as `"5 minutes"`, `"5min"` or `"1 epoch"`.
 
         Raises:
-            ConfigError: it says none, or one of 0.
+            ConfigError: the text is not a duration, or the duration is 0.
         """
         found = FORM.fullmatch(text)
         if found is None or float(found[1]) == 0:
@@ -34,16 +34,16 @@ class Duration:
 
     @property
     def minutes(self) -> float | None:
-        """`None` of epochs."""
+        """Number of minutes; `None` if the duration is in epochs."""
         return self.value if self.unit == "minutes" else None
 
     @property
     def epochs(self) -> float | None:
-        """`None` of minutes."""
+        """Number of epochs; `None` if the duration is in minutes."""
         return self.value if self.unit == "epochs" else None
 
     def scaled(self, share: float) -> "Duration":
-        """A part of it."""
+        """The duration times `share`."""
         return Duration(share * self.value, self.unit)
 
     def __str__(self) -> str:

@@ -1,11 +1,11 @@
-"""The errors a user can meet. Each names the thing that is wrong and what to do about it."""
+"""The errors that a user can meet. Each names what is wrong, and what to do about it."""
 
 
 class VitCompressError(Exception):
     """Base of every error this package raises on purpose.
 
     Attributes:
-        reported: another process prints it already.
+        reported: whether another process prints the error.
     """
 
     reported: bool = False
@@ -16,7 +16,7 @@ class ConfigError(VitCompressError, ValueError):
 
 
 class UnsupportedModelError(VitCompressError, ValueError):
-    """The model cannot be found, or its architecture is not one this package knows."""
+    """The model cannot be found, or its architecture is not supported."""
 
 
 class DataError(VitCompressError, ValueError):
@@ -28,7 +28,7 @@ class CalibrationError(VitCompressError, RuntimeError):
 
 
 class BudgetError(VitCompressError, ValueError):
-    """No plan meets the budget; the message says which bound stands in the way."""
+    """No plan meets the budget; the message names the bound that stands in the way."""
 
 
 class OutputError(VitCompressError, OSError):
@@ -40,7 +40,7 @@ class ReportError(VitCompressError, ValueError):
 
 
 class PublishError(VitCompressError, RuntimeError):
-    """The Hub did not take the model; what is on this disk is untouched."""
+    """The Hub did not accept the model; the files on this disk are unchanged."""
 
 
 class CompensationError(VitCompressError, RuntimeError):
@@ -52,15 +52,15 @@ class DistributedError(VitCompressError, RuntimeError):
 
 
 class QuantizationError(VitCompressError, RuntimeError):
-    """The model cannot be quantized, or what quantized it is missing."""
+    """The model cannot be quantized, or the library that quantized it is missing."""
 
 
 class ExportError(VitCompressError, RuntimeError):
-    """The model cannot be exported, what exports it is missing, or the program computes something else."""
+    """The model cannot be exported, the exporter is missing, or the program's outputs differ."""
 
 
 class CalibrationWarning(UserWarning):
-    """The statistics are usable but weaker than they should be."""
+    """The statistics are usable, but less reliable than they should be."""
 
 
 class ConfigWarning(UserWarning):

@@ -17,9 +17,16 @@ from .configuration_factored import FACTORED, PUBLIC, made_class, path_of
 
 
 class Attention(NamedTuple):
-    """What the parts of an attention class are called, if its forward pass is that of `FactoredAttentionMixin`.
+    """Attribute names of an attention class whose forward pass is that of `FactoredAttentionMixin`.
 
-    `output` is `None` where another module applies the output projection.
+    Attributes:
+        query: layer of the queries.
+        key: layer of the keys.
+        value: layer of the values.
+        output: output projection; `None` if another module applies it.
+        head_dim: size of a head.
+        scaling: factor of the products of queries and keys.
+        dropout: dropout rate of the attention probabilities.
     """
 
     query: str = "q_proj"

@@ -9,7 +9,7 @@ from .modeling_factored import FactoredModelMixin
 
 
 class PackageModelMixin(FactoredModelMixin):
-    """Factored models that publish themselves with a card, and that can be multiplied out to the dense class."""
+    """Methods of every factored model where the package is installed: publishing with a card, and the dense model."""
 
     def to_dense(self) -> PreTrainedModel:
         """The dense model that computes the same; see `hf_vitcompress.to_dense`."""
@@ -18,9 +18,9 @@ class PackageModelMixin(FactoredModelMixin):
         return to_dense(self)  # type: ignore[arg-type]
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """As in transformers, with a card that says what the model is; see `publish.push.push_model`.
+        """As in transformers, with a model card; see `publish.push.push_model`.
 
-        The card keeps what a person wrote into it on the Hub.
+        Text that a person added to the card on the Hub is kept.
         """
         from .publish.push import push_model
 

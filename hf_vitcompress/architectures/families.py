@@ -23,12 +23,12 @@ class Family:
     """Where a transformer keeps its linear layers.
 
     Attributes:
-        title: what people call it.
+        title: name for people.
         block: regular expression of a block's module name.
-        layers: role of each linear layer, by its module name inside the block; a model need not have them all.
-        pooled: whether the pooled output of the headless model is one of its products, beside the hidden states.
-        inputs: what the model wants beside the images: `"noise"` that decides which patches it masks, or `"patches"`,
-            the mask and the grid of images that are cut into patches already.
+        layers: role of each linear layer, by its module name inside the block; a model may lack some of them.
+        pooled: whether the headless model's `pooler_output` counts as an output, besides the hidden states.
+        inputs: what the model takes besides images: `"noise"`, which decides the patches that it masks, or
+            `"patches"`, the mask and the grid of images that are already cut into patches; `None`: nothing.
     """
 
     title: str
@@ -107,12 +107,13 @@ TIMM = (
 def register_family(
     model_type: str, family: Family, attentions: dict[type[nn.Module], Attention] | None = None
 ) -> None:
-    """Let an architecture from outside be compressed, and its compressed form be loaded by the Auto classes.
+    """Add an architecture: its models can be compressed, and the Auto classes load the compressed models.
 
     Args:
-        model_type: of its config, registered with `AutoConfig`, and its model classes with theirs.
-        attentions: attention classes whose forward pass is that of `modeling_factored.FactoredAttentionMixin`, and what
-            their parts are called. Without, the layers of attention are factored each by itself.
+        model_type: model type of its config. The config and the model classes must be registered with the Auto classes.
+        family: where its linear layers are.
+        attentions: names of the parts, by attention class, of the classes whose forward pass is that of
+            `layers_factored.FactoredAttentionMixin`. Without them, each layer of attention is factored by itself.
 
     Raises:
         ConfigError: transformers does not know the model type, or a class has the name of another.
@@ -134,16 +135,17 @@ def register_family(
 
 
 def supported_model_types() -> list[str]:
+    """Model types that have a row, in alphabetical order."""
     return sorted(FAMILIES)
 
 
 def row_of(model: PreTrainedModel) -> Family | None:
-    """The table row of a dense or compressed model; `None` of a model that at most contains one that has a row."""
+    """The table row of a dense or compressed model; `None` if its type has no row, even if a model inside has one."""
     return FAMILIES.get(model.config.model_type.removeprefix(MODEL_TYPE_PREFIX))
 
 
 def supported() -> str:
-    """What to say where something is not."""
+    """The supported architectures, as sentences for errors."""
     return (
         f"Supported model types: {', '.join(supported_model_types())}, and models that contain one. "
         "Another architecture is one call of hf_vitcompress.register_family."

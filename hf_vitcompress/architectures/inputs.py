@@ -1,4 +1,4 @@
-"""What a model is given: pixels, and what else its forward pass wants to know about them."""
+"""The inputs of a model: pixels, and whatever else its forward pass takes about them."""
 
 import inspect
 import math
@@ -24,8 +24,8 @@ def model_inputs(
 
     Args:
         pixel_values: (n, channels, height, width), or (n, patches, features) of images that are cut into patches.
-        extra: what the image processor or the user said about them besides, each (n, …); what the model does not take
-            is left out. Without, all patches are images and none is padding, in the squarest grid.
+        extra: further inputs from the image processor or the user, each (n, …), by argument name; those that the model
+            does not take are left out. By default no patch is padding, and the grid is the squarest possible.
     """
     row = row_of(model)
     wants = None if row is None else row.inputs
@@ -55,8 +55,8 @@ def example_inputs(model: PreTrainedModel, images: int = 1, shape: Sequence[int]
     """Arguments of the model's forward pass for random images.
 
     Args:
-        shape: of one image's `pixel_values`, (channels, height, width) or (patches, features); by default that which
-            the config is made for. Image processors may make another one of images.
+        shape: shape of one image's `pixel_values`, (channels, height, width) or (patches, features); by default the
+            shape in the config. Image processors may produce another one.
     """
     config, row = _image_config(model), row_of(model)
     if shape is None and row is not None and row.inputs == "patches":
@@ -67,10 +67,10 @@ def example_inputs(model: PreTrainedModel, images: int = 1, shape: Sequence[int]
 
 
 def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
-    """(channels, height, width) of the images the model's config is made for.
+    """Shape (channels, height, width) of the images that the model's config states.
 
     Raises:
-        UnsupportedModelError: the config does not say.
+        UnsupportedModelError: the config does not state an image size.
     """
     config = _image_config(model)
     size = getattr(config, "image_size", None)
@@ -80,7 +80,7 @@ def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
 
 
 def height_and_width(size: Any) -> tuple[int, int]:
-    """Of a size as configs have it: one number for both, a pair of them, or a mapping."""
+    """Height and width from a size in a config: one number for both, a pair, or a mapping."""
     if isinstance(size, Mapping):
         return size["height"], size["width"]
     height, width = (size, size) if isinstance(size, int) else size

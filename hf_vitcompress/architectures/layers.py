@@ -30,8 +30,9 @@ class LayerInfo:
         name: in-memory module name.
         role: what the layer does in its block.
         block: index of its block, in the model's order.
-        input_name: the same for layers of a block that read the same tensor.
-        in_features, out_features: its shape; `weight` is (out_features, in_features).
+        input_name: name of the tensor that it reads; layers of a block that read the same tensor share it.
+        in_features: columns of its weight (out_features, in_features).
+        out_features: rows of its weight.
         gated: whether the feed-forward of its block has a gate.
     """
 
@@ -115,7 +116,7 @@ def has_standard_attention(model: PreTrainedModel, attention: str) -> bool:
 
 
 def may_prune_heads(model: PreTrainedModel, attention: str) -> bool:
-    """Whether whole heads of that module can go: not where every head has a position bias of its own."""
+    """Whether whole heads of that module can be removed: not if each head has its own position bias."""
     module = model.get_submodule(attention)
     own_config = getattr(module, "config", model.config)
     biased = any(
@@ -131,7 +132,7 @@ def attention_keys(model: PreTrainedModel, layer: LayerInfo, positions: int) -> 
 
 
 def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
-    """Arguments of the constructor that the config does not know."""
+    """Constructor arguments that are not in the config."""
     # A factored class passes on whatever its dense one accepts.
     constructors = [vars(base)["__init__"] for base in type(model).__mro__ if "__init__" in vars(base)]
     accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
@@ -236,10 +237,10 @@ def _layers_of(model: PreTrainedModel, family: Family) -> Iterator[tuple[str, st
 
 
 def check_class(model: PreTrainedModel) -> None:
-    """That the model is dense, and that its class can be found again when its compressed form is loaded.
+    """Check that the model is dense, and that its class can be found when its compressed form is loaded.
 
     Raises:
-        UnsupportedModelError: it is not, or cannot.
+        UnsupportedModelError: it is compressed already, or its class cannot be found.
     """
     model_type, class_name = model.config.model_type, type(model).__name__
     if model_type.startswith(MODEL_TYPE_PREFIX):
@@ -259,14 +260,14 @@ def check_class(model: PreTrainedModel) -> None:
             f" For {model_type!r} these classes are: {', '.join(sorted(c.__name__ for c in known))}." if known else ""
         )
         raise UnsupportedModelError(
-            f"{class_name} (model type {model_type!r}) is not supported: it is no class of transformers, and no Auto "
+            f"{class_name} (model type {model_type!r}) is not supported: it is not a transformers class and no Auto "
             f"class knows it.{of_type} {supported()}"
         )
     _check_storable(model)
 
 
 def _check_storable(model: PreTrainedModel) -> None:
-    """That there is a factored class, and a number in the config that keeps dense classes from its checkpoint."""
+    """Check that there is a factored class, and a number in the config that keeps dense classes from its checkpoint."""
     try:
         factored_model_class(type(model))
     except ValueError as error:
@@ -297,13 +298,13 @@ def _matching(layers: list[LayerInfo], patterns: Iterable[str], setting: str) ->
 
 
 def prunable_heads(model: PreTrainedModel, members: Mapping[Role, LayerInfo]) -> list[LayerInfo]:
-    """q, k, v and o of a block, which lose heads together; nothing where none of them is to be compressed.
+    """q, k, v and o of a block, which lose heads together; empty if none of them is to be compressed.
 
     Args:
         members: layers of the block, by role.
 
     Raises:
-        ConfigError: some of them are skipped, or this attention cannot lose heads.
+        ConfigError: some of the four layers are skipped, or this attention cannot lose heads.
     """
     projections: tuple[Role, ...] = ("qkv", "q", "k", "v")
     first = next((members[role] for role in projections if role in members), None)

@@ -1,4 +1,4 @@
-"""What a model's result means, and what a loss of it is: for calibration, for training and for judging.
+"""The meaning of a model's result, and the divergence between two results: for calibration, training and evaluation.
 
 A result is read as a list of terms, each of them either the logits of classes or features:
 
@@ -10,7 +10,7 @@ A result is read as a list of terms, each of them either the logits of classes o
     masked autoencoder      logits: features of the patches that were masked; they are pixels and no classes
     depth, projection       predicted depth, image embedding: features
     backbone                feature maps: features, a term each
-    headless                hidden states, and the pooled output where the family says that it is a product: features
+    headless                hidden states, and the pooled output if the family counts it as an output: features
 
 Classes differ by the KL divergence, its mean over the items; features by half their relative squared error. What the
 terms of an image come to is added. A head of another kind is one call of `register_reader`.
@@ -43,8 +43,8 @@ class Term:
 
     Attributes:
         values: logits (n, items, classes), or features (n, features).
-        weight: (n, features), how much an error of each feature matters; all the same without. Where two models are
-            compared, the reference's counts.
+        weight: (n, features) weight of each feature's error; `None`: all 1. When two models are compared, the
+            reference's weights are used.
     """
 
     values: Tensor
@@ -73,10 +73,10 @@ def outputs_of(subject: Subject, pixel_values: Tensor, extra: Mapping[str, Tenso
 
 
 def read_outputs(subject: Subject, result: Any, inputs: Mapping[str, Tensor] | None = None) -> list[Term]:
-    """The terms of what the subject's model returned for `inputs`, in float32.
+    """The terms of the result that the subject's model returned for `inputs`, in float32.
 
     Raises:
-        UnsupportedModelError: nothing in it is known.
+        UnsupportedModelError: the result has no known entry.
     """
     found = dict(result) if isinstance(result, Mapping) else {}
     mask = (inputs or {}).get("pixel_attention_mask")
@@ -99,7 +99,7 @@ def read_outputs(subject: Subject, result: Any, inputs: Mapping[str, Tensor] | N
 
 
 def is_classifier(model: PreTrainedModel) -> bool:
-    """Whether every image has one class."""
+    """Whether the model assigns one class to every image."""
     return "ImageClassification" in type(model).__name__ and _problem(model) not in (SEVERAL_LABELS, NUMBERS)
 
 
@@ -110,7 +110,7 @@ def _problem(model: PreTrainedModel) -> str | None:
 
 
 def class_logits(terms: Sequence[Term]) -> Tensor:
-    """(n, classes) of a classifier."""
+    """Logits (n, classes) of a classifier."""
     return terms[0].values[:, 0]
 
 
@@ -207,8 +207,8 @@ def divergence(
     """How far `terms` are from `reference`, per image (n,): nats, plus ½ · relative squared errors of features.
 
     Args:
-        temperature: T; classes then count T² KL(softmax(z/T) ‖ softmax(ẑ/T)).
-        dtype: in which classes are computed.
+        temperature: T; the divergence of classes is T² KL(softmax(z/T) ‖ softmax(ẑ/T)).
+        dtype: dtype in which the divergence of classes is computed.
     """
     return torch.stack(
         [

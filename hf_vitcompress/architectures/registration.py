@@ -1,4 +1,4 @@
-"""Hanging the factored classes on the Auto classes of transformers."""
+"""Registering the factored classes with the Auto classes of transformers."""
 
 from transformers import AutoConfig
 from transformers.models.auto import modeling_auto
@@ -31,7 +31,7 @@ MODEL_TYPES = (
     "upernet",
     "llava",
 )
-"""What `register` makes known to the Auto classes when the package is imported; others when they are first used."""
+"""Model types that are registered with the Auto classes when the package is imported; others when first used."""
 
 
 def register(*model_types: str) -> None:

@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Reading:
-    """What a larger model reads of a model inside it, where that is not simply its output; see `towers.reading_of`.
+    """The features that a larger model reads from a model inside it, if it does not read its plain output.
 
     Attributes:
-        layers: indices of the hidden states it reads; none for the pooled output.
-        skipped: tokens at the front that it leaves out.
+        layers: indices of the hidden states that it reads; empty: it reads the pooled output.
+        skipped: number of leading tokens that it leaves out.
     """
 
     layers: tuple[int, ...] = ()

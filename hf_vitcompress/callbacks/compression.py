@@ -58,13 +58,13 @@ class CompressionCallback(StructureCallback):
     Attributes:
         report: the `CompressionReport`; `None` before the compression, and after resuming from a checkpoint of the
             compressed model.
-        dense_metrics, compressed_metrics: results of the evaluations just before and just after the compression;
-            empty without an evaluation.
+        dense_metrics: results of the evaluation just before the compression; empty without an evaluation.
+        compressed_metrics: results of the evaluation just after it.
 
     Raises:
         ConfigError: `at_step` is not a step, or the Trainer uses FSDP or DeepSpeed.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
         >>> callback = CompressionCallback(CompressionConfig(keep_ratio=0.5), at_step=0.5).attach(trainer)
         >>> trainer.train()

@@ -50,18 +50,24 @@ class ImportanceGateCallback(CompressionCallback):
         l1: weight of the penalty beside the training loss; by default the config's `gate_l1`.
         learning_rate: learning rate of the scores; by default `importance.gates.GATE_LEARNING_RATE`.
         at_step: prune after this optimizer step, or after this fraction of all steps, in (0, 1); by default at the end.
-        images, output_dir, push_to_hub, evaluate, reset_best: as in `CompressionCallback`.
+        images: images to calibrate on, as in `CompressionCallback`.
+        output_dir: folder for the final model.
+        push_to_hub: Hub repository for the final model.
+        evaluate: whether to evaluate before and after pruning.
+        reset_best: as in `CompressionCallback`.
 
     Attributes:
         importance: the scores that the model was pruned by, by name of the layer that reads the features: (neurons,)
             for fc2, (heads,) for the attention output projection; empty before the pruning.
-        report, dense_metrics, compressed_metrics: as in `CompressionCallback`; the dense model is the one with scores.
+        report: as in `CompressionCallback`.
+        dense_metrics: as in `CompressionCallback`; the dense model is the one with scores.
+        compressed_metrics: as in `CompressionCallback`.
 
     Raises:
         ConfigError: the config does not select by scores, the model is compressed already, or the callback was added
             after the optimizer was made.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
         >>> config = CompressionConfig.preset("vtp", compensation="none")
         >>> callback = ImportanceGateCallback(config, at_step=0.5).attach(trainer)

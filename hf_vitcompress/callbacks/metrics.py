@@ -42,7 +42,7 @@ class CompressionMetricsCallback(TrainerLink):
             Trainer's evaluation data, or else its training data.
         num_images: number of these images.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
         >>> CompressionMetricsCallback(dense="google/vit-base-patch16-224").attach(trainer)
     """

@@ -59,7 +59,8 @@ class ProgressiveCompressionCallback(StructureCallback):
             original dense model at every stage.
         images: calibration images, as in `CompressionCallback`.
         images_per_stage: number of calibration images of all stages but the last, which takes `config.num_images`.
-        output_dir, push_to_hub: folder and Hub repository for the final model.
+        output_dir: folder for the final model.
+        push_to_hub: Hub repository for the final model.
         reset_best: after each stage, forget the best checkpoint (`load_best_model_at_end`), because a larger model
             would win. If false, the best checkpoint may be one of an earlier stage; the model then ends with the
             structure of that stage.
@@ -72,7 +73,7 @@ class ProgressiveCompressionCallback(StructureCallback):
     Raises:
         ConfigError: the stages are out of order, the budget is not a keep ratio, or the Trainer uses FSDP or DeepSpeed.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
         >>> stages = [(0.1, 0.8), (0.3, 0.65), (0.5, 0.5)]
         >>> callback = ProgressiveCompressionCallback(CompressionConfig(keep_ratio=0.5), stages).attach(trainer)

@@ -8,7 +8,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
 def silence_libraries() -> None:
-    """The bars of the libraries that load, read and upload; for the rest of the process, which ends with us."""
+    """Switch off the progress bars of the libraries that load, read and upload, for the rest of the process."""
     import datasets
     import huggingface_hub
     import transformers

@@ -35,7 +35,7 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
     Raises:
         ConfigError: a value is of the wrong type or out of range, or two budgets are given.
 
-    Example:
+    Examples:
         >>> config = CompressionConfig(keep_ratio=0.4, compensation="distill", compensation_duration="2 epochs")
     """
 

@@ -41,27 +41,30 @@ def export_model(
     tolerance: float = TOLERANCE,
     max_batch: int | None = None,
 ) -> ExportResult:
-    """Make a program for another runtime, of a compressed model or of a dense one.
+    """Convert a compressed or dense model for another runtime, and keep the result if it computes the same.
 
-    It computes in float32, whatever the model's dtype, and takes any number of images. It is run on its runtime with
-    one image and with several, and only kept if it computes what the model does. Beside it lie the image processor, the
-    config of the dense architecture (labels, image size), transformers' own `export.json`, and `export_report.json`,
-    which names inputs and outputs; nothing there needs this package. Of a model that takes more than images, such as
-    CLIP, the part that was compressed is exported.
+    The program computes in float32, whatever the model's dtype, and takes any number of images. It is run in its
+    runtime on one and on several images, and kept only if every output is within `tolerance` of PyTorch's. The folder
+    also gets the image processor, the config of the dense architecture (labels, image size), the `export.json` of
+    transformers, and `export_report.json`, which names inputs and outputs. The program does not need this package. If a
+    model takes more than images, such as CLIP, the part that was compressed is exported.
 
     Args:
         model: a folder, a Hub id or a loaded model, which is left as it was.
         to: `onnx`, `torch-export`, `openvino` or `executorch`.
         output: folder for the program; by default a folder inside the model's that has the name of the format.
-        against: the dense model. It is exported to the same format and both are timed, alternately, with as many
-            threads as torch uses; nothing of it is kept.
-        overwrite: whether to replace `output`.
+        against: the dense model. It is exported to the same format, and both programs are timed in turn, with as many
+            threads as torch uses; its program is not kept.
+        overwrite: whether to replace `output` if it exists.
         tolerance: largest absolute difference of an output from torch's.
-        max_batch: images the program takes at most, for `executorch`, which reserves memory for as many. Default: 32.
+        max_batch: largest number of images, for `executorch`, which reserves memory for them. Default: 32.
+
+    Returns:
+        the folder, the report, and with `against` the dense program's report and the latency of both.
 
     Raises:
-        ConfigError: the format is unknown, or `output`, `against` or `max_batch` do not fit the model or the format.
-        ExportError: something is not installed, the model cannot be traced, or the program differs.
+        ConfigError: the format is unknown, or `output`, `against` or `max_batch` does not fit the model or the format.
+        ExportError: a package is missing, the model cannot be traced, or the program's outputs differ.
         OutputError: `output` exists, or cannot be written.
         UnsupportedModelError: a model cannot be found, or its architecture is not supported.
     """

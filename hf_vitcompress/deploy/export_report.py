@@ -1,4 +1,4 @@
-"""What is known about an exported program: for the terminal and as JSON."""
+"""The report of an exported program: for the terminal and as JSON."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ EXPORT_REPORT_FILE = "export_report.json"
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a program; `"batch"` in its shape is free."""
+    """An input or output of a program; in its shape, `"batch"` stands for any number of images."""
 
     name: str
     dtype: str
@@ -25,17 +25,18 @@ class Port:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What a program takes and gives, and how close it is to torch: `export_report.json` beside it.
+    """Inputs and outputs of a program, and its difference from PyTorch; saved beside it as `export_report.json`.
 
     Attributes:
         format: `onnx`, `torch-export`, `openvino` or `executorch`.
         model: class of the model it was made from.
-        files: bytes by file name, the one to open first.
-        inputs, outputs: in the program's order.
-        max_batch: images it takes at most; `None`: any number.
-        checked_batches: numbers of images it was run with.
-        max_difference: largest absolute difference of an output from torch's, in float32.
-        packages: versions it was made and run with.
+        files: size in bytes by file name; the file to open comes first.
+        inputs: the program's inputs, in its order.
+        outputs: the program's outputs, in its order.
+        max_batch: largest number of images that it takes; `None`: any number.
+        checked_batches: batch sizes with which it was run.
+        max_difference: largest absolute difference of an output from PyTorch's, in float32.
+        packages: versions of the packages that made and ran it.
     """
 
     format: str
@@ -61,12 +62,13 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """An exported model and, where one was given, the dense model it is compared with.
+    """An exported model and, if one was given, the dense model that it is compared with.
 
     Attributes:
-        folder: where the program lies.
-        report, dense: of both programs.
-        latency: by batch size, both programs on the same runtime; empty without a dense model.
+        folder: folder of the program.
+        report: report of the program.
+        dense: report of the dense model's program; `None` without a dense model.
+        latency: latency of both programs in the same runtime, for each batch size; empty without a dense model.
     """
 
     folder: Path
@@ -79,7 +81,7 @@ class ExportResult:
         return {**asdict(self), "folder": str(self.folder)}
 
     def render(self) -> "RenderableType":
-        """For the terminal."""
+        """A rich table for the terminal."""
         report, dense = self.report, self.dense
         sizes, differences, change = ["", format_bytes(report.bytes)], ["", f"{report.max_difference:.1e}"], ""
         if dense is not None:

@@ -1,4 +1,4 @@
-"""Integer weights, of compressed models or of dense ones: what `from_pretrained` of transformers does with torchao."""
+"""Integer weights of compressed and dense models, through torchao and `from_pretrained` of transformers."""
 
 import importlib
 from dataclasses import dataclass, replace
@@ -30,12 +30,12 @@ SCHEMES = {
 
 @dataclass(frozen=True)
 class QuantizationRecord:
-    """What quantization changes in the report beside a compressed model, and in the card made of it.
+    """The changes that quantization makes to the report and the card of a compressed model.
 
     Attributes:
         scheme: one of `SCHEMES`.
-        costs: of the quantized model. What was measured of the one before is dropped.
-        weights: their digest.
+        costs: costs of the quantized model. Measurements of the model before quantization are dropped.
+        weights: digest of the quantized weights.
     """
 
     scheme: str
@@ -56,16 +56,16 @@ class QuantizationRecord:
 def quantize(
     model: str | Path | PreTrainedModel, scheme: str = "int8_weight_only", accelerator: Accelerator | None = None
 ) -> PreTrainedModel:
-    """The model with 8-bit integers as the weights of its linear layers, and one scale for each output feature.
+    """Store the weights of the linear layers as 8-bit integers, with one scale for each output feature.
 
     Args:
         model: compressed or dense; a folder, a Hub id or a loaded model, which is left as it was.
-        scheme: `int8_weight_only` multiplies in the model's dtype. `int8_dynamic` also rounds what each layer reads,
+        scheme: `int8_weight_only` multiplies in the model's dtype. `int8_dynamic` also rounds the inputs of each layer,
             with one scale for each token, and multiplies integers.
-        accelerator: whose device a model that is loaded here gets.
+        accelerator: places a model that this function loads on its device.
 
     Returns:
-        a model of the same class, in evaluation mode. `save_pretrained` of a compressed one also writes image
+        a model of the same class, in evaluation mode. For a compressed model, `save_pretrained` also writes image
         processor, recipe, plan and report; `from_pretrained` loads it wherever torchao is installed.
 
     Raises:

@@ -22,10 +22,15 @@ class Latency:
     """Seconds of one forward pass over `batch_size` images.
 
     Attributes:
-        dense, compressed: median seconds.
-        ratio: median of the pairs' compressed ÷ dense.
-        ratio_low, ratio_high: quartiles of the same.
-        batch_size, rounds, threads, device: how it was measured.
+        dense: median seconds of the dense model.
+        compressed: median seconds of the compressed model.
+        ratio: median over the rounds of compressed ÷ dense.
+        ratio_low: lower quartile of these ratios.
+        ratio_high: upper quartile of these ratios.
+        batch_size: images of a batch.
+        rounds: number of pairs of passes.
+        threads: threads that torch used.
+        device: name of the device.
     """
 
     dense: float

@@ -22,16 +22,16 @@ Raw = Any
 
 @dataclass
 class Batch:
-    """Images that a model is given together.
+    """Images that a model processes together.
 
     Attributes:
-        index: counts batches, those included of which no image could be read and which do not appear.
+        index: number of the batch, from 0; batches without a readable image are counted, but do not appear.
         pixel_values: (n, channels, height, width), or (n, patches, features), float32.
-        labels: class indices (n,) int64, where known.
-        positions: of the images in their batch, without the unreadable ones.
-        inputs: what else is known about each image, (n, …) by the name of the model's argument.
-        targets: what the model's own loss takes as `labels`, where they are more than classes: a mapping for each
-            image, or a tensor (n, …).
+        labels: class indices (n,) int64; `None` if they are not known.
+        positions: positions in the batch of the images that could be read.
+        inputs: further inputs of the model, each (n, …), by argument name.
+        targets: `labels` for the model's own loss if they are more than classes: a mapping for each image, or a tensor
+            (n, …).
     """
 
     index: int
@@ -42,7 +42,7 @@ class Batch:
     targets: list[dict[str, Any]] | Tensor | None = None
 
     def targets_on(self, device: torch.device) -> list[dict[str, Any]] | Tensor | None:
-        """What the model's own loss takes, on its device; classes where they are all that is known."""
+        """`labels` for the model's own loss, on `device`: the targets, or else the class indices."""
         if isinstance(self.targets, list):
             return [
                 {name: value.to(device) if isinstance(value, Tensor) else value for name, value in target.items()}

@@ -31,12 +31,13 @@ def open_images(
         data: a `datasets.Dataset`; the path of a folder of images (sub-folders are classes), of a parquet file or of
             a folder of parquet files; the Hub id of a data set; a list of PIL images, paths or tensors; a tensor
             (n, channels, height, width); or an iterable of ready batches, such as a DataLoader.
-        split: of a Hub data set; by default `train` for want of a better name, or the only one there is.
-        label2id: the model's classes; labels are matched to them by name where both have names.
-        limit: images to take from an iterable of batches, which is read once and held in memory.
+        split: split of a Hub data set; by default `train`, or the first one if there is no `train`.
+        on_bad_image: `"skip"` leaves out an image that cannot be read and counts it; `"error"` stops.
+        label2id: index by name of the model's classes; labels are matched to them by name if both have names.
+        limit: number of images to take from an iterable of batches, which is read once and held in memory.
 
     Raises:
-        DataError: nothing is there, or nothing in it is an image.
+        DataError: the source does not exist, or it contains no image.
     """
     if isinstance(data, ImageSource):
         return data

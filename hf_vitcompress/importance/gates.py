@@ -81,7 +81,7 @@ def scores(model: nn.Module) -> dict[str, Tensor]:
 
 
 def detach_gates(model: nn.Module) -> None:
-    """The model as if there had never been gates."""
+    """Remove all gates from the model."""
     for module in model.modules():
         _detach(module)
 

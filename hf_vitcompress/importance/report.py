@@ -1,4 +1,4 @@
-"""What learning importance scores did, as plain data."""
+"""How importance scores were learned, as plain data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ class GatePoint:
     Attributes:
         loss: mean divergence from the dense model over the steps since the last point, nats per image, without the
             penalty; of the images that are being learnt from.
-        mean: of the scores' sizes.
-        near_zero, below_half: shares of scores below 0.1 and 0.5.
+        mean: mean size of the scores.
+        near_zero: share of scores below 0.1.
+        below_half: share of scores below 0.5.
     """
 
     step: int
@@ -31,7 +32,7 @@ class GatePoint:
 
 @dataclass(frozen=True)
 class GateLayer:
-    """The scores of what flows into one layer: how many, their mean size, shares below 0.1 and 0.5."""
+    """The scores of the features that one layer reads: their number, mean size, and shares below 0.1 and 0.5."""
 
     name: str
     count: int
@@ -42,14 +43,15 @@ class GateLayer:
 
 @dataclass
 class GateReport:
-    """What learning scores did.
+    """How importance scores were learned.
 
     Attributes:
-        images: different images it learnt from.
-        l1, learning_rate: as in the config.
-        points: its course.
-        layers: where it ended, by layer.
-        seconds: in all, with those before an interruption.
+        images: number of different images.
+        l1: weight of the penalty, as in the config.
+        learning_rate: highest learning rate of the scores.
+        points: the course of the learning.
+        layers: the final scores of each layer.
+        seconds: duration, including the time before an interruption.
     """
 
     images: int

@@ -17,18 +17,17 @@ from .shapes import attentions_of, linear_names, shapes_of, value_head_dim
 
 @torch.no_grad()
 def to_dense(model: PreTrainedModel) -> PreTrainedModel:
-    """The dense model that computes what `model` computes: factors multiplied out, what was pruned filled with zeros.
+    """The dense model that computes the same: factors are multiplied out, pruned features are filled with zeros.
 
     Args:
-        model: compressed, or dense already. Whatever was set on the object, such as hooks or a wrapped `forward`, is
-            left behind.
+        model: compressed or dense. Anything set on the object, such as hooks or a wrapped `forward`, is left behind.
 
     Returns:
-        a model of the dense class that shares no memory with `model`, on its device, in its dtype and mode. It has
-        the original's number of parameters, and equal outputs to rounding.
+        a model of the dense class that shares no memory with `model`, on its device, in its dtype and mode. It has the
+        original number of parameters, and its outputs are equal up to rounding.
 
     Raises:
-        UnsupportedModelError: it is quantized or has adapters, or a tensor does not fit into the dense model.
+        UnsupportedModelError: the model is quantized or has adapters, or a tensor does not fit into the dense model.
     """
     check_model(model)
     dense = empty_model(model, {})

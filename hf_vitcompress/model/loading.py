@@ -27,14 +27,16 @@ def load_model(
     accelerator: Accelerator | None = None,
     quantization_config: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
-    """A dense or compressed model with the head its checkpoint was saved with.
+    """Load a dense or compressed model, with the head that its checkpoint was saved with.
 
     Args:
-        quantization_config: how to quantize it while it is loaded; `None` leaves it as it was saved, quantized or not.
+        name: Hub id or folder.
+        accelerator: places the model on its device.
+        quantization_config: how to quantize the model while it is loaded; `None` leaves it as it was saved.
 
     Raises:
-        UnsupportedModelError: it cannot be found, or its architecture is not supported.
-        QuantizationError: it is to be quantized and is so already, or cannot be; or the library that quantized it is
+        UnsupportedModelError: the model cannot be found, or its architecture is not supported.
+        QuantizationError: the model is quantized already or cannot be quantized, or the library that quantized it is
             missing.
     """
     try:

@@ -28,7 +28,7 @@ def part_of(model: PreTrainedModel, target: str, processor: Any = None) -> Subje
 
 
 def reading_of(whole: PreTrainedModel) -> Reading | None:
-    """What `whole` reads of its vision tower; `None` where it takes the output as it is.
+    """The features that `whole` reads from its vision tower; `None` if it reads the plain output.
 
     A language model with `vision_feature_layer` in its config, such as LLaVA, reads these hidden states, mostly without
     the class token; a model of images and texts, such as CLIP, the pooled output.
@@ -47,10 +47,10 @@ def takes_only_images(model: PreTrainedModel) -> bool:
 
 
 def check_takes_images(model: PreTrainedModel) -> None:
-    """That images are all that the model needs.
+    """Check that the model takes only images.
 
     Raises:
-        ConfigError: it wants more, such as text, so that only a part of it can be compressed.
+        ConfigError: it takes more, such as text, so only a part of it can be compressed.
     """
     if not takes_only_images(model) and (names := _names(model)):
         raise ConfigError(

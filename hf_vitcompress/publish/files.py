@@ -28,10 +28,10 @@ PUBLISHED = (
 
 
 def checked_folder(folder: str | Path) -> Path:
-    """The absolute path of a folder whose weights are all there.
+    """The absolute path of a folder with all its weights.
 
     Raises:
-        PublishError: it is no checkpoint, or a part of it is missing or damaged.
+        PublishError: the folder is not a checkpoint, or a file is missing or damaged.
     """
     root = Path(folder).resolve()
     index = root / INDEX_FILE

@@ -47,8 +47,8 @@ def push_model(
 ) -> CommitInfo:
     """Publish a compressed model with image processor, recipe, plan, report, figure and card; see `push_folder`.
 
-    A model that was loaded from a folder or from the Hub takes along what lies there. Of a model with adapters they
-    alone are published, as by transformers.
+    If the model was loaded from a folder or from the Hub, the files beside it there are published with it. For a model
+    with adapters only the adapters are published, as transformers does.
     """
     check_repository(repo_id, token)
     settings: dict[str, Any] = {
@@ -87,21 +87,28 @@ def push_folder(
 ) -> CommitInfo:
     """Publish a folder made by `save_pretrained` or `vitcompress compress`, in one commit; the folder is only read.
 
-    The repository is created where there is none. A card that is there keeps its text and metadata, except for the
-    block and the facts that are ours. Weights of an earlier push in another number of shards are removed. What fails
-    can be repeated: files that have arrived are not sent again.
+    The repository is created if it does not exist. An existing card keeps its text and metadata; only the marked block
+    and the facts of the compression are renewed. Weights of an earlier push with another number of shards are removed.
+    A push that fails can be repeated: files that have arrived are not sent again.
 
     Args:
+        folder: folder of the compressed model.
         repo_id: `name`, or `organization/name`.
+        commit_message: title of the commit.
+        commit_description: text of the commit.
         private: visibility of a new repository; by default that of the account.
-        token: by default the one that `hf auth login` keeps.
-        revision: branch; made if there is none of that name.
+        token: access token; by default the one that `hf auth login` stored.
+        revision: branch; created if it does not exist.
         create_pr: open a pull request instead of committing.
-        max_shard_size: split the weights anew, into files of at most this size, such as `"5GB"`.
+        max_shard_size: split the weights into files of at most this size, such as `"5GB"`.
         tags: further tags for the card.
 
+    Returns:
+        the commit, or the pull request with its address.
+
     Raises:
-        PublishError: the folder is no checkpoint, there is no token or it may not write, or the Hub cannot be reached.
+        PublishError: the folder is not a checkpoint, the token is missing or may not write, or the Hub cannot be
+            reached.
     """
     root = checked_folder(folder)
     check_repository(repo_id, token)

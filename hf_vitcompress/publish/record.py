@@ -1,4 +1,4 @@
-"""What is saved beside a compressed model, so that it can be understood and made again."""
+"""The files beside a compressed model that explain it and make it again."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -46,14 +46,14 @@ class CompressionRecord:
 
 
 class SavedFiles:
-    """Files that go wherever a model goes; a card among them is renewed for the weights it comes to lie beside."""
+    """Files that are saved with a model; a card among them is renewed for the weights of the new folder."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
 
     @classmethod
     def of(cls, folder: str | Path, names: tuple[str, ...] = RECORD_FILES) -> "SavedFiles":
-        """Those that are there; `names` may be patterns."""
+        """The files of a folder with these names, which may be patterns."""
         files = [path for name in names for path in Path(folder).glob(name) if path.is_file()]
         return cls({path.name: path.read_bytes() for path in files})
 
@@ -67,7 +67,7 @@ class SavedFiles:
 
 
 def restored_companions(model: PreTrainedModel) -> list[Any]:
-    """What lies beside the checkpoint that a model was loaded from, a folder or a Hub repository."""
+    """The files beside the checkpoint that a model was loaded from, a folder or a Hub repository."""
     name = str(model.config.name_or_path or "")
     wanted = (CARD_FILE, *RECORD_FILES, *WHEREVER)
     saved = SavedFiles({})

@@ -30,15 +30,18 @@ LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 
 @dataclass(frozen=True)
 class Origin:
-    """The dense model.
+    """Where the dense model comes from.
 
     Attributes:
-        base_model: its Hub id; of a local one the id that its own card names as its base; `None` where unknown.
-        published: whether it is that model itself.
-        license, license_name, license_link, language: as its card has them.
-        datasets: Hub ids of what it was trained on, as its card has them.
-        disk_bytes: size of its weight files; `None` where they are not on this disk.
-        dtypes: they are stored in, such as F16.
+        base_model: Hub id of the dense model; for a local model, the base that its card names; `None` if unknown.
+        published: whether the dense model is `base_model` itself (and not derived from it).
+        license: licence that its card states; `None` if it states none.
+        license_name: name of a licence that the Hub does not list.
+        license_link: link to such a licence.
+        language: languages that its card states.
+        datasets: Hub ids of its training data, as its card states them.
+        disk_bytes: size of its weight files; `None` if they are not on this disk.
+        dtypes: dtypes of the stored weights, such as F16.
     """
 
     base_model: str | None = None
@@ -53,7 +56,7 @@ class Origin:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Origin":
-        """Of a model that was loaded from a folder or from the Hub; empty for one that was not loaded."""
+        """The origin of a model that was loaded from a folder or from the Hub; empty for any other model."""
         name = str(model.config.name_or_path or "")
         if name and Path(name).is_dir():
             stated = _from_card(card_data(Path(name) / CARD_FILE))
@@ -68,19 +71,19 @@ class Origin:
         return cls(**stated, disk_bytes=os.path.getsize(weights), dtypes=stored_dtypes(Path(weights).parent))
 
     def completed(self, card: Mapping[str, Any]) -> "Origin":
-        """With what the metadata of a card states and is not known otherwise."""
+        """A copy whose unknown attributes are taken from the metadata of a card."""
         stated = _from_card(card)
         return replace(self, **{name: value for name, value in stated.items() if not getattr(self, name)})
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a model was made on.
+    """Hardware and software that made a model.
 
     Attributes:
-        hardware: name of the CPU with the threads used, or of the GPU.
-        processes: how many shared the work.
-        versions: of the packages that decide the result.
+        hardware: name of the CPU and the number of threads, or name of the GPU.
+        processes: number of processes that shared the work.
+        versions: versions of the packages that decide the result.
     """
 
     hardware: str
@@ -111,7 +114,7 @@ def is_repo_id(name: str) -> bool:
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether the Hub has a model of this name: known from the cache where it was downloaded, else by asking."""
+    """Whether the Hub has a model of this name; the cache answers if it was downloaded, otherwise the Hub."""
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return True
     try:
@@ -121,7 +124,7 @@ def is_on_hub(name: str) -> bool:
 
 
 def card_data(path: Path) -> dict[str, Any]:
-    """The metadata of a card in a file; none where there is no card, or where it cannot be read."""
+    """The metadata of the card in a file; empty if there is no card or it cannot be read."""
     try:
         return Card.load(path).metadata
     except OSError:
@@ -129,7 +132,7 @@ def card_data(path: Path) -> dict[str, Any]:
 
 
 def hub_card_data(repo_id: str) -> dict[str, Any]:
-    """The metadata of a card on the Hub; none where there is no card, or no way to the Hub."""
+    """The metadata of a card on the Hub; empty if there is no card or the Hub cannot be reached."""
     try:
         return card_data(Path(hf_hub_download(repo_id, CARD_FILE)))
     except Exception:  # the Hub client has no common base class for its errors, and a card is no must

@@ -1,4 +1,4 @@
-"""What was kept, what it costs, what it predicts and what was measured: for the terminal, Markdown, JSON and PNG."""
+"""The report of a compression: costs, predictions and measurements, for the terminal, Markdown, JSON and PNG."""
 
 import json
 import math
@@ -36,24 +36,25 @@ class CompressionReport:
 
     Attributes:
         model: class of the compressed model.
-        dense, compressed: costs of both.
+        dense: costs of the dense model.
+        compressed: costs of the compressed model.
         parts: one entry for each group of layers that could have been compressed.
-        predicted_loss: KL from the dense model, nats per image, scaled to losses measured on calibration images;
-            `None` for metrics that predict no loss.
-        calibration_images: images the statistics come from.
-        bad_images: images that could not be read.
-        seconds: by stage.
-        settings: the recipe.
+        predicted_loss: predicted KL divergence from the dense model, nats per image, scaled to losses measured on
+            calibration images; `None` for metrics that predict no loss.
+        calibration_images: number of images behind the statistics.
+        bad_images: number of images that could not be read.
+        seconds: duration of each stage.
+        settings: the recipe, as `CompressionConfig.to_dict` gives it.
         budget_curve: (keep ratio, predicted loss) pairs for other budgets.
-        compensation: its course; `None` if there was none.
-        gates: how the scores of neurons and heads were learned; `None` if they were not.
-        origin: the dense model.
-        calibration_dataset: Hub id of the calibration images; `None` for others.
-        environment: what it was made on.
-        weights: digest of those it ended with, see `runtime.weights.model_digest`.
-        quantization: scheme its weights were quantized with afterwards; `None` for none.
-        evaluation: filled in by whoever measures it.
-        latency: likewise; one entry for each batch size.
+        compensation: course of the compensation; `None` without compensation.
+        gates: how the scores of neurons and heads were learned; `None` if no scores were learned.
+        origin: where the dense model comes from.
+        calibration_dataset: Hub id of the calibration data set; `None` if it has none.
+        environment: hardware and software of the compression.
+        weights: digest of the compressed model's weights, see `runtime.weights.model_digest`.
+        quantization: scheme of a later quantization; `None` if the weights are not quantized.
+        evaluation: the evaluation of the compressed model; `None` until it is measured.
+        latency: measured latencies, one for each batch size; empty until they are measured.
     """
 
     model: str
@@ -103,17 +104,17 @@ class CompressionReport:
 
     @property
     def keep_ratio(self) -> float:
-        """Parameters of the compressed model ÷ of the dense one."""
+        """Parameters of the compressed model ÷ parameters of the dense model."""
         return self.compressed.parameters / self.dense.parameters
 
     @property
     def title(self) -> str:
-        """The compressed model, and what of it the figures are of where that is only a part."""
+        """Class of the compressed model, with the part that the figures describe if that is not the whole."""
         target = self.settings.get("target")
         return self.model if target is None else f"{self.model}, its {target}"
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """The before/after table: quantity, dense, compressed, change."""
+        """The rows of the before/after table: quantity, dense, compressed, change."""
         rows = comparison_rows(self.dense, self.compressed, None, None, self.evaluation, self.latency)
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
@@ -127,7 +128,7 @@ class CompressionReport:
         return rows
 
     def to_markdown(self) -> str:
-        """Two tables: before and after, and what is left of each part."""
+        """The before/after table and the table of parts."""
         lines = ["| | dense | compressed | change |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in self.rows()]
         lines += ["", "| part | role | what is left | parameters kept | predicted loss |", "|---|---|---|---|---|"]
@@ -139,15 +140,15 @@ class CompressionReport:
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON."""
+        """Plain data for JSON, with `keep_ratio`; infinite numbers are text."""
         return _without_infinities({**asdict(self), "keep_ratio": self.keep_ratio})
 
     @classmethod
     def load(cls, folder: str | Path) -> "CompressionReport":
-        """Of `compression_report.json` in `folder`.
+        """Read `compression_report.json` in `folder`.
 
         Raises:
-            ReportError: there is none, or it is damaged.
+            ReportError: the file does not exist, or it is damaged.
         """
         from pydantic import TypeAdapter, ValidationError
 

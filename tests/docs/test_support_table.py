@@ -1,11 +1,11 @@
-"""The README's table of what is supported is the one that the code makes."""
+"""The table of supported models in `docs/models.md` is the one that the code makes."""
 
 from hf_vitcompress.architectures.families import FAMILIES
 from hf_vitcompress.architectures.layers import LayerInfo, find_layers, has_standard_attention
 from hf_vitcompress.architectures.registration import MODEL_TYPES
 from support.models import REPOSITORY
 from support.zoo import HEADS
-from support_table import TITLES, attention_of, renew, support_table
+from support_table import BEGIN, TITLES, attention_of, renew, support_table
 
 
 def rows() -> dict[str, list[str]]:
@@ -14,8 +14,9 @@ def rows() -> dict[str, list[str]]:
     return {row[1].strip("`"): row for row in cells}
 
 
-def test_the_readme_has_the_table_of_this_code() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_the_page_has_the_table_of_this_code() -> None:
+    text = (REPOSITORY / "docs" / "models.md").read_text(encoding="utf-8")
+    assert BEGIN in text
     assert renew(text) == text, "renew it with `make support`"
 
 

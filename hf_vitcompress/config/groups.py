@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from ..durations import Duration
+from ..metrics import METRICS, MetricName
 from .fields import Doc, DurationText, Range
 
-Metric = Literal["weight", "activation", "row_fisher", "fisher"]
 Allocation = Literal["uniform", "greedy"]
 Precision = Literal["auto", "float32", "bfloat16"]
 OnBadImage = Literal["skip", "error"]
@@ -58,7 +58,7 @@ class MethodSettings:
     """What is compressed, how, and by which measure of error."""
 
     metric: Annotated[
-        Metric,
+        MetricName,
         Doc(
             'Inner product that measures the approximation error. `"weight"`: plain SVD; `"activation"`: the error of '
             'the layer\'s output (arXiv 2402.06004); `"row_fisher"`: rows scaled by gradient power (arXiv 2207.00112); '
@@ -149,7 +149,7 @@ class MethodSettings:
     @property
     def needs_gradients(self) -> bool:
         """Whether the metric is made of gradients."""
-        return self.metric in ("row_fisher", "fisher")
+        return METRICS[self.metric].needs_gradients
 
     @property
     def gates_duration(self) -> Duration:

@@ -34,14 +34,14 @@ class Steps:
         self.per_epoch = len(images) // self.batch_size
 
     def own_part(self, step: int) -> list[tuple[Batch, Tensor]]:
-        """This process's images of a step, and three draws in [0, 1) for each of them (n, 3).
+        """This process's images of a step, and a draw in [0, 1) for each of them (n,).
 
         Which they are depends on the step and the seed alone.
         """
         epoch, position = divmod(step, self.per_epoch)
         order = torch.randperm(len(self.images), generator=self._generator(0, epoch))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        draws = torch.rand(self.batch_size, 3, generator=self._generator(1, step))
+        draws = torch.rand(self.batch_size, generator=self._generator(1, step))
         own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         part: list[tuple[Batch, Tensor]] = []
         with local_work(self.accelerator, "Reading images"):

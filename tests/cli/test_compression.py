@@ -20,7 +20,7 @@ from transformers import AutoModelForImageClassification, BertConfig, BertModel,
 
 import hf_vitcompress
 from hf_vitcompress import CompressionConfig, CompressionPlan, cli
-from hf_vitcompress.statistics import calibration
+from hf_vitcompress.statistics.observer import Observer
 from support.models import DIGITS, seeded, tiny_config
 from support.terminal import Run, one_line, running_commands, without_bars  # noqa: F401  (the fixture "run")
 
@@ -102,7 +102,7 @@ def test_another_budget_needs_the_statistics_only(run: Run, statistics: Path, tm
 def test_finished_statistics_are_used_again_beside_data(
     run: Run, first: Path, statistics: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(calibration, "_observe_batch", lambda *_: pytest.fail("calibrated again"))
+    monkeypatch.setattr(Observer, "finish_batch", lambda *_: pytest.fail("calibrated again"))
     arguments = ["--data", CALIBRATION, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "-q"]
     done = run("compress", MODEL, *arguments, "--output", tmp_path / "s")
     assert done.code == 0, done.err
@@ -355,13 +355,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     run: Run, first: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(checkpoint, tmp_path)
-    observe, batches = calibration._observe_batch, []
+    finish, batches = Observer.finish_batch, []
 
     def counted(*args: Any, **kwargs: Any) -> None:
         batches.append(1)
-        observe(*args, **kwargs)
+        finish(*args, **kwargs)
 
-    monkeypatch.setattr(calibration, "_observe_batch", counted)
+    monkeypatch.setattr(Observer, "finish_batch", counted)
     done = run(*interruptible(tmp_path))
     assert done.code == 0, done.err
     assert len(batches) == 6, "297 images in batches of 32, 128 of them seen before"

@@ -18,9 +18,11 @@ from support.larger import captioner
 
 
 def compressed(model: PreTrainedModel) -> PreTrainedModel:
-    config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", measuring_images=0)
+    config = CompressionConfig(
+        keep_ratio=0.6, rank_multiple=1, precision="float32", measuring_images=0, target="encoder"
+    )
     images = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-    return ViTCompressor(config, progress=False).compress(model, images, target="encoder")
+    return ViTCompressor(config, progress=False).compress(model, images)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from transformers import (
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, to_dense
 from hf_vitcompress.architectures.outputs import outputs_of
-from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.model.loading import load_model
 from hf_vitcompress.model.towers import part_of
@@ -76,8 +75,9 @@ def asked(model: PreTrainedModel, pixels: Tensor) -> list[Tensor]:
 def compress(
     model: PreTrainedModel, pixels: Tensor, kind: str, **settings: object
 ) -> tuple[PreTrainedModel, ViTCompressor]:
-    compressor = ViTCompressor(CompressionConfig(**{"keep_ratio": 0.6, **SETTINGS, **settings}), progress=False)
-    return compressor.compress(model, pixels, target=TARGETS[kind]), compressor
+    config = CompressionConfig(**{"keep_ratio": 0.6, **SETTINGS, "target": TARGETS[kind], **settings})
+    compressor = ViTCompressor(config, progress=False)
+    return compressor.compress(model, pixels), compressor
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -85,7 +85,8 @@ def test_only_the_tower_changes(kind: str, pixels: Tensor) -> None:
     model = whole(kind)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     small, compressor = compress(model, pixels, kind)
-    name, tower = part_of(model, TARGETS[kind])
+    subject = part_of(model, TARGETS[kind])
+    name, tower = subject.name, subject.model
     assert type(small).__name__ == f"Factored{type(model).__name__}"
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     after = small.state_dict()
@@ -143,17 +144,17 @@ def test_what_the_whole_does_not_read_of_its_tower_is_not_kept(pixels: Tensor) -
 
 
 def test_a_clip_tower_is_judged_by_its_pooled_output(pixels: Tensor) -> None:
-    _, tower = part_of(whole("clip"), "vision_model")
-    (term,) = outputs_of(Subject.alone(tower), pixels[:2])
+    subject = part_of(whole("clip"), "vision_model")
+    (term,) = outputs_of(subject, pixels[:2])
     with torch.no_grad():
-        assert torch.equal(term.values, tower(pixels[:2]).pooler_output)
+        assert torch.equal(term.values, subject.model(pixels[:2]).pooler_output)
 
 
 def test_a_llava_tower_is_judged_by_the_hidden_states_that_are_read(pixels: Tensor) -> None:
-    _, tower = part_of(whole("llava"), "vision_tower")
-    (term,) = outputs_of(Subject.alone(tower), pixels[:2])
+    subject = part_of(whole("llava"), "vision_tower")
+    (term,) = outputs_of(subject, pixels[:2])
     with torch.no_grad():
-        states = tower(pixels[:2], output_hidden_states=True).hidden_states
+        states = subject.model(pixels[:2], output_hidden_states=True).hidden_states
     assert torch.equal(term.values, states[-2][:, 1:].flatten(1))
 
 
@@ -206,8 +207,9 @@ def test_tokenizer_and_processor_go_with_the_whole(pixels: Tensor, tmp_path: Pat
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     CLIPProcessor(CLIPImageProcessorPil(), tokenizer).save_pretrained(tmp_path)
-    compressor = ViTCompressor(CompressionConfig(keep_ratio=0.6, **SETTINGS), progress=False)
-    compressor.compress(tmp_path, pixels, target="vision_model").save_pretrained(tmp_path / "small")
+    config = CompressionConfig(keep_ratio=0.6, target="vision_model", **SETTINGS)
+    compressor = ViTCompressor(config, progress=False)
+    compressor.compress(tmp_path, pixels).save_pretrained(tmp_path / "small")
     loaded = AutoProcessor.from_pretrained(tmp_path / "small")
     assert type(loaded) is CLIPProcessor
     assert loaded.tokenizer("a").input_ids == tokenizer("a").input_ids
@@ -224,8 +226,8 @@ def test_a_backbone_can_be_a_target_too(pixels: Tensor) -> None:
     )
     config.use_auxiliary_head = False
     model = seeded(transformers.UperNetForSemanticSegmentation, config)
-    compressor = ViTCompressor(CompressionConfig(keep_ratio=0.6, **SETTINGS), progress=False)
-    small = compressor.compress(model, pixels, target="backbone")
+    recipe = CompressionConfig(keep_ratio=0.6, target="backbone", **SETTINGS)
+    small = ViTCompressor(recipe, progress=False).compress(model, pixels)
     with torch.no_grad():
         assert small(pixels[:2]).logits.shape == model(pixels[:2]).logits.shape
 

@@ -22,8 +22,8 @@ def vectors(count: int, size: int, mean: float, seed: int = 0) -> Tensor:
     return torch.randn(count, size, generator=generator) @ mixing + mean * torch.randn(size, generator=generator)
 
 
-def streamed(data: Tensor, weights: Tensor | None, order: int, batch: int = 100) -> Moment:
-    moment = Moment.empty(data.shape[1], order, CPU)
+def streamed(data: Tensor, weights: Tensor | None, full: bool = True, batch: int = 100) -> Moment:
+    moment = Moment.empty(data.shape[1], full, CPU)
     for start in range(0, len(data), batch):
         part = slice(start, start + batch)
         moment.update(data[part].clone(), None if weights is None else weights[part])
@@ -41,5 +41,5 @@ def same(left: Statistics, right: Statistics) -> bool:
                 a, b = getattr(ours[name], f.name), getattr(theirs[name], f.name)
                 if (a is None) != (b is None) or (a is not None and (a.dtype != b.dtype or not torch.equal(a, b))):
                     return False
-    plain = ("images", "tokens", "bad_images", "settings", "fingerprint", "scalings")
+    plain = ("images", "tokens", "bad_images", "settings", "weights", "corrections")
     return all(getattr(left, name) == getattr(right, name) for name in plain)

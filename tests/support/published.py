@@ -71,10 +71,10 @@ def make(root: Path) -> Made:
         small = compressor.compress(str(dense), str(images))
         report = compressor.report
         assert report is not None
-        teacher = compressor.load(dense)
-        source = compressor.open_images(images, teacher)
-        report.evaluation = evaluate_model(small, source, compressor.image_processor, teacher, progress=False)
-        report.latency = [measure_latency(teacher, small, 1, rounds=4)]
+        subject = compressor.open(dense)
+        source = compressor.open_images(images, subject)
+        report.evaluation = evaluate_model(small, source, subject.processor, subject.model, progress=False)
+        report.latency = [measure_latency(subject.model, small, 1, rounds=4)]
         small.save_pretrained(folder)
     return Made(small, report, folder, dense, images)
 

@@ -168,7 +168,7 @@ class Process:
             small = compressor.compress(self.dense, images, checkpoint=checkpoint)
         assert compressor.statistics is not None
         assert compressor.report is not None
-        prepared = compressor.prepare(self.dense, compressor.statistics)
+        prepared = compressor.planner(self.dense, compressor.statistics)
         return {
             "statistics": compressor.statistics,
             "solved": solved,

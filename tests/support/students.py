@@ -131,7 +131,7 @@ def new_case(
     compressor = ViTCompressor(config, progress=False)
     end = len(source) - HELD_OUT
     statistics = compressor.calibrate(dense, source.select(range(end)))
-    prepared = compressor.prepare(dense, statistics)
+    prepared = compressor.planner(dense, statistics)
     plan = prepared.plan(config, exact=False) if layers is None else CompressionPlan(layers)
     reference = Reference.of(Subject.alone(dense), source.select(range(end, len(source))), quiet(config))
     return Case(dense, config, statistics, prepared, plan, source.select(range(end)), reference)

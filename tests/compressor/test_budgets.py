@@ -183,7 +183,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(
     vit: PreTrainedModel, pixels: Tensor, tmp_path: Path
 ) -> None:
     file = tmp_path / "calibration.safetensors"
-    small_recipe(metric="weight").calibrate(vit, pixels, checkpoint=file)
+    small_recipe(metric="activation").calibrate(vit, pixels, checkpoint=file)
     with pytest.raises(CalibrationError, match=r"calibration\.safetensors"):
         small_recipe(metric="weight").calibrate(vit, pixels, checkpoint=file)
 

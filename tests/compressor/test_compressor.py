@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, pipel
 from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCompressor, evaluate_model
 from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.config import PRESETS
+from hf_vitcompress.configuration_factored import TRAVELLING_FILES
 from hf_vitcompress.errors import DataError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.images.sources import open_images
@@ -87,7 +88,7 @@ def test_everything_needed_lies_in_the_saved_folder(folder: Path) -> None:
         "README.md",
         "config.json",
         "model.safetensors",
-        "modeling_factored.py",
+        *TRAVELLING_FILES,
         "preprocessor_config.json",
         "compression_recipe.yaml",
         "compression_plan.json",

@@ -54,10 +54,11 @@ def _as_hub_id(monkeypatch: pytest.MonkeyPatch, cache: Path) -> str:
 def test_a_model_can_be_given_by_name(
     kind: str, digits: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    name = {"folder as text": str(DIGITS / "model"), "folder as path": DIGITS / "model"}.get(kind)
+    folders = {"folder as text": str(DIGITS / "model"), "folder as path": DIGITS / "model"}
+    name = folders.get(kind) or _as_hub_id(monkeypatch, tmp_path)
     compressor = new(metric="weight", measuring_images=0, num_images=32)
-    model = compressor.compress(name or _as_hub_id(monkeypatch, tmp_path), CALIBRATION)
-    assert compressor.image_processor is not None
+    model = compressor.compress(name, CALIBRATION)
+    assert compressor.open(name).processor is not None
     assert identical(model, new(metric="weight", measuring_images=0, num_images=32).compress(digits, CALIBRATION))
 
 
@@ -83,16 +84,14 @@ def test_each_model_gets_the_image_processor_beside_it(pictures: list[Image.Imag
         seeded(ViTForImageClassification, tiny_config(image_size=size)).save_pretrained(tmp_path / str(size))
         ViTImageProcessorPil(size={"height": size, "width": size}).save_pretrained(tmp_path / str(size))
     compressor = small_recipe()
-    compressor.compress(tmp_path / "16", pictures)
-    compressor.compress(tmp_path / "24", pictures)
-    assert compressor.image_processor.size["height"] == 24
+    first, second = (compressor.compress(tmp_path / name, pictures) for name in ("16", "24"))
+    assert [model.companions[1].size["height"] for model in (first, second)] == [16, 24]
 
 
 def test_a_given_image_processor_goes_before_the_one_beside_the_model(digits: PreTrainedModel) -> None:
     given = ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
     compressor = ViTCompressor(RECIPE, image_processor=given, progress=False)
-    compressor.load(DIGITS / "model")
-    assert compressor.image_processor is given
+    assert compressor.open(DIGITS / "model").processor is given
 
 
 DEIT = DeiTConfig(**TINY, encoder_stride=4)
@@ -161,17 +160,18 @@ def test_the_result_shares_no_memory_with_the_dense_model(vit: PreTrainedModel, 
 
 def test_a_real_model_keeps_most_answers_at_little_more_than_half(assets: Path, tmp_path: Path) -> None:
     compressor = new(CompressionConfig(keep_ratio=0.6, batch_size=16, measuring_images=0))
-    dense = compressor.load(assets / "vit-s14-cifar10")
+    subject = compressor.open(assets / "vit-s14-cifar10")
+    dense = subject.model
     images = open_images(assets / "cifar10" / "calibration.parquet", label2id=dense.config.label2id)
-    model = compressor.compress(dense, images.select(range(64)))
+    model = compressor.compress(subject, images.select(range(64)))
     parameters = model.num_parameters()
     assert parameters / dense.num_parameters() == pytest.approx(0.6, rel=0.005)
     model.save_pretrained(tmp_path)
     assert disk_bytes(tmp_path) == pytest.approx(4 * parameters, rel=0.01)
     reloaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     others = images.select(range(64, 128))
-    pixels = next(others.select(range(4)).batches(compressor.image_processor, 4)).pixel_values
+    pixels = next(others.select(range(4)).batches(subject.processor, 4)).pixel_values
     assert torch.equal(output(reloaded, pixels), output(model, pixels))
-    result = evaluate_model(reloaded, others, compressor.image_processor, dense, precision="auto", progress=False)
+    result = evaluate_model(reloaded, others, subject.processor, dense, precision="auto", progress=False)
     assert result.agreement is not None
     assert result.agreement.value >= 0.8

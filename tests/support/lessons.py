@@ -27,7 +27,7 @@ def learn(
     case: Case, path: Path | None = None, duration: Duration = FIVE_EPOCHS
 ) -> tuple[PreTrainedModel, list[CompensationPoint]]:
     student = case.student()
-    return student, case.distillation(student).run(duration, checkpoint(path), progress=False)
+    return student, case.distillation(student).run(duration, checkpoint(path))
 
 
 def judged(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[dict[str, Tensor]]:

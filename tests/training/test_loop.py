@@ -22,7 +22,7 @@ from hf_vitcompress.importance import learning
 from hf_vitcompress.runtime.checkpoints import Checkpoint
 from hf_vitcompress.training.loop import CHECK_EVERY, LATE, Learner, TrainingState, evenly, run_steps
 from hf_vitcompress.training.steps import TIMED_STEPS, Steps
-from support.gated import CONFIG, TWO_EPOCHS, images, small
+from support.gated import learned
 from support.lessons import learn, lesson
 from support.students import checkpoint, random_images
 
@@ -364,5 +364,5 @@ def test_distillation_and_gate_learning_are_trained_by_it(monkeypatch: pytest.Mo
     for module in (distillation, learning):
         monkeypatch.setattr(module, "run_steps", recorded)
     learn(lesson(), duration=epochs(1))
-    learning.learn_gates(small(), images(), CONFIG, TWO_EPOCHS, progress=False)
-    assert learners == [(distillation.Distillation, epochs(1)), (learning.GateLearner, TWO_EPOCHS)]
+    learned(duration="2 epochs")
+    assert learners == [(distillation.Distillation, epochs(1)), (learning.GateLearner, epochs(2))]

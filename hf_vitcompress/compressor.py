@@ -64,7 +64,7 @@ class ViTCompressor:
         statistics: of the last calibration; pass them to `compress` or `plan` to reach another budget in seconds.
         seconds: by stage, of the last compression.
 
-    Example:
+    Examples:
         >>> compressor = ViTCompressor(CompressionConfig(keep_ratio=0.4))
         >>> small = compressor.compress("facebook/deit-base-patch16-224", "folder/of/images")
         >>> small.save_pretrained("deit-40")

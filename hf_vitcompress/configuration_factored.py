@@ -165,6 +165,7 @@ def made_class(dense: type, mixin: type, name: str, module: str, body: dict[str,
 
 
 def path_of(found: type) -> str:
+    """Dotted path of a class."""
     return f"{found.__module__}.{found.__qualname__}"
 
 

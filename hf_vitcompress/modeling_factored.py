@@ -65,7 +65,7 @@ class FactoredModelMixin:
         layers = (getattr(self.config, "compression", None) or {}).get("layers", {})  # type: ignore[attr-defined]
         narrowed = {}
         for name, shape in layers.items():
-            module_name, module = self._find_layer(name)
+            module_name, module = self.find_layer(name)
             known = isinstance(shape, dict) and bool(shape)
             if known and isinstance(module, nn.Linear) and set(shape) <= {"rank", "in_features", "out_features"}:
                 self.set_submodule(module_name, resized(name, module, **shape))  # type: ignore[attr-defined]
@@ -85,7 +85,7 @@ class FactoredModelMixin:
             attention = self.get_submodule(parent)  # type: ignore[attr-defined]
             attention.__class__ = attention_class(type(attention), name)
 
-    def _find_layer(self, name: str) -> tuple[str, nn.Module]:
+    def find_layer(self, name: str) -> tuple[str, nn.Module]:
         prefix = f"{self.base_model_prefix}."  # type: ignore[attr-defined]
         # The last is for a tower that is loaded without what was around it.
         for candidate in (name, name.removeprefix(prefix), prefix + name, name.partition(".")[2]):
@@ -155,7 +155,7 @@ def compressed_modules(model: PreTrainedModel) -> list[str]:
     """Names of the linear layers, or pairs of them, that `config.compression["layers"]` of a factored model made."""
     found = []
     for name, shape in model.config.compression["layers"].items():
-        path, module = cast(FactoredModelMixin, model)._find_layer(name)
+        path, module = cast(FactoredModelMixin, model).find_layer(name)
         names = attention_names(type(module)) if "qk_rank" in shape else None
         children = [] if names is None else ["qk_down", names.query, names.key]
         found += [f"{path}.{child}" for child in children] or [path]

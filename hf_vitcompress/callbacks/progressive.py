@@ -17,8 +17,11 @@ TOLERANCE = 0.01
 
 
 class Stage(NamedTuple):
-    """After optimizer step `at` (or that fraction of all steps), the model keeps `keep_ratio` of the original's
-    parameters.
+    """One budget of a training, and when it begins.
+
+    Attributes:
+        at: optimizer step, or fraction of all steps, after which the model is compressed.
+        keep_ratio: parameters that it then keeps ÷ parameters of the original.
     """
 
     at: float

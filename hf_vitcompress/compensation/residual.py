@@ -53,7 +53,7 @@ POINTS = 4
 
 
 def residual_rank(rank: int, share: float) -> int:
-    """q of a layer of rank r + q = `rank`; at least 1."""
+    """The residual's part `q` of the rank of a layer of rank r + q = `rank`; at least 1."""
     return max(1, min(rank, round(share * rank)))
 
 

@@ -19,10 +19,12 @@ from ..runtime.weights import plain_tensors
 
 @dataclass(frozen=True)
 class Costs:
-    """Attributes:
-    parameters: all of the model's, heads and embeddings included.
-    macs: multiply-accumulates of one forward pass over one image.
-    bytes: size of the weights in memory, with the scales and zero points of quantized ones.
+    """Costs of a model, counted and not measured.
+
+    Attributes:
+        parameters: all of the model's, heads and embeddings included.
+        macs: multiply-accumulates of one forward pass over one image.
+        bytes: size of the weights in memory, with the scales and zero points of quantized ones.
     """
 
     parameters: int

@@ -51,7 +51,7 @@ class LayerMoments:
 
     @property
     def bias(self) -> Tensor | None:
-        """(out,)"""
+        """Of the dense layer, (out,); `None` where it has none."""
         return None if self.linear.bias is None else self.linear.bias.detach().double()
 
     @property

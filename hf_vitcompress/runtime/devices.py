@@ -44,6 +44,7 @@ def fast_products(device: torch.device, wanted: bool) -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

@@ -123,8 +123,9 @@ def from_owner(accelerator: Accelerator, tensor: Tensor, owner: int) -> Tensor:
 
 
 def deal(costs: Sequence[float], hands: int) -> list[int]:
-    """Which of `hands` processes takes each job, so that the costs are nearly equal: the dearest first, to the least
-    loaded (Graham 1969).
+    """Which of `hands` processes takes each job, so that the costs are nearly equal.
+
+    The dearest job goes first, each to the least loaded process (Graham 1969).
     """
     loads = [0.0] * hands
     owners = [0] * len(costs)

@@ -15,6 +15,7 @@ from ..modeling_factored import WEIGHTS
 
 
 def weight_files(folder: str | Path) -> list[Path]:
+    """Safetensors files of a checkpoint that `from_pretrained` reads, by name."""
     return sorted(path for path in Path(folder).glob("model*.safetensors") if WEIGHTS.fullmatch(path.name))
 
 

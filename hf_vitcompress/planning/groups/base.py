@@ -31,8 +31,13 @@ from ..layer_moments import LayerMoments
 
 @dataclass(frozen=True)
 class Choice:
-    """One form a part may take: parameters (as `Part.dense_parameters` counts them), multiply-accumulates per image,
-    predicted loss increase.
+    """One form that a group may take.
+
+    Attributes:
+        parameters: weight entries and removable biases, as `dense_parameters` counts them.
+        macs: multiply-accumulates per image.
+        error: predicted loss increase, in the units of the metric.
+        shapes: what the plan says for it; none: dense.
     """
 
     parameters: int

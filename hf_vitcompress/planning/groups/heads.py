@@ -36,7 +36,7 @@ class HeadsPart(Part):
         return super().dense_parameters + sum(bias.numel() for bias in biases if bias is not None)
 
     def _output_problem(self) -> tuple[Tensor, Tensor, Tensor]:
-        """o's weight, the metric of its output, the moment of its input."""
+        """Weight of o, the metric of its output, the moment of its input."""
         own = self.moments[-1]
         return own.weight, as_matrix(own.output_side), as_matrix(own.input_side)
 

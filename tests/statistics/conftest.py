@@ -2,15 +2,14 @@
 
 import pytest
 
-from hf_vitcompress.statistics import calibration
-from hf_vitcompress.statistics import observer as observation
+from hf_vitcompress.statistics import accumulators, calibration, observer
 
 
 @pytest.fixture
 def every_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """No moment is of a part of the tokens only."""
-    monkeypatch.setattr(observation, "TOKENS_PER_FEATURE", 1e9)
-    monkeypatch.setattr(observation, "GRADIENTS_PER_FEATURE", 1e9)
+    monkeypatch.setattr(observer, "TOKENS_PER_FEATURE", 1e9)
+    monkeypatch.setattr(accumulators, "GRADIENTS_PER_FEATURE", 1e9)
 
 
 @pytest.fixture

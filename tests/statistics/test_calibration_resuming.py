@@ -53,14 +53,13 @@ def test_unreadable_images_are_counted_once_across_an_interruption(
     bad: set[int],
 ) -> None:
     images = [b"" if i in bad else picture for i, picture in enumerate(pictures)]
-    settings = {"config": config(batch_size=4), "image_processor": processor, "progress": False}
-    layers, checkpoint = find_layers(vit), tmp_path / "c"
+    settings, checkpoint = config(batch_size=4), tmp_path / "c"
     with pytest.raises(KeyboardInterrupt):
-        calibrate(vit, layers, ImageSource(Poisoned(images, 25), None, "x"), **settings, checkpoint=checkpoint)
+        run(vit, ImageSource(Poisoned(images, 25), None, "x"), settings, checkpoint, processor)
     assert Statistics.load(checkpoint).bad_images == len([i for i in bad if i < 24])
-    resumed = calibrate(vit, layers, ImageSource(images, None, "x"), **settings, checkpoint=checkpoint)
+    resumed = run(vit, ImageSource(images, None, "x"), settings, checkpoint, processor)
     assert (resumed.images, resumed.bad_images) == (48 - len(bad), len(bad))
-    assert same(resumed, calibrate(vit, layers, ImageSource(images, None, "x"), **settings))
+    assert same(resumed, run(vit, ImageSource(images, None, "x"), settings, processor=processor))
 
 
 @pytest.mark.parametrize(("seconds", "saved_after"), [(-1.0, [64, 80, 96]), (1e9, [64, 96])])
@@ -80,13 +79,12 @@ def test_a_checkpoint_follows_four_batches_and_then_the_clock(
 
 
 KILLED = """
-import os, signal, sys, torch
+import os, pathlib, signal, sys, torch
+from support.calibrations import config, run
 from support.models import seeded, tiny_config
 from transformers import ViTForImageClassification
 from hf_vitcompress.statistics import calibration
-from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.images import ImageSource
-from hf_vitcompress.architectures.layers import find_layers
 
 class Killer(list):
     def __getitem__(self, index):
@@ -98,9 +96,7 @@ calibration.CHECKPOINT_SECONDS = -1.0
 torch.set_num_threads(int(sys.argv[2]))
 model = seeded(ViTForImageClassification, tiny_config())
 pixels = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-config = CompressionConfig(precision="float32", batch_size=16)
-images = ImageSource(Killer(pixels), None, "the list of images")
-calibration.calibrate(model, find_layers(model), images, config, checkpoint=sys.argv[1], progress=False)
+run(model, ImageSource(Killer(pixels), None, "the list of images"), config(), pathlib.Path(sys.argv[1]))
 """
 
 
@@ -143,13 +139,7 @@ def test_checkpoint_of_other_layers_is_refused(
 ) -> None:
     interrupted(vit, pixels, 70, config(), tmp_path / "c", targets=then)
     with pytest.raises(CalibrationError):
-        calibrate(
-            Subject.alone(vit),
-            find_layers(vit, now),
-            open_images(pixels),
-            quiet(config()),
-            tmp_path / "c",
-        )
+        calibrate(Subject.alone(vit), find_layers(vit, now), open_images(pixels), quiet(config()), tmp_path / "c")
 
 
 @pytest.mark.usefixtures("eager_checkpoints")

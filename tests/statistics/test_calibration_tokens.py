@@ -9,16 +9,15 @@ from transformers import PreTrainedModel
 
 from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.errors import CalibrationError
-from hf_vitcompress.statistics import calibration
-from hf_vitcompress.statistics import observer as observation
+from hf_vitcompress.statistics import accumulators, calibration, observer
 from support.calibrations import by_role, config, every_mlp, interrupted, run
 from support.moments import relative, same
 
 
 def sampled(monkeypatch: pytest.MonkeyPatch, tokens: float, gradients: float) -> None:
     """As if that many, as a multiple of the features, were enough."""
-    monkeypatch.setattr(observation, "TOKENS_PER_FEATURE", tokens)
-    monkeypatch.setattr(observation, "GRADIENTS_PER_FEATURE", gradients)
+    monkeypatch.setattr(observer, "TOKENS_PER_FEATURE", tokens)
+    monkeypatch.setattr(accumulators, "GRADIENTS_PER_FEATURE", gradients)
 
 
 def test_all_tokens_of_a_few_images_are_taken(vit: PreTrainedModel, pixels: Tensor) -> None:
@@ -65,7 +64,7 @@ def test_moments_of_a_part_of_the_tokens_are_right_on_average(
             return permutation(count, generator=generator.manual_seed(seed))
 
         with monkeypatch.context() as patch:
-            patch.setattr(observation.torch, "randperm", other)
+            patch.setattr(accumulators.torch, "randperm", other)
             draws.append(run(vit, images, config(**settings)))
     for moments, wanted in (
         ([d.inputs["vit.layers.1.fc2"].covariance for d in draws], exact.inputs["vit.layers.1.fc2"].covariance),

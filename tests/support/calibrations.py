@@ -26,8 +26,15 @@ def config(**changes: Any) -> CompressionConfig:
     return CompressionConfig(**{"precision": "float32", "batch_size": 16, **changes})
 
 
-def run(model: PreTrainedModel, pixels: Tensor | ImageSource, settings: CompressionConfig, **more: Any) -> Statistics:
-    return calibrate(Subject.alone(model), find_layers(model), open_images(pixels), quiet(settings))
+def run(
+    model: PreTrainedModel,
+    pixels: Tensor | ImageSource,
+    settings: CompressionConfig,
+    checkpoint: Path | None = None,
+    processor: Any = None,
+) -> Statistics:
+    subject = Subject.alone(model, processor)
+    return calibrate(subject, find_layers(model), open_images(pixels), quiet(settings), checkpoint)
 
 
 def summed(rows: list[Tensor]) -> Tensor:

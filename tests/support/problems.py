@@ -47,7 +47,7 @@ class Problem:
         x = self.x.double()
         x = x - x.mean(0) if self.centered else x
         moment = x.T @ x / len(x)
-        full = {"activation": moment, "fisher": moment, "diagonal": torch.diag(moment.diagonal())}
+        full = {"activation": moment, "fisher": moment}
         return full.get(self.config.metric, torch.eye(x.shape[1], dtype=x.dtype))
 
     @property
@@ -119,11 +119,10 @@ def make(
     g = mixed(IMAGES * TOKENS, out, output_spectrum(out), generator)
     statistics = Statistics()
     full, wide_input = metric in ("activation", "fisher"), size > out
-    order = 2 if full and not wide_input else 1 if metric == "diagonal" else 0
-    statistics.inputs["input"] = Moment.empty(size, order, CPU)
+    statistics.inputs["input"] = Moment.empty(size, full and not wide_input, CPU)
     statistics.inputs["input"].update(x.clone(), None)
     if full and wide_input:
-        statistics.outputs["layer"] = Moment.empty(out, 2, CPU)
+        statistics.outputs["layer"] = Moment.empty(out, True, CPU)
         statistics.outputs["layer"].update(linear(x).detach(), None)
     if config.needs_gradients:
         carried = g @ linear.weight.detach() if size < out else g

@@ -68,10 +68,10 @@ def main() -> None:
     arguments = parser(__doc__).parse_args()
 
     probe = ViTCompressor(progress=False)
-    dense = probe.load(arguments.model)
-    test = probe.open_images(arguments.test, dense)
-    batches = list(test.batches(probe.image_processor, 64))
-    reference, labels = model_outputs(dense, batches, "bfloat16")
+    subject = probe.open(arguments.model)
+    test = probe.open_images(arguments.test, subject)
+    batches = list(test.batches(subject.processor, 64))
+    reference, labels = model_outputs(subject, batches, "bfloat16")
     content: dict[str, Any] = {
         **measured_on(arguments, batches),
         "results": [],
@@ -84,15 +84,15 @@ def main() -> None:
         config = CompressionConfig.preset(preset, keep_ratio=keep_ratio, seed=arguments.seed, **settings)
         compressor = ViTCompressor(config, progress=False)
         if preset not in statistics:
-            statistics[preset] = compressor.calibrate(dense, arguments.calibration)
+            statistics[preset] = compressor.calibrate(subject, arguments.calibration)
         start = time.perf_counter()
-        small = compressor.compress(dense, arguments.calibration, statistics=statistics[preset])
+        small = compressor.compress(subject, arguments.calibration, statistics=statistics[preset])
         report = compressor.report
         assert report is not None
         assert report.compensation is not None
         if preset == "azizi2024":
             seconds_of_azizi = report.seconds["compensate"]
-        outputs, _ = model_outputs(small, batches, "bfloat16")
+        outputs, _ = model_outputs(subject.like(small), batches, "bfloat16")
         content["results"].append(
             {
                 "name": name,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, environment, markdown_table, parser, write_json
-from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor, quantize
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.deploy.export import export_model
 from hf_vitcompress.deploy.quantization import SCHEMES
 from hf_vitcompress.evaluation.evaluation import Evaluation, judge, model_outputs
@@ -42,13 +42,13 @@ def main() -> None:
     arguments = options.parse_args()
 
     compressor = ViTCompressor()
-    dense = compressor.load(arguments.model)
-    test = compressor.open_images(arguments.test, dense)
+    subject = compressor.open(arguments.model)
+    test = compressor.open_images(arguments.test, subject)
     with tempfile.TemporaryDirectory() as temporary:
         small = arguments.compressed or compress(arguments, Path(temporary) / "compressed")
-        rows = torch_rows(dense, small, test, compressor.image_processor, Path(temporary))
+        rows = torch_rows(subject, small, test, Path(temporary))
         rows += onnx_rows(arguments.model, small, Path(temporary))
-        kept = load_model(small).num_parameters() / dense.num_parameters()
+        kept = load_model(small).num_parameters() / subject.model.num_parameters()
     content = {
         "model": Path(arguments.model).name,
         "keep_ratio": kept,
@@ -73,18 +73,18 @@ def compress(arguments: Any, folder: Path) -> Path:
     return folder
 
 
-def torch_rows(dense: PreTrainedModel, small: Path, test: ImageSource, processor: Any, place: Path) -> list[Row]:
+def torch_rows(subject: Subject, small: Path, test: ImageSource, place: Path) -> list[Row]:
     """Saved and loaded again, as a user would, so that bytes are those of the files."""
     rows = []
-    batches = list(test.batches(processor, 64))
-    reference, labels = model_outputs(dense, batches)
-    for name, model in (("dense", dense), ("compressed", load_model(small))):
+    batches = list(test.batches(subject.processor, 64))
+    reference, labels = model_outputs(subject, batches)
+    for name, model in (("dense", subject.model), ("compressed", load_model(small))):
         for scheme in (None, *SCHEMES):
             folder = place / f"{name}-{scheme}"
             (model if scheme is None else quantize(model, scheme)).save_pretrained(folder)
             loaded = load_model(folder)
-            evaluation = judge(model_outputs(loaded, batches)[0], reference, labels, classes=True)
-            latency = [measure_latency(dense, loaded, size) for size in LATENCY_BATCHES]
+            evaluation = judge(model_outputs(subject.like(loaded), batches)[0], reference, labels, classes=True)
+            latency = [measure_latency(subject.model, loaded, size) for size in LATENCY_BATCHES]
             label = f"torch, {name}, {'float32' if scheme is None else scheme}"
             rows.append(Row(label, disk_bytes(folder), evaluation, latency))
             print(rows[-1], flush=True)

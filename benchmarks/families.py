@@ -33,6 +33,7 @@ from transformers import (
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.architectures.outputs import class_logits
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.evaluation.evaluation import Outputs, judge, model_outputs
 
 SHARED_SETTINGS = (
@@ -139,9 +140,9 @@ def main() -> None:
     options.add_argument("--keep-ratio", type=float, default=0.5)
     arguments = options.parse_args()
     compressor = ViTCompressor(CompressionConfig(keep_ratio=arguments.keep_ratio, seed=arguments.seed), progress=False)
-    vit = compressor.load(arguments.model)
-    assert isinstance(vit, ViTForImageClassification)
-    batches = list(compressor.open_images(arguments.test, vit).batches(compressor.image_processor, 64))
+    vit = compressor.open(arguments.model)
+    assert isinstance(vit.model, ViTForImageClassification)
+    batches = list(compressor.open_images(arguments.test, vit).batches(vit.processor, 64))
     reference, labels = model_outputs(vit, batches, "bfloat16")
     exact = model_outputs(vit, batches[:4])[0]
     path = RESULTS / "families.json"
@@ -154,18 +155,19 @@ def main() -> None:
     for family in ["ViT", *LAYERS]:
         if family in {result["family"] for result in known}:
             continue
-        dense = vit if family == "ViT" else turned_into(family, vit)
-        own = ViTCompressor(compressor.config, image_processor=compressor.image_processor, progress=False)
+        dense = vit if family == "ViT" else Subject.alone(turned_into(family, vit.model), vit.processor)
+        own = ViTCompressor(compressor.config, progress=False)
         small = own.compress(dense, arguments.calibration)
         assert own.report is not None
         outputs = model_outputs(dense, batches, "bfloat16")[0]
+        small_outputs = model_outputs(dense.like(small), batches, "bfloat16")[0]
         known.append(
             {
                 "family": family,
-                "class": type(dense).__name__,
+                "class": type(dense.model).__name__,
                 "largest_difference_of_logits": largest_difference(model_outputs(dense, batches[:4])[0], exact),
                 "dense": asdict(judge(outputs, reference, labels, classes=True)),
-                "small": asdict(judge(model_outputs(small, batches, "bfloat16")[0], reference, labels, classes=True)),
+                "small": asdict(judge(small_outputs, reference, labels, classes=True)),
                 "costs": asdict(own.report.compressed),
                 "dense_costs": asdict(own.report.dense),
             }

@@ -52,11 +52,9 @@ def main() -> None:
         **given,
     )
     probe = ViTCompressor(config, progress=False)
-    dense = probe.load(arguments.model)
-    images = probe.open_images(arguments.calibration, dense)
-    scores, report = learn_gates(
-        dense, images.sample(config.num_images, config.seed), config, probe.image_processor, progress=False
-    )
+    subject = probe.open(arguments.model)
+    images = probe.open_images(arguments.calibration, subject)
+    learned = learn_gates(subject, images.sample(config.num_images, config.seed), probe.run)
     content: dict[str, Any] = {
         "model": Path(arguments.model).name,
         "calibration": Path(arguments.calibration).name,
@@ -64,24 +62,24 @@ def main() -> None:
         "seed": arguments.seed,
         "minutes": arguments.minutes,
         "environment": environment(),
-        "gates": asdict(report),
-        "scores": {name: [round(value, 4) for value in own.tolist()] for name, own in scores.items()},
+        "gates": asdict(learned.report),
+        "scores": {name: [round(value, 4) for value in own.tolist()] for name, own in learned.scores.items()},
         "results": [],
     }
     write(content)
-    test = list(probe.open_images(arguments.test, dense).batches(probe.image_processor, 64))
-    reference, labels = model_outputs(dense, test, "bfloat16")
+    test = list(probe.open_images(arguments.test, subject).batches(subject.processor, 64))
+    reference, labels = model_outputs(subject, test, "bfloat16")
     content["test_images"] = sum(len(batch.pixel_values) for batch in test)
     statistics: dict[str, Any] = {}
     for name, settings in WAYS.items():
         for keep_ratio in KEEP_RATIOS:
             values = {**config.to_dict(), **settings, "keep_ratio": keep_ratio}
-            compressor = ViTCompressor(CompressionConfig.from_dict(values), progress=False, importance=scores)
+            compressor = ViTCompressor(CompressionConfig.from_dict(values), progress=False, importance=learned.scores)
             metric = compressor.config.metric
             if metric not in statistics:
-                statistics[metric] = compressor.calibrate(dense, arguments.calibration)
-            small = compressor.compress(dense, statistics=statistics[metric])
-            outputs, _ = model_outputs(small, test, "bfloat16")
+                statistics[metric] = compressor.calibrate(subject, arguments.calibration)
+            small = compressor.compress(subject, statistics=statistics[metric])
+            outputs, _ = model_outputs(subject.like(small), test, "bfloat16")
             assert compressor.report is not None
             content["results"].append(
                 {

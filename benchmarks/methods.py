@@ -13,9 +13,9 @@ from typing import Any
 
 from common import RESULTS, markdown_table, measured_on, parser, write_json
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.evaluation.evaluation import judge, model_outputs
 from hf_vitcompress.evaluation.latency import measure_latency
 from hf_vitcompress.images.images import Batch
@@ -41,14 +41,14 @@ def main() -> None:
     arguments = options.parse_args()
 
     compressor = ViTCompressor(CompressionConfig(seed=arguments.seed, measuring_images=0), progress=False)
-    dense = compressor.load(arguments.model)
+    subject = compressor.open(arguments.model)
     statistics = (
         Statistics.load(arguments.statistics)
         if arguments.statistics
-        else compressor.calibrate(dense, arguments.calibration)
+        else compressor.calibrate(subject, arguments.calibration)
     )
-    batches = list(compressor.open_images(arguments.test, dense).batches(compressor.image_processor, 64))
-    reference, labels = model_outputs(dense, batches, "bfloat16")
+    batches = list(compressor.open_images(arguments.test, subject).batches(subject.processor, 64))
+    reference, labels = model_outputs(subject, batches, "bfloat16")
     content: dict[str, Any] = {
         **measured_on(arguments, batches),
         "calibration_images": statistics.images,
@@ -61,7 +61,7 @@ def main() -> None:
     for setting, name in [(setting, name) for setting in settings for name in METHODS]:
         if (setting[0], name) in done:
             continue
-        content["results"].append(run(setting, name, dense, statistics, batches, (reference, labels), arguments))
+        content["results"].append(run(setting, name, subject, statistics, batches, (reference, labels), arguments))
         print(row(content["results"][-1]), flush=True)
         write_json("methods.json", content)
         (RESULTS / "methods.md").write_text(markdown(content), encoding="utf-8")
@@ -75,7 +75,7 @@ def earlier_results() -> list[dict[str, Any]]:
 def run(
     setting: tuple[str, float | None],
     name: str,
-    dense: PreTrainedModel,
+    subject: Subject,
     statistics: Statistics,
     batches: list[Batch],
     truth: tuple[Tensor, Tensor | None],
@@ -88,7 +88,7 @@ def run(
     elif arguments.at_latency:
         ratio = dict(zip(METHODS, arguments.at_latency, strict=True))[name]
     else:
-        ratio = at_latency(dense, statistics, METHODS[name], arguments.seed)
+        ratio = at_latency(subject, statistics, METHODS[name], arguments.seed)
     config = CompressionConfig(
         keep_ratio=ratio,
         seed=arguments.seed,
@@ -97,8 +97,8 @@ def run(
         **METHODS[name],
     )
     compressor = ViTCompressor(config, progress=False)
-    plan = compressor.plan(dense, statistics)
-    small = compressor.build(dense, statistics, plan)
+    plan = compressor.plan(subject, statistics)
+    small = compressor.build(subject, statistics, plan)
     report = compressor.report
     assert report is not None
     result = {
@@ -108,34 +108,33 @@ def run(
         "plan": plan.layers,
         "costs": asdict(report.compressed),
         "dense_costs": asdict(report.dense),
-        "latency": [asdict(measure_latency(dense, small, size)) for size in (32, 1)],
-        "closed_form": judged(small, batches, truth),
+        "latency": [asdict(measure_latency(subject.model, small, size)) for size in (32, 1)],
+        "closed_form": judged(subject.like(small), batches, truth),
     }
     if given is not None and arguments.minutes:
-        compressor.compensate(small, dense, statistics, plan, arguments.calibration)
+        compressor.compensate(small, subject, statistics, plan, arguments.calibration)
         assert report.compensation is not None
         result["compensation"] = asdict(report.compensation)
-        result["compensated"] = judged(small, batches, truth)
+        result["compensated"] = judged(subject.like(small), batches, truth)
     return result
 
 
-def at_latency(dense: PreTrainedModel, statistics: Statistics, settings: dict[str, Any], seed: int) -> float:
+def at_latency(subject: Subject, statistics: Statistics, settings: dict[str, Any], seed: int) -> float:
     """The keep ratio at which a method's model takes `LATENCY` of the dense model's time, on the line of two others."""
-    compressor = ViTCompressor(CompressionConfig(seed=seed, **settings), progress=False)
     measured = []
     for ratio in AROUND:
-        compressor.config = compressor.config.with_budget(keep_ratio=ratio)
-        small = compressor.build(dense, statistics, compressor.plan(dense, statistics))
-        measured.append(measure_latency(dense, small).ratio)
+        config = CompressionConfig(keep_ratio=ratio, seed=seed, **settings)
+        small = ViTCompressor(config, progress=False).compress(subject, statistics=statistics)
+        measured.append(measure_latency(subject.model, small).ratio)
     slope = (AROUND[1] - AROUND[0]) / (measured[1] - measured[0])
     found = round(AROUND[0] + slope * (LATENCY - measured[0]), 3)
     print(settings, dict(zip(AROUND, measured, strict=True)), found, flush=True)
     return found
 
 
-def judged(model: PreTrainedModel, batches: list[Batch], truth: tuple[Tensor, Tensor | None]) -> dict[str, Any]:
+def judged(subject: Subject, batches: list[Batch], truth: tuple[Tensor, Tensor | None]) -> dict[str, Any]:
     reference, labels = truth
-    return asdict(judge(model_outputs(model, batches, "bfloat16")[0], reference, labels, classes=True))
+    return asdict(judge(model_outputs(subject, batches, "bfloat16")[0], reference, labels, classes=True))
 
 
 def error_increase(evaluation: dict[str, Any]) -> float:

@@ -13,6 +13,7 @@ from common import RESULTS, markdown_table, measured_on, parser, write_json
 from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.configuration_factored import factored_config_class
 from hf_vitcompress.evaluation.evaluation import judge, model_outputs
 from hf_vitcompress.modeling_factored import factored_model_class
@@ -46,26 +47,26 @@ def under_the_head(backbone: PreTrainedModel, model: PreTrainedModel) -> PreTrai
 def main() -> None:
     arguments = parser(__doc__).parse_args()
     compressor = ViTCompressor(CompressionConfig(seed=arguments.seed), progress=False)
-    dense = compressor.load(arguments.model)
-    processor = compressor.image_processor
-    batches = list(compressor.open_images(arguments.test, dense).batches(processor, 64))
-    reference, labels = model_outputs(dense, batches, "bfloat16")
+    subject = compressor.open(arguments.model)
+    dense = subject.model
+    batches = list(compressor.open_images(arguments.test, subject).batches(subject.processor, 64))
+    reference, labels = model_outputs(subject, batches, "bfloat16")
     head = dense.num_parameters() - backbone_of(dense).num_parameters()
     content: dict[str, Any] = {
         **measured_on(arguments, batches),
         "results": [],
     }
     for name, settings in OBJECTIVES.items():
-        model = backbone_of(dense) if name == "headless" else dense
-        own = ViTCompressor(CompressionConfig(seed=arguments.seed, **settings), processor, progress=False)
-        images = own.open_images(arguments.calibration, dense)  # labels in the classifier's terms
-        statistics = own.calibrate(model, images)
+        own = Subject.alone(backbone_of(dense), subject.processor) if name == "headless" else subject
+        config = CompressionConfig(seed=arguments.seed, **settings)
+        images = compressor.open_images(arguments.calibration, subject)  # labels in the classifier's terms
+        statistics = ViTCompressor(config, progress=False).calibrate(own, images)
         for ratio in KEEP_RATIOS:
             limit = round(ratio * dense.num_parameters()) - (head if name == "headless" else 0)
-            own.config = own.config.with_budget(max_params=limit)
-            small = own.build(model, statistics, own.plan(model, statistics))
+            planned = ViTCompressor(config.with_budget(max_params=limit), progress=False)
+            small = planned.compress(own, statistics=statistics)
             small = under_the_head(small, dense) if name == "headless" else small
-            outputs = model_outputs(small, batches, "bfloat16")[0]
+            outputs = model_outputs(subject.like(small), batches, "bfloat16")[0]
             content["results"].append(
                 {
                     "objective": name,

@@ -32,10 +32,10 @@ def main() -> None:
     arguments = options.parse_args()
 
     probe = ViTCompressor()
-    dense = probe.load(arguments.model)
-    test = probe.open_images(arguments.test, dense)
-    batches = list(test.batches(probe.image_processor, 64))
-    reference, labels = model_outputs(dense, batches, arguments.precision)
+    subject = probe.open(arguments.model)
+    test = probe.open_images(arguments.test, subject)
+    batches = list(test.batches(subject.processor, 64))
+    reference, labels = model_outputs(subject, batches, arguments.precision)
     results = [result for result in earlier_results() if result["preset"] not in arguments.presets]
     for preset in arguments.presets:
         config = CompressionConfig.preset(
@@ -45,15 +45,14 @@ def main() -> None:
             measuring_images=arguments.measuring_images,
             seed=arguments.seed,
         )
-        compressor = ViTCompressor(config, progress=False)
         if arguments.statistics:
             statistics = Statistics.load(arguments.statistics)
         else:
-            statistics = compressor.calibrate(dense, arguments.calibration)
+            statistics = ViTCompressor(config, progress=False).calibrate(subject, arguments.calibration)
         for ratio in DEFAULT_RATIOS if preset == "default" else RATIOS:
-            compressor.config = config.with_budget(keep_ratio=ratio)
-            small = compressor.compress(dense, statistics=statistics)
-            outputs, _ = model_outputs(small, batches, arguments.precision)
+            compressor = ViTCompressor(config.with_budget(keep_ratio=ratio), progress=False)
+            small = compressor.compress(subject, statistics=statistics)
+            outputs, _ = model_outputs(subject.like(small), batches, arguments.precision)
             results.append(
                 {
                     "preset": preset,
@@ -62,7 +61,7 @@ def main() -> None:
                     "parameters": compressor.report.compressed.parameters,
                     "macs": compressor.report.compressed.macs,
                     "predicted_kl": compressor.report.predicted_loss,
-                    "weights": statistics.scalings[config.method].weights,
+                    "weights": statistics.corrections[config.method].weights,
                     **asdict(judge(outputs, reference, labels, classes=True)),
                 }
             )

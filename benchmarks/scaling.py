@@ -54,30 +54,21 @@ def measure(model: str, calibration: str, images: int, output: Path) -> None:
         held_out_images=8,  # judging is not what is timed here
     )
     compressor = ViTCompressor(config, progress=False)
-    dense = compressor.load(model)
-    compressor.calibrate(dense, calibration)  # warms up
+    subject = compressor.open(model)
+    compressor.calibrate(subject, calibration)  # warms up
     start = time.perf_counter()
-    statistics = compressor.calibrate(dense, calibration)
+    statistics = compressor.calibrate(subject, calibration)
     calibrating = time.perf_counter() - start
     start = time.perf_counter()
     statistics.sum_over_processes(compressor.accelerator)
     summing = time.perf_counter() - start
 
-    statistics = compressor.calibrate(dense, calibration)
-    prepared = compressor.prepare(dense, statistics)
-    plan = compressor.plan(dense, statistics)
-    small = compressor.build(dense, statistics, plan)
-    source = compressor.open_images(calibration, dense)
-    compensator = Compensator(
-        prepared,
-        statistics,
-        source,
-        config,
-        compressor.image_processor,
-        progress=False,
-        accelerator=compressor.accelerator,
-    )
-    report = compensator.run(small, plan)
+    statistics = compressor.calibrate(subject, calibration)
+    planner = compressor.planner(subject, statistics)
+    plan = planner.plan(config)
+    small = compressor.build(subject, statistics, plan)
+    source = compressor.open_images(calibration, subject)
+    report = Compensator(planner, source, compressor.run).run(small, plan)
     first, last = report.points[1], report.points[-1]
     if compressor.accelerator.is_main_process:
         trained = sum(parameter.numel() for parameter in trained_parameters(small).values())

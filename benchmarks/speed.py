@@ -43,14 +43,15 @@ def main() -> None:
     result: dict[str, Any] = {"environment": environment(), "images": arguments.images}
     config = CompressionConfig(keep_ratio=arguments.keep_ratio, num_images=arguments.images, seed=arguments.seed)
     compressor = ViTCompressor(config, progress=False)
-    dense = compressor.load(arguments.model)
-    images = compressor.open_images(arguments.calibration, dense).sample(arguments.images, arguments.seed)
-    batches = list(images.batches(compressor.image_processor, config.batch_size))
+    subject = compressor.open(arguments.model)
+    dense = subject.model
+    images = compressor.open_images(arguments.calibration, subject).sample(arguments.images, arguments.seed)
+    batches = list(images.batches(subject.processor, config.batch_size))
     forward_backward(dense, batches[:1], torch.bfloat16)
     after_one_batch = resident_peak()
 
     start = time.perf_counter()
-    small = compressor.compress(dense, images)
+    small = compressor.compress(subject, images)
     result["compress_seconds"] = time.perf_counter() - start
     result["stage_seconds"] = compressor.report.seconds
     result["peak_bytes_over_one_batch"] = resident_peak() - after_one_batch
@@ -62,7 +63,7 @@ def main() -> None:
         result[f"plain_seconds_{dtype}".replace("torch.", "")] = forward_backward(dense, batches, dtype)
     result["replan_seconds"] = replan(compressor.statistics, arguments.model)
     result["latency"] = [asdict(measure_latency(dense, small, batch_size)) for batch_size in (32, 1)]
-    result["points"] = compressor.statistics.scalings[compressor.config.method].points
+    result["points"] = compressor.statistics.corrections[compressor.config.method].points
     result["mac_ratio"] = compressor.report.compressed.macs / compressor.report.dense.macs
     result["import_seconds"] = [import_seconds(code) for code in IMPORTS]
     if arguments.deit:
@@ -92,9 +93,9 @@ def replan(measured: Statistics, model: str) -> float:
         path = Path(folder) / "statistics.safetensors"
         measured.save(path)
         compressor = ViTCompressor(CompressionConfig(keep_ratio=0.3), progress=False)
-        dense = compressor.load(model)
+        subject = compressor.open(model)
         start = time.perf_counter()
-        compressor.compress(dense, statistics=Statistics.load(path))
+        compressor.compress(subject, statistics=Statistics.load(path))
         return time.perf_counter() - start
 
 

@@ -29,14 +29,14 @@ def main() -> None:
 
         # Ranks in steps of 2 instead of 8: the layers of this model are only 64 wide.
         compressor = ViTCompressor(CompressionConfig(keep_ratio=arguments.keep_ratio, rank_multiple=2))
-        dense = compressor.load(DIGITS / "model")
+        dense = compressor.open(DIGITS / "model")
         small = compressor.compress(dense, DIGITS / "calibration.parquet")
         small.save_pretrained(output)
 
         reloaded = AutoModelForImageClassification.from_pretrained(output)
         test = compressor.open_images(DIGITS / "test.parquet", dense)
         report = compressor.report
-        report.evaluation = evaluate_model(reloaded, test, compressor.image_processor, against=dense)
+        report.evaluation = evaluate_model(reloaded, test, dense.processor, against=dense.model)
 
         console = Console()
         console.print(report.render())

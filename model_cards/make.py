@@ -28,7 +28,7 @@ PUBLISHED = (CARD_FILE, FIGURE_FILE, f"{REPORT_NAME}.md", PLAN_FILE)
 
 
 @dataclass(frozen=True)
-class Subject:
+class Card:
     """A model, its images, and what is known about them beyond their files.
 
     Attributes:
@@ -44,10 +44,10 @@ class Subject:
     known: Mapping[str, Any] = field(default_factory=dict)
 
 
-def subjects(minutes: float) -> dict[str, Subject]:
+def cards(minutes: float) -> dict[str, Card]:
     digits = CompressionConfig(keep_ratio=0.5, rank_multiple=2)
     terms = {"license": "apache-2.0"}
-    vit = Subject(
+    vit = Card(
         SHARED / "vit-s14-cifar10",
         SHARED / "cifar10" / "calibration.parquet",
         SHARED / "cifar10" / "test.parquet",
@@ -56,7 +56,7 @@ def subjects(minutes: float) -> dict[str, Subject]:
         {**terms, "datasets": ["uoft-cs/cifar10"]},
     )
     return {
-        "digits-50": Subject(
+        "digits-50": Card(
             DIGITS / "model",
             DIGITS / "calibration.parquet",
             DIGITS / "test.parquet",
@@ -68,22 +68,22 @@ def subjects(minutes: float) -> dict[str, Subject]:
     }
 
 
-def make(name: str, subject: Subject, keep: Path | None) -> None:
+def make(name: str, card: Card, keep: Path | None) -> None:
     """Compress, save, judge, time, and write the card into `model_cards/<name>`."""
-    compressor = ViTCompressor(subject.config)
-    dense = compressor.load(subject.model)
-    small = compressor.compress(dense, subject.calibration)
+    compressor = ViTCompressor(card.config)
+    dense = compressor.open(card.model)
+    small = compressor.compress(dense, card.calibration)
     report = compressor.report
     assert report is not None
-    test = compressor.open_images(subject.test, dense)
-    evaluation = evaluate_model(small, test, compressor.image_processor, dense)
-    report.calibration_dataset = subject.dataset
-    report.evaluation = replace(evaluation, dataset=subject.dataset)
-    report.latency = [measure_latency(dense, small, size) for size in LATENCY_BATCHES]
+    test = compressor.open_images(card.test, dense)
+    evaluation = evaluate_model(small, test, dense.processor, dense.model)
+    report.calibration_dataset = card.dataset
+    report.evaluation = replace(evaluation, dataset=card.dataset)
+    report.latency = [measure_latency(dense.model, small, size) for size in LATENCY_BATCHES]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if keep is None else keep / name
         small.save_pretrained(folder)
-        write_card(folder, known=subject.known)
+        write_card(folder, known=card.known)
         (HERE / name).mkdir(exist_ok=True)
         for file in PUBLISHED:
             shutil.copyfile(folder / file, HERE / name / file)
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="of compensation, for the ViT-S/14")
     parser.add_argument("--keep", type=Path, help="keep the compressed models in this folder")
     arguments = parser.parse_args()
-    known = subjects(arguments.minutes)
+    known = cards(arguments.minutes)
     if unknown := set(arguments.names) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     for name in arguments.names or known:

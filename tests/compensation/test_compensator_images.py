@@ -14,8 +14,10 @@ from hf_vitcompress.compensation.compensator import Compensator
 from hf_vitcompress.compensation.course import CompensationPoint
 from hf_vitcompress.compensation.distillation import Distillation
 from hf_vitcompress.compensation.residual import ResidualCompensation
+from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import DataError
 from hf_vitcompress.images.images import ImageSource
+from hf_vitcompress.runtime.checkpoints import Checkpoint
 from support.compensated import IMAGES, JUDGES, RECIPE, done, every_method, new
 from support.stages import quiet
 from support.students import HELD_OUT, compressed
@@ -112,12 +114,12 @@ def test_no_more_batches_are_read_than_are_needed(dense: PreTrainedModel, images
     assert done(compressor).images == 30
 
 
-def minutes_given(monkeypatch: pytest.MonkeyPatch, residual_seconds: float = 0.0) -> list[float | None]:
+def durations_given(monkeypatch: pytest.MonkeyPatch, residual_seconds: float = 0.0) -> list[Duration]:
     """What the distillation is told, when the residual takes so long."""
-    given: list[float | None] = []
+    given: list[Duration] = []
 
-    def distill(_: Distillation, minutes: float | None, *__: Any) -> list[CompensationPoint]:
-        given.append(minutes)
+    def distill(_: Distillation, duration: Duration, __: Checkpoint) -> list[CompensationPoint]:
+        given.append(duration)
         return [CompensationPoint("distill", 1.0, 0, 0.5)]
 
     point = CompensationPoint("residual", residual_seconds, 0, 1.0)
@@ -127,23 +129,23 @@ def minutes_given(monkeypatch: pytest.MonkeyPatch, residual_seconds: float = 0.0
 
 
 @pytest.mark.parametrize(
-    ("settings", "share", "minutes"),
+    ("settings", "share", "duration"),
     [
-        ({"compensation": "distill", "compensation_duration": "3 minutes"}, 1.0, 3),
-        ({"compensation": "distill"}, 1.0, hf_vitcompress.compensation.distillation.DEFAULT_MINUTES),
-        ({"compensation_duration": "3 minutes"}, 1.0, 2.5),
-        ({"compensation_duration": "4 minutes"}, 0.25, 0.5),
-        ({"compensation_duration": "2 epochs"}, 1.0, None),
+        ({"compensation": "distill", "compensation_duration": "3 minutes"}, 1.0, "3 minutes"),
+        ({"compensation": "distill"}, 1.0, "5 minutes"),
+        ({"compensation_duration": "3 minutes"}, 1.0, "2.5 minutes"),
+        ({"compensation_duration": "4 minutes"}, 0.25, "0.5 minutes"),
+        ({"compensation_duration": "2 epochs"}, 1.0, "2 epochs"),
     ],
 )
 def test_the_stages_share_the_minutes(
-    settings: dict[str, Any], share: float, minutes: float | None, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], share: float, duration: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = minutes_given(monkeypatch, residual_seconds=30.0)
+    given = durations_given(monkeypatch, residual_seconds=30.0)
     compensating = compensator(**{"compensation_duration": None, **settings})
     case = compressed(**RECIPE)
     report = compensating.run(case.student(), case.plan, share)
-    assert given == [minutes]
+    assert given == [Duration.parse(duration)]
     seconds = [point.seconds for point in report.points]
     assert seconds == ([1.0] if settings.get("compensation") == "distill" else [30.0, 31.0])
 
@@ -154,9 +156,9 @@ def test_a_trial_takes_its_share_of_the_epochs_and_keeps_no_checkpoint(
     case = compressed(**{**RECIPE, "compensation_duration": "8 epochs"})
     compensating = Compensator(case.prepared, case.train, quiet(case.config), tmp_path / "file")
     steps: list[int] = []
-    take = Distillation._step
+    take = Distillation.gradients
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
-    monkeypatch.setattr(Distillation, "_step", lambda self, step: steps.append(step) or take(self, step))
+    monkeypatch.setattr(Distillation, "gradients", lambda self, step: steps.append(step) or take(self, step))
     compensating.run(case.student(), case.plan, share=1 / 4)
     assert len(steps) == 2 * (58 // 16)
     assert not compensating.checkpoints

@@ -38,14 +38,14 @@ def test_without_a_file_there_are_no_checkpoints(
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    take = Distillation._step
+    take = Distillation.gradients
 
     def taking(self: Distillation, number: int) -> float:
         if number == step:
             raise KeyboardInterrupt
         return take(self, number)
 
-    monkeypatch.setattr(Distillation, "_step", taking)
+    monkeypatch.setattr(Distillation, "gradients", taking)
 
 
 def test_an_interrupted_second_stage_does_not_repeat_the_first(

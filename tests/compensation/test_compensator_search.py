@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_vitcompress import CompressionPlan, ViTCompressor
 from hf_vitcompress.compensation.compensator import Compensator
-from hf_vitcompress.compressor import TRIAL_SHARE
+from hf_vitcompress.compensation.trials import TRIAL_SHARE
 from hf_vitcompress.errors import BudgetError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.model.shapes import layout_of
@@ -43,9 +43,9 @@ def test_the_trial_of_the_chosen_plan_holds_the_drop(dense: PreTrainedModel, tmp
     statistics, plan = compressor.statistics, CompressionPlan(layers)
     assert statistics is not None
     images = ImageSource(list(random_images(IMAGES)), None, "the list of images").sample(None, 0)
-    prepared = compressor.prepare(dense, statistics)
+    planner = compressor.planner(dense, statistics)
     student = compressor.build(dense, statistics, plan)
-    Compensator(prepared, images, quiet(compressor.config)).run(student, plan, TRIAL_SHARE)
+    Compensator(planner, images, quiet(compressor.config)).run(student, plan, TRIAL_SHARE)
     validation = random_images(60, seed=8)
     differ = logits(student, validation).argmax(-1) != logits(dense, validation).argmax(-1)
     assert float(differ.double().mean()) == pytest.approx(drop)

@@ -168,7 +168,7 @@ def test_only_trained_parameters_change_and_all_of_them_do() -> None:
     case = lesson(ranks={"vit.layers.0.mlp.fc1": 2, "vit.layers.1.attention.v_proj": 2})
     student = case.student()
     before = state_of(student)
-    points = case.distillation(student).run(FIVE_EPOCHS, checkpoint(), progress=False)
+    points = case.distillation(student).run(FIVE_EPOCHS, checkpoint())
     assert min(point.loss for point in points) < points[0].loss
     useless = {f"vit.layers.{i}.attention.k_proj.bias" for i in (0, 1)}  # softmax does not see them
     assert changed(before, student) | useless == set(trained_parameters(student))
@@ -201,9 +201,9 @@ def test_the_student_keeps_its_modes_and_no_gradients(fails: bool, monkeypatch: 
         take = teaching.gradients
         monkeypatch.setattr(teaching, "gradients", lambda step: take(step) if step < 7 else math.nan * take(step))
         with pytest.raises(CompensationError):
-            teaching.run(FIVE_EPOCHS, checkpoint(), progress=False)
+            teaching.run(FIVE_EPOCHS, checkpoint())
     else:
-        teaching.run(FIVE_EPOCHS, checkpoint(), progress=False)
+        teaching.run(FIVE_EPOCHS, checkpoint())
     assert {name: parameter.requires_grad for name, parameter in student.named_parameters()} == before
     assert student.training
     assert not student.vit.layers[0].training
@@ -231,7 +231,7 @@ def test_labels_are_learnt_where_there_are_any() -> None:
             model(pixel_values=torch.stack(list(case.train.images))).logits.softmax(-1)[:, 0].mean().detach()
         )
     )
-    points = teaching.run(FIVE_EPOCHS, checkpoint(), progress=False)
+    points = teaching.run(FIVE_EPOCHS, checkpoint())
     assert points[-1].loss < points[0].loss - 0.05
 
 
@@ -260,7 +260,7 @@ def test_an_unreadable_image_ends_it_where_it_is_to() -> None:
     case.train = ImageSource(images, None, "the images", on_bad_image="error")
     student = case.student()
     with pytest.raises(DataError, match="Cannot read image"):
-        case.distillation(student).run(FIVE_EPOCHS, checkpoint(), progress=False)
+        case.distillation(student).run(FIVE_EPOCHS, checkpoint())
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
@@ -283,7 +283,7 @@ def test_other_models_and_arithmetics_learn(
     common = {"metric": "fisher", "keep_ratio": 0.3}
     case = lesson(dense=make_dense(), **{**common, **settings})
     student = case.student().float()
-    points = case.distillation(student).run(Duration(10.0, "epochs"), checkpoint(), progress=False)
+    points = case.distillation(student).run(Duration(10.0, "epochs"), checkpoint())
     assert min(point.loss for point in points) < 0.9 * points[0].loss
     assert case.reference.loss_of(student) < points[0].loss
 

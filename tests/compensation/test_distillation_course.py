@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_ends_it_in_the_best_state(
     with pytest.raises(
         CompensationError, match=r"after 7 steps of distilling\. The best state.*Lower learning_rate \(0\.001\)"
     ):
-        teaching.run(FIVE_EPOCHS, checkpoint(), progress=False)
+        teaching.run(FIVE_EPOCHS, checkpoint())
     assert not changed(states[2], student)
 
 
@@ -128,7 +128,7 @@ def test_a_learning_rate_beyond_all_measure_is_named() -> None:
     student = case.student()
     before = state_of(student)
     with pytest.raises(CompensationError, match=r"Lower learning_rate \(1e\+30\)"):
-        case.distillation(student).run(FIVE_EPOCHS, checkpoint(), progress=False)
+        case.distillation(student).run(FIVE_EPOCHS, checkpoint())
     assert not changed(before, student)
 
 
@@ -162,7 +162,7 @@ def test_minutes_are_about_what_it_takes(monkeypatch: pytest.MonkeyPatch, case: 
     taken = []
     for _ in range(3):  # a busy machine may be slower than it was when the steps were counted
         start = time.perf_counter()
-        case.distillation(case.student()).run(Duration(minutes, "minutes"), checkpoint(), progress=False)
+        case.distillation(case.student()).run(Duration(minutes, "minutes"), checkpoint())
         taken.append((time.perf_counter() - start) / (60 * minutes))
         if 0.3 < taken[-1] < 2:
             return
@@ -171,7 +171,7 @@ def test_minutes_are_about_what_it_takes(monkeypatch: pytest.MonkeyPatch, case: 
 
 def test_no_time_left_is_still_a_step(case: Case) -> None:
     student = case.student()
-    points = case.distillation(student).run(Duration(-1.0, "minutes"), checkpoint(), progress=False)
+    points = case.distillation(student).run(Duration(-1.0, "minutes"), checkpoint())
     assert [point.images for point in points] == [0, 16]
 
 
@@ -184,9 +184,9 @@ def test_a_machine_that_has_become_slow_does_not_go_on_for_ever(
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
     student, moment = case.student(), Duration(0.005, "minutes")
     stage = checkpoint(tmp_path / "stage")
-    points = case.distillation(student).run(moment, stage, progress=False)  # 300 steps are planned
+    points = case.distillation(student).run(moment, stage)  # 300 steps are planned
     assert points[-1].images <= 16 * 90
-    assert case.distillation(case.student()).run(moment, stage, progress=False) == points
+    assert case.distillation(case.student()).run(moment, stage) == points
     assert case.reference.loss_of(student) <= points[0].loss * (1 + 1e-4)
 
 
@@ -206,7 +206,7 @@ def test_two_runs_are_alike_to_the_bit() -> None:
 def test_the_global_random_state_is_left_alone(case: Case) -> None:
     teaching = case.distillation(case.student())
     before = torch.get_rng_state()
-    teaching.run(FIVE_EPOCHS, checkpoint(), progress=False)
+    teaching.run(FIVE_EPOCHS, checkpoint())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -275,10 +275,10 @@ def test_a_run_of_minutes_goes_on_with_the_steps_that_were_counted(
     with monkeypatch.context() as patch:
         counted(patch, stop_before=9)
         with pytest.raises(KeyboardInterrupt):
-            case.distillation(case.student()).run(Duration(1.0, "minutes"), checkpoint(stage), progress=False)
+            case.distillation(case.student()).run(Duration(1.0, "minutes"), checkpoint(stage))
     saved = checkpoint(stage).load()
     assert saved is not None
     monkeypatch.setattr(Steps, "seconds_of", lambda *_: 1e9)
     monkeypatch.setattr(hf_vitcompress.compensation.distillation, "PATIENCE", 99)
-    points = case.distillation(case.student()).run(Duration(1.0, "minutes"), checkpoint(stage), progress=False)
+    points = case.distillation(case.student()).run(Duration(1.0, "minutes"), checkpoint(stage))
     assert points[-1].images == 16 * saved["state"]["total_steps"] > 16 * 9

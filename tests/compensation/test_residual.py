@@ -26,7 +26,7 @@ METRICS = ("weight", "activation", "row_fisher", "fisher")
 def test_every_metric_ends_no_worse_than_it_began(metric: str, method: str) -> None:
     case = compressed(metric=metric, **METHODS[method])
     student = case.student()
-    points = case.residual(student).run(checkpoint(), progress=False)
+    points = case.residual(student).run(checkpoint())
     assert case.reference.loss_of(student) == pytest.approx(min(point.loss for point in points), rel=1e-4)
     assert case.reference.loss_of(case.student()) == pytest.approx(points[0].loss, rel=1e-4)
     assert [point.stage for point in points] == ["residual"] * 3
@@ -60,7 +60,7 @@ def test_shapes_stay_and_only_compressed_layers_change(method: str, monkeypatch:
     student = case.student()
     before, shapes = state_of(student), {name: tensor.shape for name, tensor in student.state_dict().items()}
     judged(monkeypatch, NEVER_WORSE)
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     owners = tuple(f"{name}." for name in compressed_modules(student))
     assert changed(before, student)
     assert all(name.startswith(owners) for name in changed(before, student))
@@ -73,7 +73,7 @@ def test_ranks_and_parameters_stay_and_only_factored_layers_change(monkeypatch: 
     student = case.student()
     before, count = state_of(student), student.num_parameters()
     judged(monkeypatch, NEVER_WORSE)
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     assert {name.rsplit(".", 2)[0] for name in changed(before, student)} == set(ranks)
     assert student.num_parameters() == count
     factored = {name: module.rank for name, module in student.named_modules() if isinstance(module, FactoredLinear)}
@@ -84,7 +84,7 @@ def test_ranks_and_parameters_stay_and_only_factored_layers_change(monkeypatch: 
 def test_up_and_down_have_equal_norms_per_component(method: str) -> None:
     case = compressed(metric="activation", **METHODS[method])
     student = case.student()
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     pairs = [
         (module.up.weight, module.down.weight) for module in student.modules() if isinstance(module, FactoredLinear)
     ]
@@ -101,7 +101,7 @@ def test_up_and_down_have_equal_norms_per_component(method: str) -> None:
 def test_saved_and_reloaded_it_is_the_same_model(method: str, tmp_path: Path) -> None:
     case = compressed(metric="activation", **METHODS[method])
     student = case.student()
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     student.save_pretrained(tmp_path)
     reloaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     pixels = random_images(4, seed=9)
@@ -115,7 +115,7 @@ def test_the_dense_model_and_the_students_modes_stay_as_they_were() -> None:
     case.dense.vit.layers[0].eval()
     case.dense.classifier.requires_grad_(False)
     before, attention = state_of(case.dense), case.dense.config._attn_implementation
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     assert not changed(before, case.dense)
     assert case.dense.training
     assert not case.dense.vit.layers[0].training
@@ -134,7 +134,7 @@ def test_the_dense_model_and_the_students_modes_stay_as_they_were() -> None:
 def test_a_dense_model_in_half_precision_works(precision: str) -> None:
     case = compressed(lively().to(torch.bfloat16), metric="activation", precision=precision)
     student = case.student().float()
-    points = case.residual(student).run(checkpoint(), progress=False)
+    points = case.residual(student).run(checkpoint())
     assert points[-1].loss < points[0].loss
 
 
@@ -142,7 +142,7 @@ def test_no_more_images_are_used_than_fit_into_the_cache(monkeypatch: pytest.Mon
     monkeypatch.setattr(block_inputs, "CACHE_BYTES", 1_000_000)
     """17 tokens of 32 floats in two models are 4352 bytes an image, and 14 batches of 16 are the most in a megabyte."""
     case = compressed(images=random_images(272), metric="weight")
-    points = case.residual(case.student()).run(checkpoint(), progress=False)
+    points = case.residual(case.student()).run(checkpoint())
     assert points[-1].images == 224
     assert 224 * 4352 <= 1_000_000 < 240 * 4352
 
@@ -150,7 +150,7 @@ def test_no_more_images_are_used_than_fit_into_the_cache(monkeypatch: pytest.Mon
 def test_one_batch_is_used_even_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_inputs, "CACHE_BYTES", 1_000_000)
     case = compressed(images=random_images(280), metric="weight", batch_size=256)
-    points = case.residual(case.student()).run(checkpoint(), progress=False)
+    points = case.residual(case.student()).run(checkpoint())
     assert points[-1].images == 256
 
 
@@ -159,7 +159,7 @@ def test_a_result_that_is_worse_is_taken_back_to_the_bit(monkeypatch: pytest.Mon
     student = case.student()
     before = state_of(student)
     judged(monkeypatch, [1.0, 1.1, 1.01])
-    points = case.residual(student).run(checkpoint(), progress=False)
+    points = case.residual(student).run(checkpoint())
     assert [point.loss for point in points] == [1.0, 1.1, 1.01]
     assert not changed(before, student)
 
@@ -170,7 +170,7 @@ def test_losses_that_are_no_numbers_are_not_better(losses: list[float], monkeypa
     student = case.student()
     before = state_of(student)
     judged(monkeypatch, losses)
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     assert not changed(before, student)
 
 
@@ -180,7 +180,7 @@ def test_the_best_of_the_judged_states_is_kept(monkeypatch: pytest.MonkeyPatch) 
     student = case.student()
     before = state_of(student)
     judged(monkeypatch, [1.0, 0.9, 0.8, 0.95, 0.85])
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     assert {int(name.split(".")[2]) for name in changed(before, student)} == {0, 1, 2, 3}
 
 
@@ -196,26 +196,26 @@ def test_inputs_that_are_not_finite_are_named_with_what_to_do(value: float) -> N
     student = case.student()
     broken(student, "vit.layers.1.layernorm_after", value)
     with pytest.raises(CompensationError, match=r"layers\.1\.mlp\.fc1'.*precision=\"float32\""):
-        case.residual(student).run(checkpoint(), progress=False)
+        case.residual(student).run(checkpoint())
 
 
 def test_targets_that_are_not_finite_are_named_with_what_to_do() -> None:
     case = compressed()
     broken(case.dense, "vit.layers.1.mlp.fc2", float("inf"))
     with pytest.raises(CompensationError, match=r"layers\.1\.mlp\.fc2'.*precision=\"float32\""):
-        case.residual(case.student()).run(checkpoint(), progress=False)
+        case.residual(case.student()).run(checkpoint())
 
 
 def test_images_of_which_none_can_be_read_are_refused() -> None:
     case = compressed()
     case.train = ImageSource([b"no image"] * 8, None, "the images")
     with pytest.raises(DataError, match="None of the 8 images"):
-        case.residual(case.student()).run(checkpoint(), progress=False)
+        case.residual(case.student()).run(checkpoint())
 
 
 def test_images_that_cannot_be_read_are_left_out() -> None:
     case = compressed()
     images = list(case.train.images)
     case.train = ImageSource([*images[:5], b"no image", *images[5:20], b"none", *images[20:30]], None, "the images")
-    points = case.residual(case.student()).run(checkpoint(), progress=False)
+    points = case.residual(case.student()).run(checkpoint())
     assert points[-1].images == 30

@@ -89,7 +89,7 @@ def assert_inputs_are_those_of_a_full_pass(case: Case, monkeypatch: pytest.Monke
     """A layer's inputs depend on the layers before it only, and these are final when it is solved."""
     judged(monkeypatch, NEVER_WORSE)
     student, seen = case.student(), record(monkeypatch)
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     names = changed_layers(case)
     assert set(seen) == names
     readers = {name: name[0] if len(name) == 1 else f"{name[0].rpartition('.')[0]}.qk_down" for name in names}
@@ -130,7 +130,7 @@ def test_no_family_ends_worse_than_it_began(head: Head) -> None:
     case = compressed(head.dense(), head.pixels(60), keep_ratio=0.6)
     student = case.student()
     before = state_of(student)
-    points = case.residual(student).run(checkpoint(), progress=False)
+    points = case.residual(student).run(checkpoint())
     best = min(point.loss for point in points)
     assert case.reference.loss_of(student) == pytest.approx(best, rel=1e-4)
     assert bool(changed(before, student)) == (best < points[0].loss)
@@ -141,7 +141,7 @@ def test_layer_by_layer_the_error_of_the_output_falls(share: float, monkeypatch:
     case = compressed(lively(config=THREE_BLOCKS), metric="activation", residual_share=share, **LOW_RANK)
     judged(monkeypatch, NEVER_WORSE)
     student, closed_form = case.student(), case.student()
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     names = set(case.plan.layers)
     assert len(names) == 18
     dense_inputs, inputs = (flow(model, names, case.train) for model in (case.dense, student))
@@ -187,7 +187,7 @@ def test_what_has_lost_nothing_has_nothing_to_win_back(
     case = compressed(layers=full_shapes(method), metric=metric, **METHODS[method])
     judged(monkeypatch, NEVER_WORSE)
     student, pixels = case.student(), random_images(16, seed=9)
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     torch.testing.assert_close(logits(student, pixels), logits(case.dense, pixels), rtol=2e-3, atol=2e-3)
 
 
@@ -196,7 +196,7 @@ def test_the_output_of_the_blocks_comes_nearer_on_held_out_images(method: str, m
     case = compressed(images=random_images(160), metric="activation", keep_ratio=0.6, **METHODS[method])
     judged(monkeypatch, NEVER_WORSE)
     student, closed_form = case.student(), case.student()
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     others = ImageSource(list(random_images(64, seed=9)), None, "others")
     dense, *errors = (
         flow(model, {"vit.layernorm"}, others)["vit.layernorm"] for model in (case.dense, closed_form, student)
@@ -221,7 +221,7 @@ def test_other_models_work(make_dense: Any, method: str, monkeypatch: pytest.Mon
     case = compressed(make_dense(), **METHODS[method])
     student, seen = case.student(), record(monkeypatch)
     before = state_of(student)
-    points = case.residual(student).run(checkpoint(), progress=False)
+    points = case.residual(student).run(checkpoint())
     assert set(seen) == changed_layers(case)
     assert len(points) == 1 + min(4, case.dense.config.num_hidden_layers)
     assert bool(changed(before, student)) == (min(point.loss for point in points) < points[0].loss)

@@ -33,15 +33,15 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(
 ) -> None:
     case = compressed(lively(config=tiny_config(num_hidden_layers=5)), skip_modules=["layers.3.*"], keep_ratio=0.5)
     whole = case.student()
-    expected = case.residual(whole).run(checkpoint(), progress=False)
+    expected = case.residual(whole).run(checkpoint())
     with monkeypatch.context() as patch:
         interrupt(patch, after)
         with pytest.raises(KeyboardInterrupt):
-            case.residual(case.student()).run(checkpoint(tmp_path / "stage"), progress=False)
+            case.residual(case.student()).run(checkpoint(tmp_path / "stage"))
     student = case.student()
     with monkeypatch.context() as patch:
         solved = interrupt(patch, 99)
-        points = case.residual(student).run(checkpoint(tmp_path / "stage"), progress=False)
+        points = case.residual(student).run(checkpoint(tmp_path / "stage"))
     assert len(solved) == 5 - after
     assert not changed(state_of(whole), student)
     assert [(p.stage, p.images, p.loss) for p in points] == [(p.stage, p.images, p.loss) for p in expected]
@@ -55,13 +55,13 @@ def test_so_does_one_that_goes_on_in_another_stage(
     case = compressed(head.dense(), head.pixels(60), keep_ratio=0.6)
     judged(monkeypatch, NEVER_WORSE)
     whole, student = case.student(), case.student()
-    case.residual(whole).run(checkpoint(), progress=False)
+    case.residual(whole).run(checkpoint())
     judged(monkeypatch, NEVER_WORSE)
     with monkeypatch.context() as patch:
         interrupt(patch, after)
         with pytest.raises(KeyboardInterrupt):
-            case.residual(case.student()).run(checkpoint(tmp_path / "stage"), progress=False)
-    case.residual(student).run(checkpoint(tmp_path / "stage"), progress=False)
+            case.residual(case.student()).run(checkpoint(tmp_path / "stage"))
+    case.residual(student).run(checkpoint(tmp_path / "stage"))
     assert not changed(state_of(whole), student)
 
 
@@ -70,9 +70,9 @@ def test_a_finished_run_is_not_run_again(losses: list[float], tmp_path: Path, mo
     case = compressed()
     judged(monkeypatch, losses)
     first, second = case.student(), case.student()
-    points = case.residual(first).run(checkpoint(tmp_path / "stage"), progress=False)
+    points = case.residual(first).run(checkpoint(tmp_path / "stage"))
     interrupt(monkeypatch, 0)
-    again = case.residual(second).run(checkpoint(tmp_path / "stage"), progress=False)
+    again = case.residual(second).run(checkpoint(tmp_path / "stage"))
     assert again == points
     assert not changed(state_of(first), second)
 
@@ -81,5 +81,5 @@ def test_two_runs_are_alike_to_the_bit() -> None:
     case = compressed()
     first, second = case.student(), case.student()
     for student in (first, second):
-        case.residual(student).run(checkpoint(), progress=False)
+        case.residual(student).run(checkpoint())
     assert not changed(state_of(first), second)

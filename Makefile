@@ -1,20 +1,77 @@
-# Both targets make their own virtual environment. On a machine with a GPU: make test CONSTRAINTS=/dev/null
-VENV ?= .venv
+# Each target makes the virtual environment that it needs, from requirements/locked.txt where nothing else is said.
+# GPU=1 leaves torch, and only torch, to pip; otherwise requirements/torch.txt pins what has a build for CPUs.
 PYTHON ?= python3
-CONSTRAINTS ?= constraints.txt
-BIN := $(VENV)/bin
+VENV ?= .venv
 WORKERS ?= 2
+BIN := $(VENV)/bin
 
-.PHONY: quickstart test benchmarks cards support clean
+TORCH := $(if $(GPU),,--constraint requirements/torch.txt)
+LOCKED := --constraint requirements/locked.txt $(TORCH)
+BACKEND := editables hatch-fancy-pypi-readme hatchling
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-quickstart: $(VENV)/installed
-	$(BIN)/python examples/quickstart.py
+# $(call environment,folder,constraints,requirements): a new environment, with this checkout and its build backend
+environment = $(PYTHON) -m venv --clear $(1) \
+	&& $(1)/bin/pip install -qq $(2) $(BACKEND) \
+	&& $(1)/bin/pip install -qq --no-build-isolation $(2) $(3)
+
+.PHONY: quickstart test test-newest test-oldest docs dist lock benchmarks support cards clean
+
+quickstart: $(VENV)-quickstart/installed
+	@$(VENV)-quickstart/bin/python examples/quickstart.py
+
+$(VENV)-quickstart/installed: pyproject.toml requirements/locked.txt requirements/torch.txt
+	@echo "Installing what the quickstart needs in $(VENV)-quickstart: about a minute."
+	@$(call environment,$(VENV)-quickstart,$(LOCKED),--editable .)
+	@touch $@
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=
+	@echo "coverage of lines and branches: $$($(BIN)/coverage report --format=total) %"
+
+# The newest of everything, to see what breaks upstream. `adapters` is left out while it excludes the newest
+# transformers; PEFT is there all the same, so that its tests say what is wrong with it, or run again.
+test-newest:
+	$(call environment,$(VENV)-newest,$(TORCH),--editable '.[docs,export,quantization,test-tools]' peft)
+	$(VENV)-newest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+# The lower ends of the ranges in pyproject.toml. Exporters need a newer transformers than the rest, so they come second.
+test-oldest: OLDEST := $(VENV)-oldest
+test-oldest:
+	$(call environment,$(OLDEST),$(TORCH),pip)
+	$(PYTHON) requirements/oldest.py adapters quantization test-tools > $(OLDEST)/first.txt
+	$(OLDEST)/bin/pip install -qq --no-build-isolation $(TORCH) --constraint $(OLDEST)/first.txt \
+		--editable '.[adapters,quantization,test-tools]'
+	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(PYTHON) requirements/oldest.py adapters quantization test-tools export > $(OLDEST)/second.txt
+	$(OLDEST)/bin/pip install -qq --no-build-isolation $(TORCH) --constraint $(OLDEST)/second.txt \
+		--editable '.[adapters,export,quantization,test-tools]'
+	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) -k export
+
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What is released is built, checked, and used where nothing of the checkout is in reach.
+dist:
+	rm -rf dist
+	$(call environment,$(VENV)-build,$(LOCKED),build twine)
+	$(VENV)-build/bin/python -m build --no-isolation
+	$(VENV)-build/bin/twine check --strict dist/*
+	$(PYTHON) -m venv --clear $(VENV)-dist
+	$(VENV)-dist/bin/pip install -qq $(LOCKED) dist/*.whl
+	set -e; outside=$$(mktemp -d); trap 'rm -rf "$$outside"' EXIT; bin=$$(realpath $(VENV)-dist/bin); \
+		tar -xzf dist/*.tar.gz -C "$$outside" --strip-components 1; cd "$$outside"; \
+		"$$bin/python" examples/quickstart.py; \
+		"$$bin/pip" install -qq $(LOCKED) hypothesis pytest pytest-xdist; \
+		"$$bin/pytest" --numprocesses $(WORKERS) --dist loadfile -k 'package or quickstart or cli'
+
+lock:
+	$(call environment,$(VENV)-lock,$(TORCH),--editable '.[dev]')
+	(echo "# Every package that make installs, as of $$(date +%F), for Python 3.11 and newer. Made by: make lock"; \
+		$(VENV)-lock/bin/pip freeze --all --exclude-editable | grep -Ev '^(pip|torch)==') > requirements/locked.txt
 
 benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py
@@ -26,15 +83,14 @@ benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/objectives.py
 
 support: $(VENV)/installed
-	$(BIN)/python docs/support_table.py README.md
+	$(BIN)/python docs/support_table.py docs/models.md
 
 cards: $(VENV)/installed
 	$(BIN)/python model_cards/make.py
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[test]'
+$(VENV)/installed: pyproject.toml requirements/locked.txt requirements/torch.txt
+	$(call environment,$(VENV),$(LOCKED),--editable '.[test]')
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-* build dist site .coverage

@@ -10,6 +10,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import datasets
+import transformers
 from rich.console import Console
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -23,6 +25,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder for the compressed model (default: a temporary one)")
     parser.add_argument("--keep-ratio", type=float, default=0.5)
     arguments = parser.parse_args()
+    datasets.disable_progress_bars()  # the libraries' own; the bars that are left are the compressor's
+    transformers.logging.disable_progress_bar()
 
     with tempfile.TemporaryDirectory() as temporary:
         output = arguments.output or Path(temporary) / "compressed-digits"

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ print(" ".join(sorted({name.partition(".")[0] for name in set(sys.modules) - bef
 """
 # A root folder of one computer, and not a part of an address or of a relative path.
 ABSOLUTE = re.compile(r"(?<![\w.~}\])-])/(?:work|tmp|home|root|Users)\b")
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def test_importing_it_imports_nothing_that_is_not_needed_yet() -> None:
@@ -54,6 +57,20 @@ def test_the_version_is_the_installed_one() -> None:
 
 def test_the_package_says_it_is_typed() -> None:
     assert (Path(hf_vitcompress.__file__).parent / "py.typed").is_file()
+
+
+def test_links_and_pictures_of_the_readme_work_on_a_package_index() -> None:
+    """The pictures and links of Markdown, less those to a heading of the same page."""
+    command = [sys.executable, "-m", "hatch_fancy_pypi_readme"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60)
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    relative = [target for target in LINK.findall(readme) if not target.startswith(("http", "#"))]
+    assert relative
+    made = [target for target in LINK.findall(done.stdout) if not target.startswith("#")]
+    assert not [target for target in made if not target.startswith("https://")]
+    absolute = [target for target in made if target.startswith(project["urls"]["Homepage"])]
+    assert [target.split("/main/")[1] for target in absolute] == relative
 
 
 def tracked_text_files() -> list[Path]:

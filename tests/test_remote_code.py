@@ -1,6 +1,7 @@
 """Families of every kind, loaded where the package is not: the file beside the weights is all that is needed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, PreTrain
     clip = seeded(transformers.CLIPModel, transformers.CLIPConfig(**TOWERS))
     config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", measuring_images=0)
     images = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-    models["clip"] = ViTCompressor(config, progress=False).compress(clip, images, target="vision_model")
-    models["captioner"] = ViTCompressor(config, progress=False).compress(captioner(), images, target="encoder")
+    models["clip"] = ViTCompressor(replace(config, target="vision_model"), progress=False).compress(clip, images)
+    encoder = ViTCompressor(replace(config, target="encoder"), progress=False)
+    models["captioner"] = encoder.compress(captioner(), images)
     pixels |= {"clip": images[:2], "captioner": images[:2].clone()}
     for name, model in models.items():
         model.companions = []

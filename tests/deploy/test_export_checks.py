@@ -5,6 +5,7 @@ import re
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_a_model_of_images_and_texts_is_refused_and_the_way_named(tmp_path: Path
 def test_of_a_model_of_images_and_texts_the_compressed_tower_is_exported(tmp_path: Path) -> None:
     model = two_towers()
     config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, precision="float32", measuring_images=0)
-    small = ViTCompressor(config, progress=False).compress(model, random_images(24), target="vision_model")
+    small = ViTCompressor(replace(config, target="vision_model"), progress=False).compress(model, random_images(24))
     result = export_model(small, "torch-export", tmp_path / "out", against=model)
     assert result.report.model == "FactoredCLIPVisionModel"
     assert result.dense is not None

@@ -305,8 +305,8 @@ def test_models_without_input_embeddings_are_quantized(name: str, tmp_path: Path
 
 def test_a_whole_with_a_compressed_tower_is_quantized(tmp_path: Path) -> None:
     dense = seeded(CLIPModel, CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16))
-    compressor = ViTCompressor(CompressionConfig(**NARROW_LAYERS), progress=False)
-    compressor.compress(dense, random_images(24), target="vision_model").save_pretrained(tmp_path / "small")
+    compressor = ViTCompressor(CompressionConfig(**NARROW_LAYERS, target="vision_model"), progress=False)
+    compressor.compress(dense, random_images(24)).save_pretrained(tmp_path / "small")
     quantized = quantize(tmp_path / "small")
     quantized.save_pretrained(tmp_path / "int8")
     loaded = load_model(tmp_path / "int8", Accelerator(cpu=True))

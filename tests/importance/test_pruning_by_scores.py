@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
 from hf_vitcompress.errors import ConfigError, DataError

@@ -50,6 +50,7 @@ ORDER = [
 PACKAGE_LINES, TEST_LINES = 350, 500
 TRAVELS_WITH = ("torch", "transformers")
 
+
 def python_files(*folders: str) -> dict[str, Path]:
     """By their path in the repository."""
     paths = [path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*.py"))]

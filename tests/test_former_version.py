@@ -170,7 +170,5 @@ def test_a_pickled_model_is_opened() -> None:
 
 
 def test_former_statistics_are_refused_with_the_reason_and_the_remedy() -> None:
-    with pytest.raises(
-        CalibrationError, match=r"Another version .* cannot be checked.*calibration again"
-    ):
+    with pytest.raises(CalibrationError, match=r"Another version .* cannot be checked.*calibration again"):
         Statistics.load(FORMER / "statistics.safetensors")

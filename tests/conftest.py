@@ -1,5 +1,6 @@
 """Tiny models and images; and the real ones, for tests that are skipped where they are absent."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from support.published import Made
 
 transformers.utils.logging.disable_progress_bar()
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections pass over what is imported and collected: each end of a training asks for a whole one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

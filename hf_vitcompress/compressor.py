@@ -99,8 +99,6 @@ class ViTCompressor:
         """The device, and the processes that share the work."""
         return self.run.accelerator
 
-    # ---- everything
-
     def compress(
         self,
         model: Model,
@@ -276,8 +274,9 @@ class ViTCompressor:
                     '(images=…, --data), or compensation="none".'
                 )
             compensator = self._compensator(planner, images, checkpoint)
+            plan = search_compensated(compensator, reference, plan)
             self.checkpoints += compensator.checkpoints
-            return search_compensated(compensator, reference, plan)
+            return plan
 
     def _build(self, planner: Planner, plan: CompressionPlan) -> PreTrainedModel:
         with self._timed("build"):

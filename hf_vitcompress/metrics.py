@@ -11,6 +11,7 @@ class Metric:
     """Which moment stands on each side of the error `½ tr(M_out (W − Ŵ) M_in (W − Ŵ)ᵀ)`.
 
     Attributes:
+        name: as the config has it.
         input: of `M_in` (in, in): the identity, or the second moment of the layer's inputs.
         output: of `M_out` (out, out): the identity, the diagonal of the second moment of the loss gradients at the
             layer's output, or all of it.
@@ -18,6 +19,7 @@ class Metric:
             not compare across layers.
     """
 
+    name: MetricName
     input: Literal["identity", "full"]
     output: Literal["identity", "diagonal", "full"]
     is_loss: bool = False
@@ -29,10 +31,13 @@ class Metric:
 
 
 METRICS: dict[MetricName, Metric] = {
-    "weight": Metric("identity", "identity"),
-    "activation": Metric("full", "identity"),
-    "row_fisher": Metric("identity", "diagonal"),
-    "fisher": Metric("full", "full", is_loss=True),
+    metric.name: metric
+    for metric in (
+        Metric("weight", "identity", "identity"),
+        Metric("activation", "full", "identity"),
+        Metric("row_fisher", "identity", "diagonal"),
+        Metric("fisher", "full", "full", is_loss=True),
+    )
 }
 """Truncated SVD; activation-aware SVD (Azizi et al., arXiv 2402.06004); FWSVD (Hsu et al., arXiv 2207.00112); the
 Kronecker-factored Fisher (Martens & Grosse, arXiv 1503.05671)."""

@@ -74,7 +74,8 @@ class LayerMoments:
         gradient = self.statistics.gradients.get(self.layer.name)
         if gradient is None and self.metric.needs_gradients:
             raise CalibrationError(
-                f"The statistics hold no gradients of {self.layer.name!r}, which this metric needs. Calibrate with it."
+                f"The statistics hold no gradients of {self.layer.name!r}, which metric={self.metric.name!r} needs. "
+                "Calibrate with that metric."
             )
         return gradient if self.metric.needs_gradients else None
 

@@ -15,6 +15,7 @@ from transformers import (
     ViTModel,
 )
 
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import ConfigError, DataError
 from hf_vitcompress.evaluation import evaluation
 from hf_vitcompress.evaluation.evaluation import evaluate_model, mean_interval, wilson_interval
@@ -192,7 +193,7 @@ def test_a_part_of_many_values_judges_as_well(name: str, monkeypatch: pytest.Mon
     results = []
     for limit in (2**16, 300):
         monkeypatch.setattr(evaluation, "VALUES_PER_IMAGE", limit)
-        found, _ = evaluation.model_outputs(dense, open_images(head.pixels(6)).batches(None, 4))
+        found, _ = evaluation.model_outputs(Subject.alone(dense), open_images(head.pixels(6)).batches(None, 4))
         assert all(term.values[0].numel() <= limit for terms in found for term in terms)
         results.append(evaluate_model(model, open_images(head.pixels(6)), against=dense, progress=False))
     whole, part = (result.kl for result in results)

@@ -203,7 +203,7 @@ def test_weight_of_low_rank_is_found(shape: tuple[int, int]) -> None:
     low = torch.randn(shape[0], 3, generator=generator) @ torch.randn(3, shape[1], generator=generator)
     problem.linear.weight.data.copy_(low)
     if shape[1] > shape[0]:
-        problem.statistics.outputs["layer"] = Moment.empty(shape[0], 2, CPU)
+        problem.statistics.outputs["layer"] = Moment.empty(shape[0], True, CPU)
         problem.statistics.outputs["layer"].update(problem.linear(problem.x).detach(), None)
     elif shape[1] < shape[0]:
         carried = problem.g @ low

@@ -16,15 +16,15 @@ ROLES = ["q", "k", "v", "o", "fc1", "fc2"]
 
 
 def test_loss_passes_through_the_points() -> None:
-    scaling = LossCorrection(points=POINTS)
+    correction = LossCorrection(points=POINTS)
     for predicted, measured in POINTS:
-        assert scaling.loss(predicted) == pytest.approx(measured, rel=1e-12)
+        assert correction.loss(predicted) == pytest.approx(measured, rel=1e-12)
 
 
 def test_loss_rises_and_is_continuous() -> None:
-    scaling = LossCorrection(points=POINTS)
+    correction = LossCorrection(points=POINTS)
     grid = [10 ** (i / 200 - 5) for i in range(1400)]
-    losses = [scaling.loss(x) for x in grid]
+    losses = [correction.loss(x) for x in grid]
     for lower, upper in itertools.pairwise(losses):
         assert lower < upper < 1.1 * lower
 
@@ -35,9 +35,9 @@ def test_loss_between_points_is_linear_in_logarithms() -> None:
 
 
 def test_loss_beyond_the_points_follows_the_nearest_two() -> None:
-    scaling = LossCorrection(points=POINTS)
-    assert scaling.loss(0.5 * 5) == pytest.approx(0.9 * 3)
-    assert scaling.loss(0.001) == pytest.approx(0.02 / 15)
+    correction = LossCorrection(points=POINTS)
+    assert correction.loss(0.5 * 5) == pytest.approx(0.9 * 3)
+    assert correction.loss(0.001) == pytest.approx(0.02 / 15)
 
 
 def test_small_losses_fall_at_least_in_proportion() -> None:
@@ -48,8 +48,8 @@ def test_small_losses_fall_at_least_in_proportion() -> None:
 
 
 def test_one_point_scales_in_proportion() -> None:
-    scaling = LossCorrection(points=[(0.2, 0.3)])
-    assert [scaling.loss(x) for x in (0.0, 0.1, 0.2, 0.4)] == pytest.approx([0.0, 0.15, 0.3, 0.6])
+    correction = LossCorrection(points=[(0.2, 0.3)])
+    assert [correction.loss(x) for x in (0.0, 0.1, 0.2, 0.4)] == pytest.approx([0.0, 0.15, 0.3, 0.6])
 
 
 @pytest.mark.parametrize("points", [[], [(0.0, 0.0)]])
@@ -81,8 +81,8 @@ def bowl(best: float) -> Callable[[float, float], float]:
 
 @pytest.mark.parametrize("best", [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
 def test_best_weight_is_found(best: float) -> None:
-    scaling = fit_correction(Measure(bowl(best)), ROLES, True, 0.1)
-    assert scaling.weights == dict.fromkeys(WEIGHTED_ROLES, best)
+    correction = fit_correction(Measure(bowl(best)), ROLES, True, 0.1)
+    assert correction.weights == dict.fromkeys(WEIGHTED_ROLES, best)
 
 
 def test_prior_stays_where_weights_make_no_difference() -> None:
@@ -108,8 +108,8 @@ def test_one_image_alone_moves_no_weight() -> None:
 
 @pytest.mark.parametrize("loss", [0.0, math.nan, math.inf])
 def test_search_ends_where_no_loss_can_be_compared(loss: float) -> None:
-    scaling = fit_correction(Measure(lambda weight, ratio: loss), ROLES, True, 0.1)
-    assert scaling.weights == dict.fromkeys(WEIGHTED_ROLES, PRIOR_WEIGHT)
+    correction = fit_correction(Measure(lambda weight, ratio: loss), ROLES, True, 0.1)
+    assert correction.weights == dict.fromkeys(WEIGHTED_ROLES, PRIOR_WEIGHT)
 
 
 @pytest.mark.parametrize(("roles", "search"), [(ROLES, False), (["v", "o", "fc1", "fc2"], True)])
@@ -125,19 +125,19 @@ def test_only_the_roles_that_occur_are_weighted() -> None:
 
 def test_points_are_measured_with_the_weights_that_were_found() -> None:
     measure = Measure(bowl(8.0))
-    scaling = fit_correction(measure, ROLES, True, 0.1)
-    assert len(scaling.points) == 4
+    correction = fit_correction(measure, ROLES, True, 0.1)
+    assert len(correction.points) == 4
     for keep_ratio in (0.7, 0.5, 0.4, 0.3):
         assert ({"q": 8.0, "k": 8.0}, keep_ratio) in measure.calls
-        assert scaling.loss((1 - keep_ratio) ** 3) == pytest.approx((1 - keep_ratio) ** 2)
+        assert correction.loss((1 - keep_ratio) ** 3) == pytest.approx((1 - keep_ratio) ** 2)
 
 
 @pytest.mark.parametrize("lowest", [0.05, 0.35, 0.45, 0.6, 0.8])
 def test_no_model_below_the_lowest_ratio_is_measured(lowest: float) -> None:
     measure = Measure(bowl(2.0))
-    scaling = fit_correction(measure, ROLES, True, lowest)
+    correction = fit_correction(measure, ROLES, True, lowest)
     assert all(keep_ratio >= lowest for _, keep_ratio in measure.calls)
-    assert scaling.points
+    assert correction.points
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_no_model_below_the_lowest_ratio_is_measured(lowest: float) -> None:
     ],
 )
 def test_points_rise_whatever_was_measured(losses: dict[float, float]) -> None:
-    scaling = fit_correction(Measure(lambda weight, ratio: losses[ratio]), ROLES, True, 0.1)
-    assert scaling.points
-    for (p0, m0), (p1, m1) in itertools.pairwise(scaling.points):
+    correction = fit_correction(Measure(lambda weight, ratio: losses[ratio]), ROLES, True, 0.1)
+    assert correction.points
+    for (p0, m0), (p1, m1) in itertools.pairwise(correction.points):
         assert p0 < p1
         assert m0 < m1
-    values = [scaling.loss(x / 100) for x in range(1, 100)]
+    values = [correction.loss(x / 100) for x in range(1, 100)]
     assert values == sorted(values)

@@ -9,6 +9,7 @@ from hf_vitcompress.errors import BudgetError
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.planner import Planner
+from hf_vitcompress.report.report import part_reports
 from hf_vitcompress.statistics.loss_correction import LossCorrection
 from support.groups import calibrated, config_of, prepared
 from support.students import METHODS
@@ -19,8 +20,14 @@ SHARES = (0.45, 0.6, 0.8, 0.95)
 
 
 def built_costs(ready: Planner, plan: CompressionPlan) -> tuple[int, int]:
-    costs = count_costs(build_model(ready.model, plan, ready.parts, share_memory=True))
+    costs = count_costs(build_model(ready.subject.model, plan, ready.parts, share_memory=True))
     return costs.parameters, costs.macs
+
+
+def correct(ready: Planner, weights: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if these weights of roles had been found, and losses measured."""
+    measured = LossCorrection(weights, [(0.01, 0.02), (0.1, 0.15)])
+    monkeypatch.setitem(ready.statistics.corrections, ready.method, measured)
 
 
 @every_method
@@ -66,9 +73,9 @@ def test_the_lowest_keep_ratio_can_be_had_and_nothing_below(method: str, multipl
 
 
 @every_method
-def test_predicted_losses_rise_as_budgets_fall(method: str) -> None:
+def test_predicted_losses_rise_as_budgets_fall(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = prepared(**METHODS[method])
-    ready.scaling = LossCorrection({}, [(0.01, 0.02), (0.1, 0.15)])
+    correct(ready, {}, monkeypatch)
     curve = ready.budget_curve(config_of(**METHODS[method], rank_multiple=1))
     assert len(curve) >= 5
     assert [ratio for ratio, _ in curve] == sorted((ratio for ratio, _ in curve), reverse=True)
@@ -76,21 +83,21 @@ def test_predicted_losses_rise_as_budgets_fall(method: str) -> None:
 
 
 @every_method
-def test_the_shares_of_the_parts_add_up(method: str) -> None:
+def test_the_shares_of_the_parts_add_up(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = prepared(**METHODS[method])
-    ready.scaling = LossCorrection({ready.parts[0].role: 3.0}, [(0.01, 0.02), (0.1, 0.15)])
+    correct(ready, {ready.parts[0].role: 3.0}, monkeypatch)
     plan = ready.plan(config_of(**METHODS[method], keep_ratio=0.6, rank_multiple=1), exact=False)
-    reports = ready.part_reports(plan)
+    reports = part_reports(ready, plan)
     assert sum(report.predicted_loss for report in reports) == pytest.approx(plan.predicted_loss)  # type: ignore[misc]
     assert {name: shape for report in reports for name, shape in report.shapes.items()} == plan.layers
     named = sorted(name for report in reports for name in report.layers)
     assert named == sorted(layer.name for layer in ready.layers)
     for report, part in zip(reports, ready.parts, strict=True):
         choice = part.choice(report.shapes)
-        weight = ready.scaling.weights.get(part.role, 1.0)
+        weight = ready.correction.weights.get(part.role, 1.0)
         assert (report.name, report.role, report.block) == (part.name, part.role, part.block)
         assert report.predicted_loss == pytest.approx(
-            plan.predicted_loss * choice.error * weight / ready.predicted(plan, ready.scaling.weights), abs=1e-12
+            plan.predicted_loss * choice.error * weight / ready.predicted(plan, ready.correction.weights), abs=1e-12
         )
         assert (report.kept == "dense") is (report.shapes == {})
 
@@ -133,7 +140,7 @@ def test_costs_are_for_the_images_that_the_model_was_calibrated_on(size: int) ->
     model = replace(head, settings={**head.settings, "image_size": size}).dense()
     compressor = ViTCompressor(config_of(keep_ratio=0.5, rank_multiple=1), progress=False)
     statistics = compressor.calibrate(model, head.pixels())
-    ready = compressor.prepare(model, statistics)
+    ready = compressor.planner(model, statistics)
     assert ready.costs == count_costs(model, (3, 16, 16))
     limit = int(0.7 * ready.costs.macs)
     compressor = ViTCompressor(config_of(max_macs=limit, rank_multiple=1), progress=False)
@@ -150,4 +157,4 @@ def test_statistics_from_before_shapes_were_noted_leave_it_to_the_config() -> No
     compressor = ViTCompressor(config_of(keep_ratio=0.5), progress=False)
     statistics = compressor.calibrate(model, head.pixels())
     del statistics.settings["image_shape"]
-    assert compressor.prepare(model, statistics).costs == count_costs(model)
+    assert compressor.planner(model, statistics).costs == count_costs(model)

@@ -150,13 +150,8 @@ class Process:
     def calibrated(self, images: ImageSource, checkpoint: Path | None = None, **changes: Any) -> dict[str, Any]:
         config = CompressionConfig(precision="float32", **changes)
         layers = find_layers(self.dense)
-        statistics = calibrate(
-            Subject.alone(self.dense),
-            layers,
-            images,
-            quiet(config, self.accelerator),
-            checkpoint,
-        )
+        run = quiet(config, self.accelerator)
+        statistics = calibrate(Subject.alone(self.dense), layers, images, run, checkpoint)
         return {"statistics": statistics, "read": images.images.read}
 
     def compressed(self, name: str, images: ImageSource, **changes: Any) -> dict[str, Any]:
@@ -168,11 +163,11 @@ class Process:
             small = compressor.compress(self.dense, images, checkpoint=checkpoint)
         assert compressor.statistics is not None
         assert compressor.report is not None
-        prepared = compressor.planner(self.dense, compressor.statistics)
+        planner = compressor.planner(self.dense, compressor.statistics)
         return {
             "statistics": compressor.statistics,
             "solved": solved,
-            "solutions": {part.name: plain(part.solution) for part in prepared.parts},
+            "solutions": {part.name: plain(part.solution) for part in planner.parts},
             "layers": small.config.compression["layers"],
             "predicted": {part.name: part.predicted_loss for part in compressor.report.parts},
             "compensation": compressor.report.compensation,
@@ -277,8 +272,6 @@ def work(job: str, folder: Path) -> None:
     with mock.patch.object(calibration, "CHECKPOINT_SECONDS", -1.0):
         {"everything": everything, "killed": killed}[job](folder)
 
-
-# ---- how they are started
 
 Results = dict[int, list[dict[str, Any]]]
 """By number of processes, of each."""

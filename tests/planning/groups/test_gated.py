@@ -186,7 +186,7 @@ def test_built_choices_cost_what_the_table_says_and_are_as_their_tensors(family:
         part.check(choice.shapes)
         assert part.choice(choice.shapes) == choice
         assert part.describe(choice.shapes)
-        small = build_model(ready.model, CompressionPlan(choice.shapes), ready.parts, share_memory=True)
+        small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.parts, share_memory=True)
         costs, state = count_costs(small), small.state_dict()
         assert costs.macs == ready.costs.macs - full.macs + choice.macs
         assert costs.parameters == ready.costs.parameters - full.parameters + choice.parameters

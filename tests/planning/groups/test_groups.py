@@ -29,7 +29,7 @@ from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.importance.gates import gated_layers
 from hf_vitcompress.planning.building import build_model
-from hf_vitcompress.planning.closed_form import as_matrix, factorize
+from hf_vitcompress.planning.closed_form import factorize
 from hf_vitcompress.planning.groups.base import Given, Part
 from hf_vitcompress.planning.groups.heads import HeadsPart
 from hf_vitcompress.planning.groups.layer import LayerPart
@@ -111,7 +111,7 @@ def test_every_choice_of_every_part_can_be_had_and_predicts_what_the_table_says(
             assert part.describe(choice.shapes)
             tensors = part.tensors(choice.shapes)
             touched = [layer.name for layer in part.layers if any(n.startswith(f"{layer.name}.") for n in tensors)]
-            before = sum(p.numel() for name in touched for p in ready.model.get_submodule(name).parameters())
+            before = sum(p.numel() for name in touched for p in ready.subject.model.get_submodule(name).parameters())
             after = sum(tensor.numel() for tensor in tensors.values())
             assert choice.parameters - part.dense_parameters == after - before
             assert all(choice.cost(unit) <= choices[-1].cost(unit) for unit in ("params", "macs"))
@@ -122,12 +122,12 @@ def test_every_choice_of_every_part_can_be_had_and_predicts_what_the_table_says(
 def test_small_predicted_errors_are_about_the_measured_divergence(method: str) -> None:
     """One part at a time; the prediction is of second order, and takes inputs and gradients to be independent."""
     ready = prepared(damping=1e-6, **METHODS[method])
-    reference, ratios = logits(ready.model, IMAGES), []
+    reference, ratios = logits(ready.subject.model, IMAGES), []
     for part in ready.parts:
         choices = [choice for choice in part.choices(1) if 0 < choice.error < 0.02]
         if choices:
             choice = max(choices, key=lambda one: one.error)
-            small = build_model(ready.model, CompressionPlan(choice.shapes), ready.parts)
+            small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.parts)
             ratios.append(kl(reference, logits(small, IMAGES)) / choice.error)
     assert len(ratios) >= 2
     assert all(1 / 5 < ratio < 5 for ratio in ratios), ratios
@@ -163,7 +163,7 @@ def stacked(metric: str, correct_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
     eye = torch.eye(WIDTH, dtype=torch.float64)
     sides = []
     for name in names:
-        gradient = as_matrix(statistics.gradients[name].moment) if metric == "fisher" else eye
+        gradient = statistics.gradients[name].moment if metric == "fisher" else eye
         if metric == "row_fisher":
             gradient = torch.diag(statistics.gradients[name].mean_square)
         sides.append(gradient)
@@ -261,7 +261,7 @@ def test_choices_of_attention_without_a_bias_of_keys_are_as_built(kind: str, met
         choices = part.choices(4)
         for choice in choices[:: max(1, len(choices) // 3)]:
             assert not any(name.endswith("k_proj.bias") for name in part.tensors(choice.shapes))
-            small = build_model(ready.model, CompressionPlan(choice.shapes), ready.parts)
+            small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.parts)
             costs = count_costs(small)
             assert costs.parameters == ready.costs.parameters - choices[-1].parameters + choice.parameters
             assert costs.macs == ready.costs.macs - choices[-1].macs + choice.macs

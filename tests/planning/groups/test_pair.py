@@ -142,7 +142,7 @@ def test_built_choices_cost_what_the_table_says(role: str) -> None:
     choices = part.choices(4)
     full = part.choice({})
     for choice in choices[:: max(1, len(choices) // 6)]:
-        small = build_model(ready.model, CompressionPlan(choice.shapes), ready.parts, share_memory=True)
+        small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.parts, share_memory=True)
         costs = count_costs(small)
         assert costs.macs == ready.costs.macs - full.macs + choice.macs
         assert costs.parameters == ready.costs.parameters - full.parameters + choice.parameters
@@ -305,7 +305,7 @@ def test_heads_that_use_few_directions_lose_nothing_with_the_others() -> None:
 def block_errors(ready: Planner, shapes: Shapes, images: Tensor) -> float:
     """Mean squared error of the first block's output."""
     outputs = []
-    for model in (ready.model, build_model(ready.model, CompressionPlan(shapes), ready.parts)):
+    for model in (ready.subject.model, build_model(ready.subject.model, CompressionPlan(shapes), ready.parts)):
         outputs.append(flow(model, "vit.layers.1.layernorm_before", images))
     return float((outputs[0] - outputs[1]).square().sum(1).mean())
 
@@ -335,8 +335,8 @@ def test_a_repaired_model_diverges_less_on_held_out_images(method: str) -> None:
     for repair in (True, False):
         ready = prepared(rank_multiple=4, repair=repair, **METHODS[method])
         plan = ready.plan(config_of(keep_ratio=0.6, rank_multiple=4, **METHODS[method]), exact=False)
-        small = build_model(ready.model, plan, ready.parts)
-        found.append(kl(logits(ready.model, others), logits(small, others)))
+        small = build_model(ready.subject.model, plan, ready.parts)
+        found.append(kl(logits(ready.subject.model, others), logits(small, others)))
     assert found[0] < found[1]
 
 

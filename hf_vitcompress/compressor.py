@@ -147,7 +147,7 @@ class ViTCompressor:
         if plan is None:
             plan = self._plan(planner, held_out, source, checkpoint)
         else:
-            plan.check(planner.parts)
+            plan.check(planner.groups)
             plan = planner.completed(plan, self.config)
         small = self._build(planner, plan)
         if self.config.compensation != "none":
@@ -219,7 +219,7 @@ class ViTCompressor:
     def build(self, model: Model, statistics: Statistics, plan: CompressionPlan) -> PreTrainedModel:
         """The factored model of a plan, with its report in `report`."""
         planner = self.planner(model, statistics)
-        plan.check(planner.parts)
+        plan.check(planner.groups)
         return self._build(planner, plan)
 
     def compensate(
@@ -280,7 +280,7 @@ class ViTCompressor:
 
     def _build(self, planner: Planner, plan: CompressionPlan) -> PreTrainedModel:
         with self._timed("build"):
-            small = build_model(planner.subject.model, plan, planner.parts, self.accelerator)
+            small = build_model(planner.subject.model, plan, planner.groups, self.accelerator)
         learned = self._learned.get(planner.statistics.weights)
         gates = learned.report if learned is not None and learned.scores is self.importance else None
         self.report = CompressionReport.of(

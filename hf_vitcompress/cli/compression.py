@@ -115,7 +115,7 @@ def inspect_model(
     from rich.console import Console
 
     from ..report.figures import compression_figure, save_figure
-    from ..report.report import part_reports
+    from ..report.report import group_reports
     from ..report.tables import table
     from ..runtime.distributed import local_work
 
@@ -128,7 +128,7 @@ def inspect_model(
     if not compressor.accelerator.is_main_process:
         return
     planner = compressor.planner(subject, known)
-    parts, curve = part_reports(planner, plan), planner.budget_curve(config)
+    parts, curve = group_reports(planner, plan), planner.budget_curve(config)
     console = Console()
     rows = [(f"{ratio:.2f}", f"{loss:.4f}") for ratio, loss in curve]
     console.print(table(("keep ratio", "predicted KL"), rows, title="over budgets"))

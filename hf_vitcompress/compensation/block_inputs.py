@@ -1,6 +1,6 @@
 """The inputs of a model's blocks, one block after the other, without running the model from the images for each.
 
-`BlockStreams` computes them from those of the block before where the model does so, too (see `block_flow`), and
+`PairedBlockInputs` computes them from those of the block before where the model does so, too (see `block_flow`), and
 elsewhere from the images again.
 """
 
@@ -28,7 +28,7 @@ class _Reached(Exception):  # noqa: N818 (no error)
     """The block whose inputs are wanted has been called."""
 
 
-class BlockStream:
+class BlockInputs:
     """One model's inputs of one block, for all images of this process.
 
     Attributes:
@@ -82,7 +82,7 @@ class BlockStream:
             call.hidden = self.run(block, index)
 
 
-class BlockStreams:
+class PairedBlockInputs:
     """The inputs of one block of two models of one architecture, on the same images: this process's share of them.
 
     Args:
@@ -106,7 +106,7 @@ class BlockStreams:
         self.blocks, self.images, self.config, self.accelerator = blocks, images, run.config, run.accelerator
         self.processor = subjects[0].processor
         self.precision = resolve_precision(run.config.precision, subjects[1].model.device)
-        self.streams = BlockStream(subjects[0].model, self.precision), BlockStream(subjects[1].model, self.precision)
+        self.streams = BlockInputs(subjects[0].model, self.precision), BlockInputs(subjects[1].model, self.precision)
         self.at = 0
         self.chained: list[bool] = []
         self._sizes: list[int] = []

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from ..architectures.layers import LayerInfo, linear_layer
 from ..errors import CompensationError
 from ..runtime.distributed import from_owner, local_work, sum_in_place
-from ..runtime.hooks import Tap
+from ..runtime.hooks import Capture
 from ..statistics.accumulators import add_product
-from .block_inputs import BlockStream
+from .block_inputs import BlockInputs
 
 
 @dataclass
@@ -57,7 +57,7 @@ def collect_cross_moments(
     reader: str,
     models: tuple[PreTrainedModel, PreTrainedModel],
     blocks: tuple[nn.Module, nn.Module],
-    streams: tuple[BlockStream, BlockStream],
+    streams: tuple[BlockInputs, BlockInputs],
     accelerator: Accelerator,
 ) -> CrossMoments:
     """From one pass of the dense and the compressed block over their inputs, of all processes.
@@ -73,7 +73,7 @@ def collect_cross_moments(
     dense, student = models
     linear = linear_layer(dense, layer.name)
     bias = linear.bias.detach().float() if targets_output(layer) and linear.bias is not None else 0.0
-    dense_tap, student_tap = Tap(dense, [layer.name]), Tap(student, [reader])
+    dense_tap, student_tap = Capture(dense, [layer.name]), Capture(student, [reader])
 
     def batch(index: int) -> tuple[Tensor, Tensor, torch.dtype]:
         """x̂ and the target of one batch (tokens, ·), float32."""

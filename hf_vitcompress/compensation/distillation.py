@@ -33,7 +33,7 @@ from ..modeling_factored import compressed_modules
 from ..runtime.checkpoints import Checkpoint
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import sum_in_place
-from ..runtime.hooks import Tap
+from ..runtime.hooks import Capture
 from ..runtime.run import Run
 from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
@@ -168,9 +168,9 @@ class Distillation(Learner[CompensationPoint]):
         config, device = self.config, self.student.device
         pixel_values = augment(batch.pixel_values, draws, config.augmentation).to(device)
         # Taps, because hooks of `output_hidden_states` would stay on both models.
-        with torch.no_grad(), autocast(device, self.precision), Tap(self.dense, self.compared) as dense_tap:
+        with torch.no_grad(), autocast(device, self.precision), Capture(self.dense, self.compared) as dense_tap:
             target = outputs_of(self.teacher, pixel_values, batch.inputs)
-        with autocast(device, self.precision), Tap(self.student, self.compared) as tap:
+        with autocast(device, self.precision), Capture(self.student, self.compared) as tap:
             output = outputs_of(self.pupil, pixel_values, batch.inputs)
         compared = thinned_classes(target), thinned_classes(output)
         loss = divergence(*compared, config.temperature, torch.float32).sum()

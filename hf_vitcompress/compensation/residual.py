@@ -36,13 +36,13 @@ from ..images.images import ImageSource
 from ..layers_factored import FactoredLinear
 from ..modeling_factored import compressed_modules
 from ..planning.closed_form import balanced, roots
-from ..planning.groups.base import Part, Target
+from ..planning.groups.base import LayerGroup, RegressionTarget
 from ..planning.plan import CompressionPlan
 from ..planning.planner import Planner
 from ..runtime.checkpoints import Checkpoint
 from ..runtime.distributed import from_owner
 from ..runtime.run import Run
-from .block_inputs import BlockStream, BlockStreams
+from .block_inputs import BlockInputs, PairedBlockInputs
 from .course import CompensationPoint
 from .cross_moments import CrossMoments, collect_cross_moments, targets_output
 
@@ -58,7 +58,11 @@ def residual_rank(rank: int, share: float) -> int:
 
 
 def solve_residual(
-    target: Target, closed_form: tuple[Tensor, Tensor] | None, share: float, moments: CrossMoments, damping: float
+    target: RegressionTarget,
+    closed_form: tuple[Tensor, Tensor] | None,
+    share: float,
+    moments: CrossMoments,
+    damping: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`[U P]` (out', rank) and `[V; Q]` (rank, in'), or a plain weight (out', in') and `None`; and the bias; float64.
 
@@ -99,7 +103,7 @@ def _coordinates(weight: Tensor, up: Tensor) -> Tensor:
     return torch.linalg.pinv(weight.T @ weight, hermitian=True) @ (weight.T @ up)
 
 
-def _bias(target: Target, solved: Tensor, moments: CrossMoments) -> Tensor | None:
+def _bias(target: RegressionTarget, solved: Tensor, moments: CrossMoments) -> Tensor | None:
     if not target.centered or target.bias is None:
         return target.bias
     wanted = moments.target_mean if target.on_output else target.weight @ moments.target_mean
@@ -129,9 +133,9 @@ class ResidualCompensation:
         self.reference, self.work, self.config = reference, run, run.config
         self.dense = planner.subject.model
         self.accelerator = run.accelerator
-        self.blocks: dict[str, list[Part]] = {name: [] for name in block_names(self.dense)}
-        for part in planner.parts:
-            self.blocks[part.layers[0].block_name].append(part)
+        self.blocks: dict[str, list[LayerGroup]] = {name: [] for name in block_names(self.dense)}
+        for group in planner.groups:
+            self.blocks[group.layers[0].block_name].append(group)
         count = len(self.blocks)
         self.marks = sorted({math.ceil(count * (i + 1) / POINTS) for i in range(POINTS)})
         """After how many blocks the held-out images are asked."""
@@ -162,7 +166,7 @@ class ResidualCompensation:
         """Those that are not in `state` yet."""
         blocks = list(self.blocks)
         subject = self.planner.subject
-        streams = BlockStreams((subject, subject.like(self.student)), blocks, self.images, self.work)
+        streams = PairedBlockInputs((subject, subject.like(self.student)), blocks, self.images, self.work)
         images = streams.start(state["blocks"])
         if images == 0:
             raise self.images.unreadable()
@@ -181,31 +185,31 @@ class ResidualCompensation:
         point = CompensationPoint("residual", state["seconds"], images, self.reference.loss_of(self.student))
         state["points"].append(asdict(point))
 
-    def _solve_block(self, block: str, streams: tuple[BlockStream, BlockStream]) -> dict[str, dict[str, Tensor]]:
+    def _solve_block(self, block: str, streams: tuple[BlockInputs, BlockInputs]) -> dict[str, dict[str, Tensor]]:
         """Layers that read the same input at once, in the order in which a block computes them."""
         models = (self.dense, self.student)
         blocks = self.dense.get_submodule(block), self.student.get_submodule(block)
-        groups: dict[str, list[Target]] = {}
-        for part in self.blocks[block]:
-            for target in part.targets(self.plan.shapes_of(part)):
+        groups: dict[str, list[RegressionTarget]] = {}
+        for group in self.blocks[block]:
+            for target in group.regression_targets(self.plan.shapes_of(group)):
                 groups.setdefault(target.layers[0].input_name, []).append(target)
         order = {layer.input_name: position for position, layer in enumerate(self.planner.layers)}
         solved: dict[str, dict[str, Tensor]] = {}
         for input_name in sorted(groups, key=lambda name: order[name]):
-            targets = groups[input_name]
-            layer = targets[0].layers[0]
-            reader = self._modules_of(targets[0])[0]
+            regression_targets = groups[input_name]
+            layer = regression_targets[0].layers[0]
+            reader = self._modules_of(regression_targets[0])[0]
             moments = collect_cross_moments(layer, reader, models, blocks, streams, self.accelerator)
-            for target in targets:
+            for target in regression_targets:
                 solved |= self._solve(target, moments)
         return solved
 
-    def _modules_of(self, target: Target) -> list[str]:
+    def _modules_of(self, target: RegressionTarget) -> list[str]:
         """The student's modules that compute it, the one that reads the input first."""
         names = [layer.name for layer in target.layers]
         return names if len(names) == 1 else [f"{target.layers[0].parent}.qk_down", *names]
 
-    def _solve(self, target: Target, moments: CrossMoments) -> dict[str, dict[str, Tensor]]:
+    def _solve(self, target: RegressionTarget, moments: CrossMoments) -> dict[str, dict[str, Tensor]]:
         """The tensors by module, written into the student; the main process's, so that all go on with the same."""
         names = self._modules_of(target)
         first = self.student.get_submodule(names[0])

@@ -28,7 +28,7 @@ def search_compensated(compensator: Compensator, reference: Reference, known: Co
     def drop_of(candidate: CompressionPlan) -> float:
         key = json.dumps(candidate.layers, sort_keys=True)
         if key not in drops:
-            student = build_model(planner.subject.model, candidate, planner.parts, run.accelerator)
+            student = build_model(planner.subject.model, candidate, planner.groups, run.accelerator)
             compensator.run(student, candidate, share=TRIAL_SHARE)
             drops[key] = reference.drop_of(student)
             kept.save(drops)

@@ -112,7 +112,7 @@ class MethodSettings:
         Allocation,
         Doc(
             '`"greedy"`: shapes differ by layer, and each step of the budget goes where it lowers the loss most; '
-            '`"uniform"`: every part keeps the same share of its parameters.'
+            '`"uniform"`: every group keeps the same share of its parameters.'
         ),
     ] = "greedy"
     correct_bias: Annotated[bool, Doc("Move the mean of each layer's error into its bias.")] = True

@@ -31,7 +31,7 @@ GATE = "importance"
 GATE_LEARNING_RATE = 0.05
 """Step of Adam for scores, which begin at 1; it follows the schedule of the training, or a cosine to 0."""
 
-_MAKERS: dict[Role, tuple[Role, ...]] = {"fc2": ("gate", "fc1"), "o": ("q", "k", "v")}
+_PRODUCERS: dict[Role, tuple[Role, ...]] = {"fc2": ("gate", "fc1"), "o": ("q", "k", "v")}
 """Layers whose rows go with the columns of the one that reads them."""
 
 
@@ -142,10 +142,10 @@ def _costs(model: PreTrainedModel) -> dict[str, float]:
         return {}
     costs = {}
     for roles in by_block(find_layers(model)).values():
-        for reader, makers in _MAKERS.items():
-            if reader in roles and (name := roles[reader].name) in gates:
-                features = roles[reader].in_features // len(gates[name])
-                costs[name] = features * (1 + sum(role in roles for role in makers))
+        for consumer, producers in _PRODUCERS.items():
+            if consumer in roles and (name := roles[consumer].name) in gates:
+                features = roles[consumer].in_features // len(gates[name])
+                costs[name] = features * (1 + sum(role in roles for role in producers))
     total = sum(costs[name] * len(gate) for name, gate in gates.items())
     return {name: cost / total for name, cost in costs.items()}
 

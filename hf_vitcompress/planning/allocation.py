@@ -1,4 +1,4 @@
-"""The budget: what each part offers + a bound → a `CompressionPlan`, which module gets which shape."""
+"""The budget: what each group of layers offers + a bound → a `CompressionPlan`, which module gets which shape."""
 
 import bisect
 import heapq
@@ -20,10 +20,10 @@ Cost = str
 
 @dataclass
 class Table:
-    """What one part offers the planner.
+    """What one group of layers offers the planner.
 
     Attributes:
-        name: of the part.
+        name: of the group.
         choices: by rising cost and falling error, the dense one last.
         weight: factor on the errors.
     """
@@ -62,8 +62,8 @@ def make_plan(
 ) -> CompressionPlan:
     """Spend a budget.
 
-    `"greedy"` starts every part at its cheapest choice and takes, again and again, the step that gains most per cost,
-    which is optimal up to one step (see `_greedy`). `"uniform"` gives every part the same share of its dense cost.
+    `"greedy"` starts every group at its cheapest choice and takes, again and again, the step that gains most per cost,
+    which is optimal up to one step (see `_greedy`). `"uniform"` gives every group the same share of its dense cost.
 
     Args:
         rank_multiple: that the choices were made with, for messages.
@@ -88,26 +88,26 @@ def make_plan(
             f"keep_ratio={budget.limit / budget.original:.4f} cannot be met within {KEEP_TOLERANCE:.1%}: the nearest "
             f"plan below it keeps {reached:.4f}, because ranks and widths are multiples of "
             f"rank_multiple={rank_multiple}"
-            f"{' and every part gets the same share' if allocation == 'uniform' else ''}. Use a smaller "
+            f"{' and every group gets the same share' if allocation == 'uniform' else ''}. Use a smaller "
             "rank_multiple, or ask for that ratio."
         )
     chosen = [table.choices[own[level]] for table, own, level in zip(tables, useful, levels, strict=True)]
     return CompressionPlan({name: shape for choice in chosen for name, shape in choice.shapes.items()})
 
 
-def _raise_unreachable(parts: int, budget: Budget, smallest: int, rank_multiple: int) -> None:
+def _raise_unreachable(groups: int, budget: Budget, smallest: int, rank_multiple: int) -> None:
     lowest = budget.fixed + smallest
     raise BudgetError(
         f"The budget of {budget.limit:,} {budget.unit} is out of reach: the smallest model with these settings has "
         f"{lowest:,} (keep ratio {lowest / budget.original:.4f} of {budget.original:,}). {budget.fixed:,} of them lie "
-        f"outside the {parts} parts that may be compressed, and these need {smallest:,} at the lowest ranks and widths "
-        f"(multiples of {rank_multiple}). Ask for more, lower rank_multiple, or let more layers be compressed "
+        f"outside the {groups} groups of layers that may be compressed, and these need {smallest:,} at the lowest ranks "
+        f"and widths (multiples of {rank_multiple}). Ask for more, lower rank_multiple, or let more layers be compressed "
         "(skip_modules, target_modules, mlp, attention)."
     )
 
 
 Entries = list[list[tuple[int, float]]]
-"""By part, the (cost, error) of its choices, by rising cost."""
+"""By group, the (cost, error) of its choices, by rising cost."""
 
 
 def _useful(table: list[tuple[int, float]]) -> list[int]:
@@ -172,7 +172,7 @@ def _ascend(entries: Entries, room: int, start: list[int] | None = None) -> list
 def _uniform(entries: Entries, room: int) -> list[int]:
     """One share of the dense cost for all.
 
-    Where every share below 1 leaves room, some parts stay dense, those first whose other choices end furthest below.
+    Where every share below 1 leaves room, some groups stay dense, those first whose other choices end furthest below.
     """
     below = [table[-2:][0][0] for table in entries]
     highest, floors = sum(below), [[0] * len(entries)]
@@ -186,7 +186,7 @@ def _uniform(entries: Entries, room: int) -> list[int]:
 
 
 def _common_share(entries: Entries, room: int, floor: list[int]) -> list[int]:
-    """The largest share that fits; what rounding leaves over goes where it lost most, but makes no part dense.
+    """The largest share that fits; what rounding leaves over goes where it lost most, but makes no group dense.
 
     Args:
         floor: levels to begin at; where some of them are dense, the rest may make others so.

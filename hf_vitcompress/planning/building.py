@@ -1,4 +1,4 @@
-"""A dense model, its parts and a plan → a factored model."""
+"""A dense model, its groups of layers and a plan → a factored model."""
 
 from collections.abc import Iterable
 
@@ -7,14 +7,14 @@ from transformers import PreTrainedModel
 
 from ..model.assembly import assembled
 from ..runtime.distributed import from_owner
-from .groups.base import Part
+from .groups.base import LayerGroup
 from .plan import CompressionPlan
 
 
 def build_model(
     model: PreTrainedModel,
     plan: CompressionPlan,
-    parts: Iterable[Part],
+    groups: Iterable[LayerGroup],
     accelerator: Accelerator | None = None,
     share_memory: bool = False,
 ) -> PreTrainedModel:
@@ -23,14 +23,14 @@ def build_model(
     It has the device, dtype, mode and attention implementation of `model`.
 
     Args:
-        parts: solved, those of the plan among them.
+        groups: solved, those of the plan among them.
         accelerator: several processes get the main one's tensors.
         share_memory: whether what stays dense is the same memory as in `model`, for a model that is only looked at, or
             a copy of it.
     """
     state = {}
-    for part in parts:
-        for name, tensor in part.tensors(plan.shapes_of(part)).items():
+    for group in groups:
+        for name, tensor in group.tensors(plan.shapes_of(group)).items():
             own = tensor.detach().to(device=model.device, dtype=model.dtype, copy=True).contiguous()
             state[name] = own if accelerator is None else from_owner(accelerator, own, 0)
     return assembled(model, plan.layers, state, share_memory)

@@ -4,8 +4,8 @@ The predicted loss is a sum of second-order terms, one per layer. Two things are
 here on some of the calibration images (that these also made the statistics shows in no measurement):
 
 * Errors of `q` and `k` meet in a product and then in a softmax, so that together they cost more than their sum, unless
-  both read the same projection (`query_key.QueryKeyPart`). Where they do not, their weight relative to the other layers
-  starts from a prior and is searched by factors of two: plan, build, measure.
+  both read the same projection (`query_key.QueryKeyGroup`). Where they do not, their weight relative to the other
+  layers starts from a prior and is searched by factors of two: plan, build, measure.
 * The sum as a whole is not the loss. (predicted, measured) points of whole models at several budgets map one to the
   other, so that no figure is shown that was not scaled to measured ones.
 """

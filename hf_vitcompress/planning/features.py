@@ -2,7 +2,7 @@
 
 fc1 makes the hidden features of a feed-forward network and fc2 reads them; of a gated one,
 `fc2(act(gate(x)) · fc1(x))`, gate and fc1 make them together, each a factor. v makes those that o reads. A feature that
-goes is a row of every maker and a column of the reader.
+goes is a row of every producer and a column of the consumer.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .pruning import repaired
 
 
 @dataclass
-class Maker:
+class Producer:
     """A layer that makes features, or a factor of each; float64.
 
     Attributes:
@@ -47,52 +47,52 @@ class Features:
     """`m` features between layers, float64.
 
     Attributes:
-        makers: one, or two whose outputs are multiplied.
-        reader: weight of the layer that reads the features, (out, m).
+        producers: one, or two whose outputs are multiplied.
+        consumer: weight of the layer that reads the features, (out, m).
         output_side: the metric of what it makes of them, (out, out).
-        covariance: their second moment (m, m), centred where the reader's bias takes up the mean.
+        covariance: their second moment (m, m), centred where the consumer's bias takes up the mean.
         mean: (m,).
     """
 
-    makers: tuple[Maker, ...]
-    reader: Tensor
+    producers: tuple[Producer, ...]
+    consumer: Tensor
     output_side: Tensor
     covariance: Tensor
     mean: Tensor
 
     @property
     def carried(self) -> list[Tensor]:
-        """Of every layer, the reader last, the metric (or the moment) on the features carried to its other side."""
-        return [*(maker.carried for maker in self.makers), self.reader @ self.covariance @ self.reader.T]
+        """Of every layer, the consumer last, the metric (or the moment) on the features carried to its other side."""
+        return [*(producer.carried for producer in self.producers), self.consumer @ self.covariance @ self.consumer.T]
 
     def rotated(self, rotation: Tensor) -> "Features":
         """The same function, with the features `T a` in the place of `a`; for features that are linear in the input."""
         inverse = torch.linalg.inv(rotation)
-        makers = tuple(
-            Maker(
-                rotation @ maker.weight,
-                None if maker.bias is None else rotation @ maker.bias,
-                None if maker.gradient is None else inverse.T @ maker.gradient @ inverse,
+        producers = tuple(
+            Producer(
+                rotation @ producer.weight,
+                None if producer.bias is None else rotation @ producer.bias,
+                None if producer.gradient is None else inverse.T @ producer.gradient @ inverse,
             )
-            for maker in self.makers
+            for producer in self.producers
         )
         covariance = rotation @ self.covariance @ rotation.T
-        return Features(makers, self.reader @ inverse, self.output_side, covariance, rotation @ self.mean)
+        return Features(producers, self.consumer @ inverse, self.output_side, covariance, rotation @ self.mean)
 
     def kept(self, features: Tensor, repair: bool) -> "Features":
-        """Those features alone; with `repair` the reader is solved again for them."""
+        """Those features alone; with `repair` the consumer is solved again for them."""
         plain = not repair or len(features) == len(self.mean)
-        makers = tuple(
-            Maker(
-                maker.weight[features],
-                None if maker.bias is None else maker.bias[features],
-                None if maker.gradient is None else maker.gradient[features][:, features],
+        producers = tuple(
+            Producer(
+                producer.weight[features],
+                None if producer.bias is None else producer.bias[features],
+                None if producer.gradient is None else producer.gradient[features][:, features],
             )
-            for maker in self.makers
+            for producer in self.producers
         )
         return Features(
-            makers,
-            self.reader[:, features] if plain else repaired(self.reader, self.covariance, features),
+            producers,
+            self.consumer[:, features] if plain else repaired(self.consumer, self.covariance, features),
             self.output_side,
             self.covariance[features][:, features],
             self.mean[features],
@@ -105,8 +105,8 @@ def features_between(moments: Sequence[LayerMoments]) -> Features:
     Raises:
         CalibrationError: they were collected without the features in view.
     """
-    reader = moments[-1]
-    makers = []
+    consumer = moments[-1]
+    producers = []
     for own in moments[:-1]:
         gradient = as_matrix(own.output_side) if own.metric.needs_gradients else None
         if gradient is not None and len(gradient) != own.layer.out_features:
@@ -114,6 +114,6 @@ def features_between(moments: Sequence[LayerMoments]) -> Features:
                 f"The statistics hold too little about {own.layer.name!r} to prune its outputs; calibrate again with "
                 "the mlp and attention settings you plan with."
             )
-        makers.append(Maker(own.weight, own.bias, gradient))
-    covariance = as_matrix(reader.input_side)
-    return Features(tuple(makers), reader.weight, as_matrix(reader.output_side), covariance, reader.mean)
+        producers.append(Producer(own.weight, own.bias, gradient))
+    covariance = as_matrix(consumer.input_side)
+    return Features(tuple(producers), consumer.weight, as_matrix(consumer.output_side), covariance, consumer.mean)

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..model.assembly import Shapes
 from ..runtime.files import atomic_path
-from .groups.base import Part
+from .groups.base import LayerGroup
 
 
 @dataclass
@@ -57,11 +57,11 @@ class CompressionPlan:
                 f'{str(path)!r} is no plan: {error}. A plan is {{"layers": {{"<layer name>": {{"rank": <rank>}}, …}}}}.'
             ) from error
 
-    def shapes_of(self, part: Part) -> Shapes:
-        """What the plan says about one part."""
-        return {name: self.layers[name] for name in part.module_names if name in self.layers}
+    def shapes_of(self, group: LayerGroup) -> Shapes:
+        """What the plan says about one group."""
+        return {name: self.layers[name] for name in group.module_names if name in self.layers}
 
-    def check(self, parts: Sequence[Part]) -> None:
+    def check(self, groups: Sequence[LayerGroup]) -> None:
         """Refuse shapes that the model cannot have.
 
         Raises:
@@ -69,22 +69,22 @@ class CompressionPlan:
         """
         if not isinstance(self.layers, dict):
             raise ConfigError(f"The plan's layers must be a mapping of module names to shapes, not {self.layers!r}.")
-        known = {name for part in parts for name in part.module_names}
+        known = {name for group in groups for name in group.module_names}
         for name, shape in self.layers.items():
             if name not in known:
                 raise ConfigError(f"The plan names {name!r}, which the model does not have (or which is skipped).")
             if not isinstance(shape, dict) or not shape:
                 raise ConfigError(f'The plan gives {name!r} the shape {shape!r}; a shape is like {{"rank": 48}}.')
-        for part in parts:
-            part.check(self.shapes_of(part))
+        for group in groups:
+            group.check(self.shapes_of(group))
 
 
 @dataclass(frozen=True)
-class PartReport:
-    """One part of a block in the result: the layers that were compressed together.
+class GroupReport:
+    """One group of layers in the result: those that were compressed together.
 
     Attributes:
-        name, role, block: of the part (see `parts`).
+        name, role, block: of the group (see `groups.base`).
         layers: names of its layers.
         kept: what is left, in a few words.
         shapes: the same by module name, as in the plan; empty where it stayed dense.

@@ -27,17 +27,17 @@ from ..runtime.weights import model_digest
 from ..statistics.loss_correction import LossCorrection
 from ..statistics.statistics import Statistics
 from .allocation import Budget, Table, make_plan
-from .groups.base import Choice, Given, Part
-from .groups.heads import HeadsPart
-from .groups.layer import LayerPart
-from .groups.pair import PairPart
-from .groups.query_key import QueryKeyPart
+from .groups.base import Choice, Given, LayerGroup
+from .groups.heads import HeadsGroup
+from .groups.layer import SingleLayerGroup
+from .groups.pair import PairGroup
+from .groups.query_key import QueryKeyGroup
 from .plan import CompressionPlan
 from .selection import selection_method
 
 BUDGET_CURVE_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
 
-Group = tuple[type[Part], Sequence[LayerInfo]]
+Members = tuple[type[LayerGroup], Sequence[LayerInfo]]
 """Layers that are compressed together, and as what."""
 
 
@@ -49,7 +49,7 @@ class Planner:
         subject: the dense model, unchanged.
         statistics: of it.
         layers: what may be compressed.
-        parts: the same, as it is compressed.
+        groups: the same, as they are compressed together.
         costs: of the dense model, for images such as it was calibrated on.
         method: by which features and ranks are chosen, see `selection.selection_method`.
     """
@@ -57,7 +57,7 @@ class Planner:
     subject: Subject
     statistics: Statistics
     layers: list[LayerInfo]
-    parts: list[Part]
+    groups: list[LayerGroup]
     costs: Costs
     method: str
     _choices: dict[int, list[list[Choice]]] = field(default_factory=dict)
@@ -65,33 +65,33 @@ class Planner:
     @property
     def correction(self) -> LossCorrection:
         """Of the predicted losses; without any points until they are measured."""
-        is_loss = METRICS[self.parts[0].config.metric].is_loss
+        is_loss = METRICS[self.groups[0].config.metric].is_loss
         return self.statistics.corrections.get(self.method) or LossCorrection.prior(self.roles if is_loss else ())
 
     @property
     def fixed_parameters(self) -> int:
         """Parameters that no plan changes, and biases."""
-        return self.costs.parameters - sum(part.dense_parameters for part in self.parts)
+        return self.costs.parameters - sum(group.dense_parameters for group in self.groups)
 
     @property
     def roles(self) -> list[str]:
-        return list(dict.fromkeys(part.role for part in self.parts))
+        return list(dict.fromkeys(group.role for group in self.groups))
 
     def choices(self, multiple: int) -> list[list[Choice]]:
-        """Of each part."""
+        """Of each group."""
         if multiple not in self._choices:
-            self._choices[multiple] = [part.choices(multiple) for part in self.parts]
+            self._choices[multiple] = [group.choices(multiple) for group in self.groups]
         return self._choices[multiple]
 
     def lowest_keep_ratio(self, multiple: int) -> float:
-        """Every part at its smallest."""
+        """Every group at its smallest."""
         smallest = sum(min(choice.parameters for choice in choices) for choices in self.choices(multiple))
         return (self.fixed_parameters + smallest) / self.costs.parameters
 
     def budget(self, config: CompressionConfig) -> Budget:
         """The bound of `config` on the whole model; not for `max_accuracy_drop`, which has none."""
         if config.max_macs is not None:
-            fixed = self.costs.macs - sum(part.choice({}).macs for part in self.parts)
+            fixed = self.costs.macs - sum(group.choice({}).macs for group in self.groups)
             return Budget(config.max_macs, self.costs.macs, fixed, "macs")
         if config.max_params is not None:
             return Budget(config.max_params, self.costs.parameters, self.fixed_parameters)
@@ -113,14 +113,14 @@ class Planner:
             budget = Budget(budget.limit, budget.original, budget.fixed, budget.unit)
         weights = self.correction.weights if weights is None else weights
         tables = [
-            Table(part.name, choices, weights.get(part.role, 1.0))
-            for part, choices in zip(self.parts, self.choices(config.rank_multiple), strict=True)
+            Table(group.name, choices, weights.get(group.role, 1.0))
+            for group, choices in zip(self.groups, self.choices(config.rank_multiple), strict=True)
         ]
         return self.completed(make_plan(tables, budget, config.allocation, config.rank_multiple), config)
 
     def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:
         """The plan with its keep ratio, predicted loss and budget filled in."""
-        kept = sum(part.choice(plan.shapes_of(part)).parameters for part in self.parts)
+        kept = sum(group.choice(plan.shapes_of(group)).parameters for group in self.groups)
         return CompressionPlan(
             plan.layers,
             self.correction.loss(self.predicted(plan, self.correction.weights)),
@@ -130,7 +130,7 @@ class Planner:
 
     def predicted(self, plan: CompressionPlan, weights: Mapping[str, float]) -> float:
         """The sum of the plan's weighted errors, not yet scaled to measured losses."""
-        return sum(part.choice(plan.shapes_of(part)).error * weights.get(part.role, 1.0) for part in self.parts)
+        return sum(group.choice(plan.shapes_of(group)).error * weights.get(group.role, 1.0) for group in self.groups)
 
     def budget_curve(self, config: CompressionConfig) -> list[tuple[float, float]]:
         """(keep ratio, predicted loss) over the budgets this model can have, without building any of them."""
@@ -165,16 +165,16 @@ def make_planner(
     _check_statistics(statistics, subject, config, layers)
     statistics.to(model.device).check_layers(layers)
     given = Given(model, statistics, config, importance or {})
-    parts = make_parts(layers, given)
+    groups = make_groups(layers, given)
     method = selection_method(config, importance)
     known = statistics.solutions.setdefault(_key(config, method), [])
     if not known:
-        _solve_all(parts, run)
-        known += [part.solution for part in parts]
-    for part, solution in zip(parts, known, strict=True):
-        part.solution = solution
+        _solve_all(groups, run)
+        known += [group.solution for group in groups]
+    for group, solution in zip(groups, known, strict=True):
+        group.solution = solution
     # For the images that the groups' own costs are for, which the config need not know.
-    return Planner(subject, statistics, layers, parts, count_costs(model, statistics.image_shape), method)
+    return Planner(subject, statistics, layers, groups, count_costs(model, statistics.image_shape), method)
 
 
 def _key(config: CompressionConfig, method: str) -> str:
@@ -183,8 +183,8 @@ def _key(config: CompressionConfig, method: str) -> str:
     return json.dumps([method, settings], sort_keys=True)
 
 
-def make_parts(layers: Sequence[LayerInfo], given: Given) -> list[Part]:
-    """The parts of every block, as the config's `attention` and `mlp` want them, not yet solved.
+def make_groups(layers: Sequence[LayerInfo], given: Given) -> list[LayerGroup]:
+    """The groups of every block, as the config's `attention` and `mlp` want them, not yet solved.
 
     Layers whose partners are skipped are factored alone.
 
@@ -193,11 +193,11 @@ def make_parts(layers: Sequence[LayerInfo], given: Given) -> list[Part]:
     """
     model, config = given.model, given.config
     pairs = {pair[0].block: pair for pair in feature_pairs(layers, config)}
-    groups: list[Group] = []
+    groups: list[Members] = []
     for block, members in by_block(layers).items():
         groups += _attention_groups(model, members, config)
         if block in pairs:
-            groups.append((PairPart, pairs[block]))
+            groups.append((PairGroup, pairs[block]))
         elif config.mlp in ("auto", "low_rank"):
             groups += _alone(members, ("gate", "fc1", "fc2"))
     if not groups:
@@ -210,37 +210,40 @@ def make_parts(layers: Sequence[LayerInfo], given: Given) -> list[Part]:
 
 def _attention_groups(
     model: PreTrainedModel, members: Mapping[Role, LayerInfo], config: CompressionConfig
-) -> list[Group]:
+) -> list[Members]:
     """Of a block's layers by role."""
     if config.attention == "none":
         return []
     if config.attention == "prune":
         heads = prunable_heads(model, members)
-        return [(HeadsPart, heads)] if heads else []
+        return [(HeadsGroup, heads)] if heads else []
     left, groups = dict(members), []
     first = members.get("q") or members.get("v")
     if config.attention == "joint" and first is not None and has_standard_attention(model, first.parent):
-        pairs: tuple[tuple[type[Part], tuple[Role, Role]], ...] = ((QueryKeyPart, ("q", "k")), (PairPart, ("v", "o")))
+        pairs: tuple[tuple[type[LayerGroup], tuple[Role, Role]], ...] = (
+            (QueryKeyGroup, ("q", "k")),
+            (PairGroup, ("v", "o")),
+        )
         for kind, roles in pairs:
             if set(roles) <= set(left):
                 groups.append((kind, [left.pop(role) for role in roles]))
     return groups + _alone(left, ("qkv", "q", "k", "v", "o"))
 
 
-def _alone(members: Mapping[Role, LayerInfo], roles: Sequence[Role]) -> list[Group]:
-    return [(LayerPart, [members[role]]) for role in roles if role in members]
+def _alone(members: Mapping[Role, LayerInfo], roles: Sequence[Role]) -> list[Members]:
+    return [(SingleLayerGroup, [members[role]]) for role in roles if role in members]
 
 
-def _solve_all(parts: Sequence[Part], run: Run) -> None:
+def _solve_all(groups: Sequence[LayerGroup], run: Run) -> None:
     """Dealt out over the processes by cost; the solutions then go to all of them."""
     accelerator = run.accelerator
-    owners = deal([part.work for part in parts], accelerator.num_processes)
+    owners = deal([group.work for group in groups], accelerator.num_processes)
     mine = [i for i, owner in enumerate(owners) if owner == accelerator.process_index]
     with local_work(accelerator, "Factorization"):
-        solutions = {i: parts[i].solve() for i in run.bar("factorizing", "parts", mine)}
+        solutions = {i: groups[i].solve() for i in run.bar("factorizing", "groups", mine)}
     for found in gather_objects(accelerator, solutions):
         for i, solution in found.items():
-            parts[i].solution = solution
+            groups[i].solution = solution
 
 
 def _check_statistics(

@@ -113,7 +113,7 @@ def fisher_order(weight: Tensor, output_side: Tensor, covariance: Tensor, group:
         columns = (columns - columns[:, chosen] @ update)[:, stays]
         inverse = (inverse - inverse[:, chosen] @ update)[stays][:, stays]
         alive = alive[stays]
-    return torch.cat([alive, *(part.flip(0) for part in reversed(removed))])
+    return torch.cat([alive, *(group.flip(0) for group in reversed(removed))])
 
 
 def _eliminate(gram: Tensor, inverse: Tensor, count: int) -> list[int]:
@@ -135,9 +135,9 @@ def _eliminate(gram: Tensor, inverse: Tensor, count: int) -> list[int]:
     return order
 
 
-def magnitude_order(makers: Sequence[Tensor], reader: Tensor) -> Tensor:
-    """Features by the product of the norms of their row in each of `makers` (m, ·) and column of `reader` (·, m)."""
-    norms = torch.stack([*(weight.norm(dim=1) for weight in makers), reader.norm(dim=0)])
+def magnitude_order(producers: Sequence[Tensor], consumer: Tensor) -> Tensor:
+    """Features by the product of the norms of their row in each producer (m, ·) and column of the consumer (·, m)."""
+    norms = torch.stack([*(weight.norm(dim=1) for weight in producers), consumer.norm(dim=0)])
     return norms.prod(0).argsort(descending=True, stable=True)
 
 
@@ -170,9 +170,9 @@ def value_rotation(weight: Tensor, output_side: Tensor, covariance: Tensor, head
     root = roots(output_side, RIDGE)[0]
     blocks = []
     for head in range(heads):
-        part = slice(head * size, (head + 1) * size)
-        inner, inverse = roots(covariance[part, part], RIDGE)
-        _, _, vectors = torch.linalg.svd(root.T @ weight[:, part] @ inner, full_matrices=True)
+        group = slice(head * size, (head + 1) * size)
+        inner, inverse = roots(covariance[group, group], RIDGE)
+        _, _, vectors = torch.linalg.svd(root.T @ weight[:, group] @ inner, full_matrices=True)
         rows = vectors @ inverse
         # In the units of the values, so that directions without any do not swell what rounding has left of them.
         blocks.append(rows / rows.norm(dim=1, keepdim=True))

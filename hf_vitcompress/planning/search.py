@@ -37,7 +37,7 @@ def measure_correction(planner: Planner, reference: Reference, run: Run) -> Loss
 
 def _trial(planner: Planner, plan: CompressionPlan, run: Run) -> PreTrainedModel:
     """The model of a plan, only to be looked at."""
-    return build_model(planner.subject.model, plan, planner.parts, run.accelerator, share_memory=True)
+    return build_model(planner.subject.model, plan, planner.groups, run.accelerator, share_memory=True)
 
 
 def search_accuracy(

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..compensation.course import CompensationPoint
-    from ..planning.plan import PartReport
+    from ..planning.plan import GroupReport
 
 
 def compression_figure(
     title: str,
-    parts: Sequence["PartReport"],
+    parts: Sequence["GroupReport"],
     budget_curve: Sequence[tuple[float, float]] = (),
     point: tuple[float, float] | None = None,
     compensation: Sequence["CompensationPoint"] = (),
@@ -33,7 +33,7 @@ def compression_figure(
     panels = 1 + bool(budget_curve) + bool(compensation)
     figure = Figure(figsize=(7 + 4 * (panels - 1), 4.2), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
-    kept_by_part(axes.pop(0), parts)
+    kept_by_group(axes.pop(0), parts)
     if budget_curve:
         over_budget = axes.pop(0)
         loss_over_budget(over_budget, budget_curve)
@@ -46,7 +46,7 @@ def compression_figure(
     return figure
 
 
-def kept_by_part(axes: "Axes", parts: Sequence["PartReport"]) -> None:
+def kept_by_group(axes: "Axes", parts: Sequence["GroupReport"]) -> None:
     """A map of blocks × kinds of part: the share of parameters kept in colour, the rank or width written in."""
     roles = list(dict.fromkeys(part.role for part in parts))
     blocks = sorted({part.block for part in parts})
@@ -65,7 +65,7 @@ def kept_by_part(axes: "Axes", parts: Sequence["PartReport"]) -> None:
     axes.figure.colorbar(image, ax=axes, label="share of its parameters kept")
 
 
-def _short(part: "PartReport") -> str:
+def _short(part: "GroupReport") -> str:
     """Width and ranks, one under the other."""
     if not part.shapes:
         return "dense"

@@ -15,7 +15,7 @@ from ..evaluation.costs import Costs, count_costs
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.latency import Latency
 from ..importance.report import GateReport
-from ..planning.plan import CompressionPlan, PartReport
+from ..planning.plan import CompressionPlan, GroupReport
 from ..planning.planner import Planner
 from ..runtime.files import atomic_path
 from ..runtime.weights import model_digest
@@ -60,7 +60,7 @@ class CompressionReport:
     model: str
     dense: Costs
     compressed: Costs
-    parts: list[PartReport]
+    parts: list[GroupReport]
     predicted_loss: float | None
     calibration_images: int
     bad_images: int = 0
@@ -91,7 +91,7 @@ class CompressionReport:
             model=type(small).__name__,
             dense=planner.costs,
             compressed=count_costs(small, statistics.image_shape),
-            parts=part_reports(planner, plan),
+            parts=group_reports(planner, plan),
             predicted_loss=plan.predicted_loss,
             calibration_images=statistics.images,
             bad_images=statistics.bad_images,
@@ -206,18 +206,18 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.2e}"
 
 
-def part_reports(planner: Planner, plan: CompressionPlan) -> list[PartReport]:
+def group_reports(planner: Planner, plan: CompressionPlan) -> list[GroupReport]:
     """Each group's shapes and its share of the scaled predicted loss."""
     weights = planner.correction.weights
     total = planner.predicted(plan, weights)
     loss = planner.correction.loss(total)
     reports = []
-    for part in planner.parts:
+    for part in planner.groups:
         shapes = plan.shapes_of(part)
         choice = part.choice(shapes)
         own = choice.error * weights.get(part.role, 1.0)
         reports.append(
-            PartReport(
+            GroupReport(
                 name=part.name,
                 role=part.role,
                 block=part.block,

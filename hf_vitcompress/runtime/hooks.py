@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 
-class Tap:
+class Capture:
     """Within a `with` block, keeps what flows into and out of some modules in the last forward pass.
 
     Attributes:
@@ -21,7 +21,7 @@ class Tap:
         self.outputs: dict[str, Tensor] = {}
         self.handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> "Tap":
+    def __enter__(self) -> "Capture":
         for name, module in self.modules.items():
             self.handles.append(module.register_forward_hook(self._hook(name), with_kwargs=True))
         return self

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, Train
 from hf_vitcompress import CompressionConfig
 from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.callbacks import CompressionMetricsCallback, ImportanceGateCallback
-from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.importance.gates import gates_of
@@ -282,8 +282,8 @@ def work(folder: Path) -> None:
 
 def learned_alone() -> dict[str, torch.Tensor]:
     """Without a Trainer; five images a step leave the processes unequal shares."""
-    five = ImageSource(list(PIXELS[:5]), None, "the images")
-    return learn_gates(Subject.alone(small(), Duration(4.0, "epochs")), five, quiet(CONFIG))[0]
+    five, config = ImageSource(list(PIXELS[:5]), None, "the images"), replace(CONFIG, gate_duration="4 epochs")
+    return learn_gates(Subject.alone(small()), five, quiet(config)).scores
 
 
 def test_two_processes_end_with_the_same_model(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hf_vitcompress.architectures.inputs import model_inputs
 from hf_vitcompress.architectures.layers import block_names
 from hf_vitcompress.compensation import block_inputs
 from hf_vitcompress.compensation.block_calls import Call
-from hf_vitcompress.compensation.block_inputs import BlockStreams
+from hf_vitcompress.compensation.block_inputs import PairedBlockInputs
 from hf_vitcompress.errors import CompensationError
 from hf_vitcompress.images.images import ImageSource
 from support.streams import BATCH, NAFLEX, SWIN, VIT, YOLOS, padded_images, streams_of
@@ -59,7 +59,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-def assert_inputs_of(streams: BlockStreams, images: ImageSource) -> None:
+def assert_inputs_of(streams: PairedBlockInputs, images: ImageSource) -> None:
     """The streams hold what full passes of the models, as they are now, call the block with."""
     name = streams.blocks[streams.at]
     for stream in streams.streams:

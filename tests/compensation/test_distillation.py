@@ -154,9 +154,9 @@ def test_factors_norms_and_biases_are_trained_and_nothing_else() -> None:
     case = lesson(ranks={"vit.layers.0.mlp.fc1": 4, "vit.layers.1.attention.v_proj": 3})
     names = set(trained_parameters(case.student()))
     factors = {
-        f"{layer}.{part}.weight"
+        f"{layer}.{group}.weight"
         for layer in ("vit.layers.0.mlp.fc1", "vit.layers.1.attention.v_proj")
-        for part in ("up", "down")
+        for group in ("up", "down")
     }
     norms = {f"vit.layers.{i}.layernorm_{side}.weight" for i in (0, 1) for side in ("before", "after")}
     biases = {name for name, _ in case.student().named_parameters() if name.endswith(".bias")}

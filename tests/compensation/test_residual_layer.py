@@ -158,10 +158,10 @@ def test_the_gradient_of_the_loss_vanishes(
     up, down, solved_bias = problem.solve()
 
     def gradients(scale: float) -> list[Tensor]:
-        parts = [up[:, problem.kept :] * scale, down[problem.kept :] * scale]
+        groups = [up[:, problem.kept :] * scale, down[problem.kept :] * scale]
         if problem.base.centered and solved_bias is not None:
-            parts.append(solved_bias * scale)
-        free = [part.clone().requires_grad_(True) for part in parts]
+            groups.append(solved_bias * scale)
+        free = [group.clone().requires_grad_(True) for group in groups]
         whole_up = torch.cat([up[:, : problem.kept], free[0]], 1)
         whole_down = torch.cat([down[: problem.kept], free[1]])
         loss = problem.loss(whole_up, whole_down, free[2] if len(free) > 2 else solved_bias)
@@ -223,7 +223,7 @@ def test_descending_along_the_gradient_from_the_closed_form_finds_nothing_better
     up, down = factorization.up[:, :RANK].double(), factorization.down[:RANK].double()
     own = problem.base.linear.bias
     start_bias = None if own is None else own.detach().double()
-    p, q = (part.clone().requires_grad_(True) for part in (up[:, problem.kept :], down[problem.kept :]))
+    p, q = (group.clone().requires_grad_(True) for group in (up[:, problem.kept :], down[problem.kept :]))
     free = [p, q]
     if problem.base.centered and start_bias is not None:
         start_bias = start_bias.clone().requires_grad_(True)

@@ -130,11 +130,11 @@ def test_the_saved_report_agrees_with_the_model(small: PreTrainedModel, folder: 
     report = json.loads((folder / "compression_report.json").read_text(encoding="utf-8"))
     assert report["compressed"]["parameters"] == small.num_parameters()
     assert report["dense"]["parameters"] == digits.num_parameters()
-    layers = {name: shape for part in report["parts"] for name, shape in part["shapes"].items()}
+    layers = {name: shape for group in report["parts"] for name, shape in group["shapes"].items()}
     assert layers == json.loads((folder / "compression_plan.json").read_text())["layers"] == layout_of(small)
-    assert len({name for part in report["parts"] for name in part["layers"]}) == len(find_layers(digits))
+    assert len({name for group in report["parts"] for name in group["layers"]}) == len(find_layers(digits))
     assert report["calibration_images"] == 297
-    assert sum(part["predicted_loss"] for part in report["parts"]) == pytest.approx(report["predicted_loss"])
+    assert sum(group["predicted_loss"] for group in report["parts"]) == pytest.approx(report["predicted_loss"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -155,7 +155,7 @@ def test_every_preset_runs(preset: str, vit: PreTrainedModel, pixels: Tensor) ->
     compressor = ViTCompressor(config, progress=False)
     model = compressor.compress(vit, pixels)
     assert model.num_parameters() / vit.num_parameters() == pytest.approx(0.6, rel=0.005)
-    shares = {part.parameters / part.dense_parameters for part in compressor.report.parts}  # type: ignore[union-attr]
+    shares = {group.parameters / group.dense_parameters for group in compressor.report.parts}  # type: ignore[union-attr]
     even = max(shares) - min(shares) < 0.1
     assert even == (config.allocation == "uniform")
 

@@ -15,14 +15,14 @@ from transformers import ViTImageProcessorPil
 from hf_vitcompress.errors import DataError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.images.sources import open_images
-from support.pictures import LABELLED, LABELS, Maker, as_dataset, in_folders
+from support.pictures import LABELLED, LABELS, Producer, as_dataset, in_folders
 
 
 def pixels_of(source: ImageSource) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(source.decoded(i))) for i in range(len(source))])
 
 
-UNLABELLED: dict[str, Maker] = {"list": lambda _, p: p, "tuple": lambda _, p: tuple(p)}
+UNLABELLED: dict[str, Producer] = {"list": lambda _, p: p, "tuple": lambda _, p: tuple(p)}
 
 
 @pytest.mark.parametrize("kind", LABELLED)

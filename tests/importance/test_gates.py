@@ -173,9 +173,9 @@ def test_pruning_without_repair_is_gates_at_zero_elsewhere(kind: str) -> None:
     )
     statistics = calibrate(Subject.alone(model), find_layers(model), images(), quiet(config))
     ready = make_planner(Subject.alone(model), statistics, quiet(config), importance)
-    heads, mlp = ready.parts
+    heads, mlp = ready.groups
     plan = CompressionPlan({**heads.choices(1)[0].shapes, **mlp.choices(1)[9].shapes})
-    small_model = build_model(model, plan, ready.parts)
+    small_model = build_model(model, plan, ready.groups)
     for name, gate in attach_gates(model, CONFIG).items():
         left = plan.layers[name]["in_features"] * len(gate) // model.get_submodule(name).in_features
         assert 0 < left < len(gate)

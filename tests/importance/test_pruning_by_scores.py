@@ -106,8 +106,8 @@ def test_a_compressor_that_is_given_other_scores_solves_again() -> None:
     statistics = compressor.calibrate(dense, PIXELS)
 
     def order() -> Tensor:
-        parts = compressor.planner(dense, statistics).parts
-        return next(part for part in parts if part.role == "mlp").solution.order
+        groups = compressor.planner(dense, statistics).groups
+        return next(group for group in groups if group.role == "mlp").solution.order
 
     first = order()
     assert order() is first  # nothing is solved twice

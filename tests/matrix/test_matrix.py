@@ -103,7 +103,7 @@ def make(head: Head, way: str, root: Path) -> Case:
     else:
         planner = compressor.planner(dense, compressor.calibrate(dense, head.pixels()))
         plan = planner.plan(compressor.config)
-        small = build_model(dense, plan, planner.parts)
+        small = build_model(dense, plan, planner.groups)
     small.companions = []  # the report and its figure are others' concern
     small.save_pretrained(root / "small")
     assert plan.keep_ratio is not None

@@ -90,14 +90,14 @@ def planned(model, form):
 
 
 def build(model, layers, **settings):
-    parts = prepared(model, **{**LOW_RANK, **settings}).parts
-    return build_model(model, CompressionPlan(layers), parts)
+    groups = prepared(model, **{**LOW_RANK, **settings}).groups
+    return build_model(model, CompressionPlan(layers), groups)
 
 
 def build_form(model, form, **options):
     """The plan of a form, and the parts that it is of."""
-    parts = prepared(model, **FORMS[form][0]).parts
-    return build_model(model, CompressionPlan(planned(model, form)), parts, **options)
+    groups = prepared(model, **FORMS[form][0]).groups
+    return build_model(model, CompressionPlan(planned(model, form)), groups, **options)
 
 
 def output(model, pixels):
@@ -183,13 +183,13 @@ def test_shapes_and_costs_are_those_of_the_plan(dense, form):
     model = tiny(dense)
     layers, ready = planned(model, form), prepared(model, **FORMS[form][0])
     plan = CompressionPlan(layers)
-    small = build_model(model, plan, ready.parts)
+    small = build_model(model, plan, ready.groups)
     assert small.config.compression == {"layers": layers}
     for name, shape in layers.items():
         module = small.get_submodule(name)
         found = {key: module.qk_down.out_features if key == "qk_rank" else getattr(module, key) for key in shape}
         assert found == shape
-    pairs = [(part.choice({}), part.choice(plan.shapes_of(part))) for part in ready.parts]
+    pairs = [(group.choice({}), group.choice(plan.shapes_of(group))) for group in ready.groups]
     costs = count_costs(small)
     saved = sum(full.parameters - chosen.parameters for full, chosen in pairs)
     assert costs.parameters == ready.costs.parameters - saved
@@ -209,9 +209,9 @@ def test_the_factored_layers_hold_the_truncated_product(vit):
 
 def test_the_bias_takes_up_the_mean_of_the_error(vit):
     ready = prepared(vit, **LOW_RANK, correct_bias=True)
-    small = build_model(vit, CompressionPlan(low_ranks(vit)), ready.parts)
+    small = build_model(vit, CompressionPlan(low_ranks(vit)), ready.groups)
     for layer in find_layers(vit, low_ranks(vit)):
-        name, mean = layer.name, ready.parts[0].statistics.inputs[layer.input_name].mean.float()[None]
+        name, mean = layer.name, ready.groups[0].statistics.inputs[layer.input_name].mean.float()[None]
         torch.testing.assert_close(small.get_submodule(name)(mean), linear_layer(vit, name)(mean), rtol=1e-4, atol=1e-4)
 
 

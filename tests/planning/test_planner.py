@@ -9,7 +9,7 @@ from hf_vitcompress.errors import BudgetError
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.planner import Planner
-from hf_vitcompress.report.report import part_reports
+from hf_vitcompress.report.report import group_reports
 from hf_vitcompress.statistics.loss_correction import LossCorrection
 from support.groups import calibrated, config_of, prepared
 from support.students import METHODS
@@ -20,7 +20,7 @@ SHARES = (0.45, 0.6, 0.8, 0.95)
 
 
 def built_costs(ready: Planner, plan: CompressionPlan) -> tuple[int, int]:
-    costs = count_costs(build_model(ready.subject.model, plan, ready.parts, share_memory=True))
+    costs = count_costs(build_model(ready.subject.model, plan, ready.groups, share_memory=True))
     return costs.parameters, costs.macs
 
 
@@ -55,8 +55,8 @@ def test_costs_of_any_plan_are_those_of_the_built_model(method: str) -> None:
         plan = ready.plan(config, exact=False)
         parameters, macs = built_costs(ready, plan)
         assert plan.keep_ratio == pytest.approx(parameters / ready.costs.parameters, abs=1e-12)
-        chosen = [part.choice(plan.shapes_of(part)) for part in ready.parts]
-        full = [part.choice({}) for part in ready.parts]
+        chosen = [group.choice(plan.shapes_of(group)) for group in ready.groups]
+        full = [group.choice({}) for group in ready.groups]
         assert macs == ready.costs.macs - sum(one.macs for one in full) + sum(one.macs for one in chosen)
 
 
@@ -85,17 +85,17 @@ def test_predicted_losses_rise_as_budgets_fall(method: str, monkeypatch: pytest.
 @every_method
 def test_the_shares_of_the_parts_add_up(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = prepared(**METHODS[method])
-    correct(ready, {ready.parts[0].role: 3.0}, monkeypatch)
+    correct(ready, {ready.groups[0].role: 3.0}, monkeypatch)
     plan = ready.plan(config_of(**METHODS[method], keep_ratio=0.6, rank_multiple=1), exact=False)
-    reports = part_reports(ready, plan)
+    reports = group_reports(ready, plan)
     assert sum(report.predicted_loss for report in reports) == pytest.approx(plan.predicted_loss)  # type: ignore[misc]
     assert {name: shape for report in reports for name, shape in report.shapes.items()} == plan.layers
     named = sorted(name for report in reports for name in report.layers)
     assert named == sorted(layer.name for layer in ready.layers)
-    for report, part in zip(reports, ready.parts, strict=True):
-        choice = part.choice(report.shapes)
-        weight = ready.correction.weights.get(part.role, 1.0)
-        assert (report.name, report.role, report.block) == (part.name, part.role, part.block)
+    for report, group in zip(reports, ready.groups, strict=True):
+        choice = group.choice(report.shapes)
+        weight = ready.correction.weights.get(group.role, 1.0)
+        assert (report.name, report.role, report.block) == (group.name, group.role, group.block)
         assert report.predicted_loss == pytest.approx(
             plan.predicted_loss * choice.error * weight / ready.predicted(plan, ready.correction.weights), abs=1e-12
         )
@@ -108,7 +108,7 @@ def test_a_weight_of_a_role_moves_the_budget_there() -> None:
 
     def kept(weights: dict[str, float]) -> int:
         plan = ready.plan(config, weights, exact=False)
-        return sum(part.choice(plan.shapes_of(part)).parameters for part in ready.parts if part.role == "vo")
+        return sum(group.choice(plan.shapes_of(group)).parameters for group in ready.groups if group.role == "vo")
 
     assert kept({"vo": 10.0}) > kept({}) > kept({"vo": 0.1})
 
@@ -128,7 +128,7 @@ def test_the_dense_model_and_the_statistics_stay_as_they_were() -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     moments = {name: moment.second.clone() for name, moment in statistics.inputs.items() if moment.second is not None}
     ready = prepared()
-    build_model(model, ready.plan(config_of(keep_ratio=0.6, rank_multiple=1), exact=False), ready.parts)
+    build_model(model, ready.plan(config_of(keep_ratio=0.6, rank_multiple=1), exact=False), ready.groups)
     assert all(before[name].equal(tensor) for name, tensor in model.state_dict().items())
     assert all(statistics.inputs[name].second.equal(second) for name, second in moments.items())
 

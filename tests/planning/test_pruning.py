@@ -289,14 +289,14 @@ def test_covariances_with_rounded_negative_eigenvalues_are_no_special_case() -> 
     assert torch.isfinite(repaired(problem.weight, covariance, order[:10])).all()
 
 
-@pytest.mark.parametrize("makers", [1, 2])
-def test_magnitude_is_the_product_of_the_norms(makers: int) -> None:
+@pytest.mark.parametrize("producers", [1, 2])
+def test_magnitude_is_the_product_of_the_norms(producers: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    firsts = [torch.randn(9, 5, generator=generator) for _ in range(makers)]
+    firsts = [torch.randn(9, 5, generator=generator) for _ in range(producers)]
     second = torch.randn(4, 9, generator=generator)
     norms = [math.prod(float(first[j].norm()) for first in firsts) * float(second[:, j].norm()) for j in range(9)]
     assert magnitude_order(firsts, second).tolist() == sorted(range(9), key=lambda j: -norms[j])
-    assert magnitude_order([torch.ones(4, 2)] * makers, torch.ones(3, 4)).tolist() == [0, 1, 2, 3]
+    assert magnitude_order([torch.ones(4, 2)] * producers, torch.ones(3, 4)).tolist() == [0, 1, 2, 3]
 
 
 # ---- groups
@@ -349,12 +349,12 @@ def test_rotated_features_of_a_head_are_independent_and_of_falling_use() -> None
     covariance = rotation @ problem.covariance @ rotation.T
     weight = problem.weight @ torch.linalg.inv(rotation)
     for head in range(HEADS):
-        part = slice(head * SIZE, (head + 1) * SIZE)
-        own = covariance[part, part]
+        group = slice(head * SIZE, (head + 1) * SIZE)
+        own = covariance[group, group]
         scale = own.diagonal().sqrt()
         assert torch.allclose(own / torch.outer(scale, scale), torch.eye(SIZE, dtype=torch.float64), atol=5e-3)
-        assert torch.allclose(rotation[part].norm(dim=1), torch.ones(SIZE, dtype=torch.float64))
-        gram = (weight[:, part] * scale).T @ problem.side @ (weight[:, part] * scale)
+        assert torch.allclose(rotation[group].norm(dim=1), torch.ones(SIZE, dtype=torch.float64))
+        gram = (weight[:, group] * scale).T @ problem.side @ (weight[:, group] * scale)
         energies = gram.diagonal()
         assert (energies[1:] <= energies[:-1] * (1 + 1e-6)).all()
         assert (gram - torch.diag(energies)).norm() < 1e-4 * gram.norm()
@@ -364,14 +364,14 @@ def test_the_first_features_of_a_head_are_its_best_approximation() -> None:
     """Of one head alone, by the singular values of `G^½ W C^½`."""
     problem = Problem()
     rotation = rotation_of(problem)
-    part = slice(SIZE, 2 * SIZE)
-    values, vectors = torch.linalg.eigh(problem.covariance[part, part])
+    group = slice(SIZE, 2 * SIZE)
+    values, vectors = torch.linalg.eigh(problem.covariance[group, group])
     root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
     side_values, side_vectors = torch.linalg.eigh(problem.side)
     side_root = (side_vectors * side_values.sqrt()) @ side_vectors.T
-    squares = torch.linalg.svdvals(side_root @ problem.weight[:, part] @ root).square()
-    weight = (problem.weight @ torch.linalg.inv(rotation))[:, part]
-    covariance = (rotation @ problem.covariance @ rotation.T)[part, part]
+    squares = torch.linalg.svdvals(side_root @ problem.weight[:, group] @ root).square()
+    weight = (problem.weight @ torch.linalg.inv(rotation))[:, group]
+    covariance = (rotation @ problem.covariance @ rotation.T)[group, group]
     errors = cut_errors(weight, problem.side, covariance, torch.arange(SIZE))
     for kept in range(SIZE + 1):
         assert float(errors[kept]) == pytest.approx(float(squares[kept:].sum()) / 2, rel=1e-3, abs=1e-5)

@@ -12,17 +12,17 @@ from PIL import Image
 from hf_vitcompress import CompressionReport, Evaluation
 from hf_vitcompress.evaluation.costs import Costs
 from hf_vitcompress.evaluation.evaluation import Interval, mean_interval
-from hf_vitcompress.planning.plan import PartReport
+from hf_vitcompress.planning.plan import GroupReport
 from hf_vitcompress.report.tables import comparison_rows, format_bytes
 from support.reports import EVALUATION, LATENCY
 
 Q0, Q1, FC1, FC2 = "layers.0.attention.q_proj", "layers.1.attention.q_proj", "layers.0.mlp.fc1", "layers.0.mlp.fc2"
 MLP_SHAPES = {FC1: {"out_features": 16, "rank": 3}, FC2: {"in_features": 16}}
 PARTS = [
-    PartReport(Q0, "q", 0, [Q0], "rank 2", {Q0: {"rank": 2}}, 32, 64, 0.01),
-    PartReport("layers.0.mlp", "mlp", 0, [FC1, FC2], "width 16; ranks 3, dense", MLP_SHAPES, 200, 512, 0.005),
-    PartReport("layers.1.mlp", "mlp", 1, ["layers.1.mlp.fc1", "layers.1.mlp.fc2"], "dense", {}, 512, 512, 0.0),
-    PartReport(Q1, "q", 1, [Q1], "rank 1", {Q1: {"rank": 1}}, 16, 64, 0.03),
+    GroupReport(Q0, "q", 0, [Q0], "rank 2", {Q0: {"rank": 2}}, 32, 64, 0.01),
+    GroupReport("layers.0.mlp", "mlp", 0, [FC1, FC2], "width 16; ranks 3, dense", MLP_SHAPES, 200, 512, 0.005),
+    GroupReport("layers.1.mlp", "mlp", 1, ["layers.1.mlp.fc1", "layers.1.mlp.fc2"], "dense", {}, 512, 512, 0.0),
+    GroupReport(Q1, "q", 1, [Q1], "rank 1", {Q1: {"rank": 1}}, 16, 64, 0.03),
 ]
 
 

@@ -138,9 +138,9 @@ def test_every_image_is_read_by_one_process(results: Results, count: int) -> Non
 
 @several
 def test_every_part_is_solved_by_one_process(results: Results, count: int) -> None:
-    for run, parts in (("plain", 6), ("low rank", 12), ("heads", 4)):
+    for run, groups in (("plain", 6), ("low rank", 12), ("heads", 4)):
         solved = [name for result in results[count] for name in result[run]["solved"]]
-        assert len(solved) == parts
+        assert len(solved) == groups
         assert sorted(solved) == sorted(results[1][0][run]["solved"])
         assert all(result[run]["solved"] for result in results[count])
 
@@ -150,8 +150,8 @@ def test_every_part_is_solved_by_one_process(results: Results, count: int) -> No
 def test_all_processes_end_with_the_same_bits(results: Results, count: int, run: str) -> None:
     main, *others = (result[run] for result in results[count])
     for other in others:
-        for part in ("solutions", "layers", "predicted", "weights", "outputs", "evaluation"):
-            assert same_bits(other[part], main[part]), part
+        for group in ("solutions", "layers", "predicted", "weights", "outputs", "evaluation"):
+            assert same_bits(other[group], main[group]), group
 
 
 @several

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_vitcompress.runtime.hooks import Tap, first_input
+from hf_vitcompress.runtime.hooks import Capture, first_input
 
 HIDDEN, OTHER = torch.ones(2, 3), torch.zeros(2)
 
@@ -46,7 +46,7 @@ class Model(nn.Module):
 
 def test_a_tap_sees_inputs_and_outputs_and_leaves_no_trace() -> None:
     model: Any = Model()
-    with Tap(model, ["first", "second"]) as tap:
+    with Capture(model, ["first", "second"]) as tap:
         model(HIDDEN)
         model(2 * HIDDEN)
     model(3 * HIDDEN)

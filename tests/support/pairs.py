@@ -21,7 +21,7 @@ def pairwise(factors: Mapping[str, Values]) -> pytest.MarkDecorator:
     cases = []
     for levels in pair_cover([len(values) for values in named]):
         chosen = [values[level] for values, level in zip(named, levels, strict=True)]
-        flat = [part for name, (_, value) in zip(factors, chosen, strict=True) for part in _parts(name, value)]
+        flat = [group for name, (_, value) in zip(factors, chosen, strict=True) for group in _parts(name, value)]
         cases.append(pytest.param(*flat, id="-".join(label for label, _ in chosen)))
     return pytest.mark.parametrize(", ".join(factors), cases)
 

@@ -38,8 +38,8 @@ def in_parquet(path: Path, pictures: list[Image.Image], labels: list[int]) -> Pa
 LABELS = [0, 0, 1, 1, 2, 2]
 
 
-Maker = Callable[[Path, list[Image.Image]], Any]
-LABELLED: dict[str, Maker] = {
+Producer = Callable[[Path, list[Image.Image]], Any]
+LABELLED: dict[str, Producer] = {
     "Dataset": lambda _, p: as_dataset(p, LABELS),
     "DatasetDict": lambda _, p: datasets.DatasetDict({"train": as_dataset(p, LABELS)}),
     "folder of classes": lambda root, p: in_folders(root / "photos", p, LABELS),

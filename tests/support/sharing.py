@@ -21,11 +21,11 @@ from hf_vitcompress import CompressionConfig, ViTCompressor, cli, evaluate_model
 from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.images.images import ImageSource
-from hf_vitcompress.planning.groups.base import Part
-from hf_vitcompress.planning.groups.heads import HeadsPart
-from hf_vitcompress.planning.groups.layer import LayerPart
-from hf_vitcompress.planning.groups.pair import PairPart
-from hf_vitcompress.planning.groups.query_key import QueryKeyPart
+from hf_vitcompress.planning.groups.base import LayerGroup
+from hf_vitcompress.planning.groups.heads import HeadsGroup
+from hf_vitcompress.planning.groups.layer import SingleLayerGroup
+from hf_vitcompress.planning.groups.pair import PairGroup
+from hf_vitcompress.planning.groups.query_key import QueryKeyGroup
 from hf_vitcompress.runtime.distributed import (
     from_main,
     from_owner,
@@ -104,11 +104,11 @@ def solving() -> Iterator[list[str]]:
     """Names of the parts that this process solves."""
     names: list[str] = []
     with contextlib.ExitStack() as stack:
-        for kind in (LayerPart, QueryKeyPart, PairPart, HeadsPart):
+        for kind in (SingleLayerGroup, QueryKeyGroup, PairGroup, HeadsGroup):
 
-            def solve(part: Part, solve: Callable[[Part], Any] = kind.solve) -> Any:
-                names.append(part.name)
-                return solve(part)
+            def solve(group: LayerGroup, solve: Callable[[LayerGroup], Any] = kind.solve) -> Any:
+                names.append(group.name)
+                return solve(group)
 
             stack.enter_context(mock.patch.object(kind, "solve", solve))
         yield names
@@ -167,9 +167,9 @@ class Process:
         return {
             "statistics": compressor.statistics,
             "solved": solved,
-            "solutions": {part.name: plain(part.solution) for part in planner.parts},
+            "solutions": {group.name: plain(group.solution) for group in planner.groups},
             "layers": small.config.compression["layers"],
-            "predicted": {part.name: part.predicted_loss for part in compressor.report.parts},
+            "predicted": {group.name: group.predicted_loss for group in compressor.report.parts},
             "compensation": compressor.report.compensation,
             "weights": small.state_dict(),
             "outputs": self.outputs(small),

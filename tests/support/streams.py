@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_vitcompress import CompressionConfig
 from hf_vitcompress.architectures.layers import block_names
 from hf_vitcompress.architectures.subject import Subject
-from hf_vitcompress.compensation.block_inputs import BlockStreams
+from hf_vitcompress.compensation.block_inputs import PairedBlockInputs
 from hf_vitcompress.images.images import ImageSource
 from support.stages import quiet
 from support.zoo import HEADS, Head
@@ -22,9 +22,9 @@ VIT, SWIN, YOLOS, NAFLEX = (
 )
 
 
-def streams_of(models: Any, images: ImageSource, **settings: Any) -> BlockStreams:
+def streams_of(models: Any, images: ImageSource, **settings: Any) -> PairedBlockInputs:
     config = CompressionConfig(**{"batch_size": BATCH, "precision": "float32", **settings})
-    return BlockStreams(
+    return PairedBlockInputs(
         (Subject.alone(models[0]), Subject.alone(models[1])),
         block_names(models[0]),
         images,

@@ -66,7 +66,7 @@ class Case:
     reference: Reference
 
     def student(self) -> PreTrainedModel:
-        return build_model(self.dense, self.plan, self.prepared.parts)
+        return build_model(self.dense, self.plan, self.prepared.groups)
 
     def residual(self, student: PreTrainedModel) -> ResidualCompensation:
         return ResidualCompensation(student, self.prepared, self.plan, self.train, self.reference, quiet(self.config))
@@ -113,8 +113,8 @@ KEPT = 64
 def digest(model: PreTrainedModel, images: list[Any], said: str) -> bytes:
     """Of a model, images that are tensors or bytes, and what else is said."""
     found = hashlib.sha256()
-    for part in (type(model).__qualname__, model.config.to_json_string(use_diff=False), said):
-        found.update(part.encode())
+    for group in (type(model).__qualname__, model.config.to_json_string(use_diff=False), said):
+        found.update(group.encode())
     for name, tensor in [*model.state_dict().items(), *enumerate(images)]:
         content = bytes_of(tensor) if isinstance(tensor, Tensor) else tensor
         found.update(f"{name} {getattr(tensor, 'dtype', None)}".encode() + content)

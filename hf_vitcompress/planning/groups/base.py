@@ -1,14 +1,14 @@
-"""What the planner chooses between: the parts of a block, each with its shapes, their costs and predicted errors.
+"""What the planner chooses between: groups of layers, each with its shapes, their costs and predicted errors.
 
-A part is one or more linear layers that are compressed together. Its *shapes* are plain data, exactly those of
+A group is one or more linear layers that are compressed together. Its *shapes* are plain data, exactly those of
 `config.compression["layers"]` (see `modeling_factored`); no shapes means dense.
 
-| part | layers | shapes |
+| group | layers | shapes |
 |---|---|---|
-| `LayerPart` | any one | `rank` |
-| `QueryKeyPart` | q, k | `qk_rank`: one `down` for both |
-| `PairPart` (`pairs`) | fc1 (with gate), fc2 or v, o | `out_features` and `in_features` alike, and a `rank` each |
-| `HeadsPart` (`heads`) | q, k, v, o | whole heads: `out_features` and `in_features` alike |
+| `SingleLayerGroup` | any one | `rank` |
+| `QueryKeyGroup` | q, k | `qk_rank`: one `down` for both |
+| `PairGroup` (`pairs`) | fc1 (with gate), fc2 or v, o | `out_features` and `in_features` alike, and a `rank` each |
+| `HeadsGroup` (`heads`) | q, k, v, o | whole heads: `out_features` and `in_features` alike |
 """
 
 from abc import ABC, abstractmethod
@@ -50,7 +50,7 @@ class Choice:
 
 
 @dataclass
-class Target:
+class RegressionTarget:
     """What some layers with one input are to compute, and in what form: for solving them again in their place.
 
     Attributes:
@@ -91,7 +91,7 @@ class Given:
     importance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Part(ABC):
+class LayerGroup(ABC):
     """Some layers of one block that are compressed together.
 
     Attributes:
@@ -163,11 +163,11 @@ class Part(ABC):
 
     @abstractmethod
     def choice(self, shapes: Shapes) -> Choice:
-        """The cost and predicted error of any shapes the part can have."""
+        """The cost and predicted error of any shapes the group can have."""
 
     @abstractmethod
     def check(self, shapes: Shapes) -> None:
-        """Refuse shapes that the part cannot have.
+        """Refuse shapes that the group cannot have.
 
         Raises:
             ConfigError: naming the layer.
@@ -178,7 +178,7 @@ class Part(ABC):
         """The compressed layers' tensors by name, float64 or float32; of the layers that these shapes change."""
 
     @abstractmethod
-    def targets(self, shapes: Shapes) -> list[Target]:
+    def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
         """Of the layers that these shapes change, in the order in which the block computes them."""
 
     def describe(self, shapes: Shapes) -> str:

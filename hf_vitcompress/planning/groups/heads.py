@@ -9,10 +9,10 @@ from ...model.assembly import Shapes
 from ..layer_moments import as_matrix
 from ..pruning import cut_errors, group_order, repaired, repaired_errors
 from ..selection import learned_scores
-from .base import Choice, Part, Target, refuse, shifted
+from .base import Choice, LayerGroup, RegressionTarget, refuse, shifted
 
 
-class HeadsPart(Part):
+class HeadsGroup(LayerGroup):
     """Whole heads, pruned: rows of q, k and v with columns of o, and o repaired."""
 
     role = "heads"
@@ -114,10 +114,10 @@ class HeadsPart(Part):
             tensors[f"{own.layer.name}.bias"] = shifted(own.linear.bias, lost)
         return tensors
 
-    def targets(self, shapes: Shapes) -> list[Target]:
+    def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
         if not shapes:
             return []
-        targets, tensors = [], self.tensors(shapes)
+        found, tensors = [], self.tensors(shapes)
         for own in self.moments:
             start = tensors[f"{own.layer.name}.weight"].double()
             if own is self.moments[-1]:
@@ -126,8 +126,8 @@ class HeadsPart(Part):
                 weight = start
                 bias = None if own.bias is None else tensors[f"{own.layer.name}.bias"].double()
             metric = weight.new_ones(len(start))  # no rank, so the metric does not matter
-            targets.append(Target((own.layer,), weight, start, metric, True, bias, own.centered, None))
-        return targets
+            found.append(RegressionTarget((own.layer,), weight, start, metric, True, bias, own.centered, None))
+        return found
 
     def describe(self, shapes: Shapes) -> str:
         if not shapes:

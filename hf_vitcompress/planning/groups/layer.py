@@ -5,10 +5,10 @@ from torch import Tensor
 from ...model.assembly import Shapes
 from ..closed_form import Factorization, error_curve, factorize, roots
 from ..pareto import ranks_below
-from .base import Choice, Part, Target, factored, refuse
+from .base import Choice, LayerGroup, RegressionTarget, factored, refuse
 
 
-class LayerPart(Part):
+class SingleLayerGroup(LayerGroup):
     """One layer, factored."""
 
     @property
@@ -47,10 +47,12 @@ class LayerPart(Part):
         bias = solution.corrected_bias(linear.weight.detach(), linear.bias, rank)
         return factored(layer.name, solution.up[:, :rank], solution.down[:rank], bias)
 
-    def targets(self, shapes: Shapes) -> list[Target]:
+    def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
         if not shapes:
             return []
         own = self.moments[0]
         metric = own.output_side if own.on_output else own.carried_output
         rank = shapes[own.layer.name]["rank"]
-        return [Target((own.layer,), own.weight, own.weight, metric, own.on_output, own.bias, own.centered, rank)]
+        return [
+            RegressionTarget((own.layer,), own.weight, own.weight, metric, own.on_output, own.bias, own.centered, rank)
+        ]

@@ -21,7 +21,7 @@ from ..layer_moments import as_matrix
 from ..pareto import rank_options, undominated
 from ..pruning import cut_errors, fisher_order, magnitude_order, repaired_errors, value_rotation
 from ..selection import learned_scores
-from .base import Choice, Part, Target, factored, refuse, shifted
+from .base import Choice, LayerGroup, RegressionTarget, factored, refuse, shifted
 
 FACTORED_WIDTHS = 8
 """Widths at which the planner also sees the layers factored, evenly spaced up to the full one."""
@@ -47,7 +47,7 @@ class PairSolution:
     factored: dict[int, tuple[Tensor, ...]]
 
 
-class PairPart(Part):
+class PairGroup(LayerGroup):
     """fc1 and fc2, or gate, fc1 and fc2, or v and o: the last reads the features that the others make."""
 
     @property
@@ -59,13 +59,13 @@ class PairPart(Part):
         return self.layers[0].parent if self.role == "mlp" else self.layers[0].name
 
     @property
-    def reader(self) -> LayerInfo:
+    def consumer(self) -> LayerInfo:
         return self.layers[-1]
 
     @property
     def width(self) -> int:
         """Features between the layers."""
-        return self.reader.in_features
+        return self.consumer.in_features
 
     @cached_property
     def heads(self) -> int:
@@ -88,12 +88,12 @@ class PairPart(Part):
     @property
     def _sides(self) -> list[int]:
         """Of each layer, the features that it does not share with the others."""
-        return [*(layer.in_features for layer in self.layers[:-1]), self.reader.out_features]
+        return [*(layer.in_features for layer in self.layers[:-1]), self.consumer.out_features]
 
     @property
     def _keys(self) -> list[tuple[LayerInfo, str]]:
         """Each layer and what its shape calls the features."""
-        return [*((layer, "out_features") for layer in self.layers[:-1]), (self.reader, "in_features")]
+        return [*((layer, "out_features") for layer in self.layers[:-1]), (self.consumer, "in_features")]
 
     @property
     def work(self) -> float:
@@ -106,13 +106,13 @@ class PairPart(Part):
     def solve(self) -> PairSolution:
         rotation, features = None, self._features()
         if self.role == "vo":
-            rotation = value_rotation(features.reader, features.output_side, features.covariance, self.heads)
+            rotation = value_rotation(features.consumer, features.output_side, features.covariance, self.heads)
             features = features.rotated(rotation)
             order = torch.arange(self.width).reshape(self.heads, -1).T.flatten()  # every head's best, then the next
         else:
             order = self._order(features)
         curve = repaired_errors if self.config.repair else cut_errors
-        pruned = curve(features.reader, features.output_side, features.covariance, order.to(features.reader.device))
+        pruned = curve(features.consumer, features.output_side, features.covariance, order.to(features.consumer.device))
         solution = PairSolution(order.cpu(), rotation, self.energy_scale(pruned), {})
         self.solution = solution
         if self.may_factor:
@@ -124,11 +124,11 @@ class PairPart(Part):
 
     def _order(self, features: Features) -> Tensor:
         if self.config.criterion == "magnitude":
-            return magnitude_order([maker.weight for maker in features.makers], features.reader)
+            return magnitude_order([producer.weight for producer in features.producers], features.consumer)
         if self.config.criterion == "gates":
-            scores = learned_scores(self.given.importance, self.reader.name, self.width)
+            scores = learned_scores(self.given.importance, self.consumer.name, self.width)
             return scores.argsort(descending=True, stable=True)
-        return fisher_order(features.reader, features.output_side, features.covariance)
+        return fisher_order(features.consumer, features.output_side, features.covariance)
 
     def step(self, multiple: int) -> int:
         """The smallest step of widths that is a multiple of `multiple` and leaves all heads alike."""
@@ -162,8 +162,8 @@ class PairPart(Part):
             # What makes the features reads one tensor; only a bias makes a difference.
             if own.centered not in inputs:
                 inputs[own.centered] = roots(own.input_side, damping)
-        makers = [inputs[own.centered] for own in self.moments[:-1]]
-        return [*makers, roots(as_matrix(self.moments[-1].output_side), damping)]
+        producers = [inputs[own.centered] for own in self.moments[:-1]]
+        return [*producers, roots(as_matrix(self.moments[-1].output_side), damping)]
 
     def _rotation(self, width: int) -> Tensor | None:
         """None where all features stay: then the layers are as they were."""
@@ -230,16 +230,16 @@ class PairPart(Part):
         width, ranks = self._read(shapes)
         whole = self._features(self._rotation(width))
         small = self._kept(width, whole)
-        weights = [*(maker.weight for maker in small.makers), small.reader]
-        biases = [*(maker.bias for maker in small.makers), self.linears[-1].bias]
+        weights = [*(producer.weight for producer in small.producers), small.consumer]
+        biases = [*(producer.bias for producer in small.producers), self.linears[-1].bias]
         carried = small.carried if any(ranks) else [None] * len(ranks)
         mean = self.moments[0].mean
         tensors: dict[str, Tensor] = {}
         for i, (layer, rank) in enumerate(zip(self.layers, ranks, strict=True)):
             if layer.name not in shapes:
                 continue
-            reads, weight, bias, wide = layer is self.reader, weights[i], biases[i], carried[i]
-            wanted = whole.reader @ whole.mean if reads else weight @ mean
+            reads, weight, bias, wide = layer is self.consumer, weights[i], biases[i], carried[i]
+            wanted = whole.consumer @ whole.mean if reads else weight @ mean
             factors = None
             if rank is not None and wide is not None:
                 up, down, _ = solve(weight, self._roots[i], wide, on_output=reads)
@@ -255,22 +255,26 @@ class PairPart(Part):
                     tensors[f"{layer.name}.bias"] = bias
         return tensors
 
-    def targets(self, shapes: Shapes) -> list[Target]:
+    def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
         if not shapes:
             return []
         width, ranks = self._read(shapes)
-        small, targets = self._kept(width), []
-        for own, maker, rank in zip(self.moments, small.makers, ranks, strict=False):
+        small, found = self._kept(width), []
+        for own, producer, rank in zip(self.moments, small.producers, ranks, strict=False):
             if own.layer.name in shapes:
-                weight, on_output = maker.weight, width <= own.layer.in_features
-                metric = maker.metric if on_output else maker.carried
-                targets.append(Target((own.layer,), weight, weight, metric, on_output, maker.bias, own.centered, rank))
-        if self.reader.name in shapes:
+                weight, on_output = producer.weight, width <= own.layer.in_features
+                metric = producer.metric if on_output else producer.carried
+                found.append(
+                    RegressionTarget((own.layer,), weight, weight, metric, on_output, producer.bias, own.centered, rank)
+                )
+        if self.consumer.name in shapes:
             own, side = self.moments[-1], small.output_side
-            targets.append(
-                Target((self.reader,), own.weight, small.reader, side, True, own.bias, own.centered, ranks[-1])
+            found.append(
+                RegressionTarget(
+                    (self.consumer,), own.weight, small.consumer, side, True, own.bias, own.centered, ranks[-1]
+                )
             )
-        return targets
+        return found
 
     def describe(self, shapes: Shapes) -> str:
         width, ranks = self._read(shapes)

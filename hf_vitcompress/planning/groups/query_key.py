@@ -7,10 +7,10 @@ from ...errors import ConfigError
 from ...model.assembly import Shapes
 from ..closed_form import balanced, error_curve, roots, solve
 from ..pareto import ranks_below
-from .base import Choice, Part, Target, refuse, shifted
+from .base import Choice, LayerGroup, RegressionTarget, refuse, shifted
 
 
-class QueryKeyPart(Part):
+class QueryKeyGroup(LayerGroup):
     """q and k, which meet only in their product, on one `down`.
 
     `[W_q; W_k]` is factored as one weight whose metric on the output side is block-diagonal. Both then see the same
@@ -85,11 +85,11 @@ class QueryKeyPart(Part):
                 tensors[f"{layer.name}.bias"] = shifted(linear.bias, lost)
         return tensors
 
-    def targets(self, shapes: Shapes) -> list[Target]:
+    def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
         if not shapes:
             return []
         weight = torch.cat([own.weight for own in self.moments])
         biases = [own.bias for own in self.moments if own.bias is not None]
         bias = torch.cat(biases) if len(biases) == len(self.linears) else None  # else neither moves
         rank = shapes[self.name]["qk_rank"]
-        return [Target(self.layers, weight, weight, self._sides()[1], False, bias, self._centered, rank)]
+        return [RegressionTarget(self.layers, weight, weight, self._sides()[1], False, bias, self._centered, rank)]

@@ -23,7 +23,7 @@ from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.model.assembly import Shapes
 from hf_vitcompress.planning.building import build_model
-from hf_vitcompress.planning.groups.pair import PairPart
+from hf_vitcompress.planning.groups.pair import PairGroup
 from hf_vitcompress.planning.planner import Planner, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.groups import IMAGES, config_of, flow, weight_of
@@ -67,12 +67,12 @@ def prepared(metric: str = "fisher", family: str = "dinov2", **settings: Any) ->
     return make_planner(Subject.alone(model), statistics, quiet(config), importance)
 
 
-def mlp_of(ready: Planner) -> PairPart:
+def mlp_of(ready: Planner) -> PairGroup:
     """Of the first block."""
-    return next(part for part in ready.parts if isinstance(part, PairPart) and part.role == "mlp")
+    return next(group for group in ready.groups if isinstance(group, PairGroup) and group.role == "mlp")
 
 
-def part_of(metric: str = "fisher", **settings: Any) -> PairPart:
+def part_of(metric: str = "fisher", **settings: Any) -> PairGroup:
     return mlp_of(prepared(metric, **settings))
 
 
@@ -126,16 +126,16 @@ def output(model: PreTrainedModel) -> Tensor:
 )
 def test_gate_and_fc1_go_together_with_fc2(settings: dict[str, Any], expected: list[str], family: str) -> None:
     ready = prepared("weight", family, **{"attention": "none", **settings})
-    assert [part.role for part in ready.parts] == expected * 2
-    assert ready.fixed_parameters == ready.costs.parameters - sum(part.dense_parameters for part in ready.parts)
+    assert [group.role for group in ready.groups] == expected * 2
+    assert ready.fixed_parameters == ready.costs.parameters - sum(group.dense_parameters for group in ready.groups)
 
 
 def test_the_part_is_the_feed_forward_module() -> None:
-    part = part_of()
-    assert part.name == f"{BLOCK['dinov2']}.mlp"
-    assert part.module_names == (GATE, FC1, FC2)
-    assert (part.width, part.heads) == (HIDDEN, 1)
-    assert part.dense_parameters == 3 * 32 * HIDDEN + 2 * HIDDEN  # weights, and biases that pruning removes
+    group = part_of()
+    assert group.name == f"{BLOCK['dinov2']}.mlp"
+    assert group.module_names == (GATE, FC1, FC2)
+    assert (group.width, group.heads) == (HIDDEN, 1)
+    assert group.dense_parameters == 3 * 32 * HIDDEN + 2 * HIDDEN  # weights, and biases that pruning removes
 
 
 # ---- what the planner is offered
@@ -144,24 +144,24 @@ def test_the_part_is_the_feed_forward_module() -> None:
 @pytest.mark.parametrize("metric", ["fisher", "activation"])
 @pytest.mark.parametrize("method", ["auto", "prune"])
 def test_no_choice_is_beaten_by_another(metric: str, method: str) -> None:
-    part = part_of(metric, mlp=method)
-    choices = part.choices(8)
+    group = part_of(metric, mlp=method)
+    choices = group.choices(8)
     for one, other in itertools.permutations(choices, 2):
         assert not (other.parameters <= one.parameters and other.macs <= one.macs and other.error <= one.error)
-    assert choices[-1] == part.choice({})
+    assert choices[-1] == group.choice({})
     assert choices[-1].error == 0
-    assert choices[-1].parameters == part.dense_parameters
+    assert choices[-1].parameters == group.dense_parameters
 
 
 @pytest.mark.parametrize("metric", ["fisher", "activation"])
 def test_nothing_that_may_be_had_beats_the_choices(metric: str) -> None:
-    part = part_of(metric)
-    choices = part.choices(8)
+    group = part_of(metric)
+    choices = group.choices(8)
     for width in range(8, HIDDEN + 1, 8):
-        ranks: list[int | None] = [None, *range(8, width, 8)] if width in part.solution.factored else [None]
+        ranks: list[int | None] = [None, *range(8, width, 8)] if width in group.solution.factored else [None]
         own = None if width == HIDDEN else width
         for three in itertools.product(ranks, repeat=3):
-            other = part.choice(shapes_of(own, *three))
+            other = group.choice(shapes_of(own, *three))
             assert any(one.parameters <= other.parameters and one.error <= other.error + 1e-12 for one in choices)
 
 
@@ -172,38 +172,38 @@ def test_every_layer_has_a_rank_of_its_own() -> None:
 
 
 def test_prune_alone_offers_no_ranks() -> None:
-    part = part_of(mlp="prune")
-    assert [choice.shapes for choice in part.choices(8)] == [shapes_of(width) for width in range(8, HIDDEN, 8)] + [{}]
+    group = part_of(mlp="prune")
+    assert [choice.shapes for choice in group.choices(8)] == [shapes_of(width) for width in range(8, HIDDEN, 8)] + [{}]
 
 
 @pytest.mark.parametrize("family", ["dinov2", "dinov3"])
 @pytest.mark.parametrize("method", ["auto", "prune"])
 def test_built_choices_cost_what_the_table_says_and_are_as_their_tensors(family: str, method: str) -> None:
     ready = prepared(family=family, mlp=method, attention="none")
-    part = mlp_of(ready)
-    choices, full = part.choices(4), part.choice({})
+    group = mlp_of(ready)
+    choices, full = group.choices(4), group.choice({})
     for choice in choices[:: max(1, len(choices) // 6)]:
-        part.check(choice.shapes)
-        assert part.choice(choice.shapes) == choice
-        assert part.describe(choice.shapes)
-        small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.parts, share_memory=True)
+        group.check(choice.shapes)
+        assert group.choice(choice.shapes) == choice
+        assert group.describe(choice.shapes)
+        small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.groups, share_memory=True)
         costs, state = count_costs(small), small.state_dict()
         assert costs.macs == ready.costs.macs - full.macs + choice.macs
         assert costs.parameters == ready.costs.parameters - full.parameters + choice.parameters
-        for name, tensor in part.tensors(choice.shapes).items():
+        for name, tensor in group.tensors(choice.shapes).items():
             assert state[name].shape == tensor.shape
         assert output(small).isfinite().all()
 
 
 def test_uneven_shapes_are_refused() -> None:
-    part = part_of()
-    part.check(shapes_of(40, 5, None, 6))
+    group = part_of()
+    group.check(shapes_of(40, 5, None, 6))
     uneven = shapes_of(40)
     uneven[GATE] = {"out_features": 48}
     with pytest.raises(ConfigError, match=rf"{GATE}' 48 out_features and .*{FC1}' 40 .*{FC2}' 40 in_features; they"):
-        part.check(uneven)
+        group.check(uneven)
     with pytest.raises(ConfigError, match=f"{GATE}' the rank 33; it must be a whole number in 1 … 32"):
-        part.check({GATE: {"rank": 33}})
+        group.check({GATE: {"rank": 33}})
 
 
 # ---- what the errors mean
@@ -212,16 +212,16 @@ def test_uneven_shapes_are_refused() -> None:
 @pytest.mark.parametrize("repair", [True, False])
 @pytest.mark.parametrize("width", [8, 32, 60])
 def test_the_error_of_a_width_is_that_of_the_output_on_the_data(width: int, repair: bool) -> None:
-    part = part_of(mlp="prune", repair=repair)
+    group = part_of(mlp="prune", repair=repair)
     model, statistics = calibrated()
-    a, tensors, kept = flow(model, FC2), part.tensors(shapes_of(width)), part.kept(width)
+    a, tensors, kept = flow(model, FC2), group.tensors(shapes_of(width)), group.kept(width)
     for name in MAKERS:
         assert torch.equal(tensors[f"{name}.weight"].float(), model.get_submodule(name).weight[kept])
         assert torch.equal(tensors[f"{name}.bias"].float(), model.get_submodule(name).bias[kept])
     lost = dense(FC2, a) - applied(tensors, FC2, a[:, kept])
     assert lost.mean(0).norm() < 1e-4 * lost.norm(dim=1).mean()
     measured = loss(lost, statistics.gradients[FC2].moment)
-    assert part.choice(shapes_of(width)).error == pytest.approx(measured, rel=2e-3)
+    assert group.choice(shapes_of(width)).error == pytest.approx(measured, rel=2e-3)
 
 
 @pytest.mark.parametrize("width", [None, 32])
@@ -229,12 +229,12 @@ def test_the_error_of_a_width_is_that_of_the_output_on_the_data(width: int, repa
 def test_the_error_of_ranks_is_the_sum_over_the_layers_outputs(
     width: int | None, ranks: tuple[int | None, int | None, int | None]
 ) -> None:
-    part = part_of()
+    group = part_of()
     model, statistics = calibrated()
     shapes = shapes_of(width, *ranks)
-    tensors, plain, kept = part.tensors(shapes), part.tensors(shapes_of(width or HIDDEN)), part.kept(width or HIDDEN)
+    tensors, plain, kept = group.tensors(shapes), group.tensors(shapes_of(width or HIDDEN)), group.kept(width or HIDDEN)
     x, a = flow(model, FC1), flow(model, FC2)
-    terms = [part.choice(shapes_of(width)).error]
+    terms = [group.choice(shapes_of(width)).error]
     for name, rank in zip(MAKERS, ranks, strict=False):
         if rank is not None:
             lost = dense(name, x)[:, kept] - applied(tensors, name, x)
@@ -243,32 +243,32 @@ def test_the_error_of_ranks_is_the_sum_over_the_layers_outputs(
     if ranks[2] is not None:
         lost = applied(plain, FC2, a[:, kept]) - applied(tensors, FC2, a[:, kept])
         terms.append(loss(lost, statistics.gradients[FC2].moment))
-    assert part.choice(shapes).error == pytest.approx(sum(terms), rel=2e-3)
+    assert group.choice(shapes).error == pytest.approx(sum(terms), rel=2e-3)
 
 
 def test_ranks_of_a_full_width_are_those_of_layers_by_themselves() -> None:
-    part = part_of()
-    alone = {one.name: one for one in prepared(mlp="low_rank", attention="none").parts}
+    group = part_of()
+    alone = {one.name: one for one in prepared(mlp="low_rank", attention="none").groups}
     for i, name in enumerate((*MAKERS, FC2)):
         for rank in (3, 11, 20):
             ranks = [None if j != i else rank for j in range(3)]
-            assert part.choice(shapes_of(None, *ranks)).error == pytest.approx(
+            assert group.choice(shapes_of(None, *ranks)).error == pytest.approx(
                 float(alone[name].solution[rank]), rel=1e-3
             )
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_full_width_and_full_rank_are_the_layers_as_they_were(metric: str) -> None:
-    part = part_of(metric)
+    group = part_of(metric)
     model, _ = calibrated(metric)
-    tensors = part.tensors(shapes_of(None, 32, 32, 32))
+    tensors = group.tensors(shapes_of(None, 32, 32, 32))
     for name in (*MAKERS, FC2):
         product = tensors[f"{name}.up.weight"].double() @ tensors[f"{name}.down.weight"].double()
         torch.testing.assert_close(product, weight_of(model, name), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
             tensors[f"{name}.up.bias"].double(), model.get_submodule(name).bias.detach().double(), rtol=1e-4, atol=1e-4
         )
-    for name, tensor in part.tensors(shapes_of(HIDDEN)).items():
+    for name, tensor in group.tensors(shapes_of(HIDDEN)).items():
         torch.testing.assert_close(tensor.float(), model.get_parameter(name).detach(), rtol=1e-6, atol=1e-6)
 
 
@@ -291,14 +291,14 @@ def test_features_that_say_nothing_of_their_own_go_without_a_trace(useless: str,
     config = config_of(mlp="prune", attention="none")
     statistics = calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config))
     ready = make_planner(Subject.alone(model), statistics, quiet(config))
-    part = mlp_of(ready)
-    errors = part.solution.pruned
+    group = mlp_of(ready)
+    errors = group.solution.pruned
     assert errors[HIDDEN - count] < 1e-3 * errors[HIDDEN - count - 1]
-    names = [layer.name for layer in part.layers]
+    names = [layer.name for layer in group.layers]
     shapes = {name: {"out_features": HIDDEN - count} for name in names[:2]} | {
         names[2]: {"in_features": HIDDEN - count}
     }
-    small = build_model(model, CompressionPlan(shapes), ready.parts)
+    small = build_model(model, CompressionPlan(shapes), ready.groups)
     torch.testing.assert_close(output(small), output(model), rtol=1e-3, atol=1e-3)
 
 
@@ -309,27 +309,27 @@ def test_features_that_say_nothing_of_their_own_go_without_a_trace(useless: str,
 @pytest.mark.parametrize("criterion", ["fisher", "magnitude"])
 @pytest.mark.parametrize("family", ["dinov2", "dinov3"])
 def test_every_metric_and_criterion_orders_and_repairs(metric: str, criterion: str, family: str) -> None:
-    part = mlp_of(prepared(metric, family, criterion=criterion))
-    assert sorted(part.solution.order.tolist()) == list(range(HIDDEN))
-    assert (part.solution.pruned[1:] <= part.solution.pruned[:-1] + 1e-12).all()
-    choice = part.choices(8)[3]
-    assert all(torch.isfinite(tensor).all() for tensor in part.tensors(choice.shapes).values())
+    group = mlp_of(prepared(metric, family, criterion=criterion))
+    assert sorted(group.solution.order.tolist()) == list(range(HIDDEN))
+    assert (group.solution.pruned[1:] <= group.solution.pruned[:-1] + 1e-12).all()
+    choice = group.choices(8)[3]
+    assert all(torch.isfinite(tensor).all() for tensor in group.tensors(choice.shapes).values())
 
 
 def test_magnitude_is_the_product_over_all_three_layers() -> None:
-    part = part_of(criterion="magnitude")
+    group = part_of(criterion="magnitude")
     model, _ = calibrated()
     norms = weight_of(model, FC2).norm(dim=0)
     for name in MAKERS:
         norms = norms * weight_of(model, name).norm(dim=1)
-    assert part.solution.order.tolist() == norms.argsort(descending=True).tolist()
+    assert group.solution.order.tolist() == norms.argsort(descending=True).tolist()
 
 
 def test_learned_scores_are_the_order() -> None:
     scores = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(0))
     importance = {FC2: scores, FC2.replace("layer.0", "layer.1"): scores}
-    part = part_of(mlp="prune", criterion="gates", attention="none", importance=importance)
-    assert part.solution.order.tolist() == scores.abs().argsort(descending=True).tolist()
+    group = part_of(mlp="prune", criterion="gates", attention="none", importance=importance)
+    assert group.solution.order.tolist() == scores.abs().argsort(descending=True).tolist()
 
 
 def test_the_criterion_of_least_loss_loses_less_than_magnitudes() -> None:
@@ -342,23 +342,25 @@ def test_the_criterion_of_least_loss_loses_less_than_magnitudes() -> None:
 
 @pytest.mark.parametrize("width", [None, 40])
 def test_targets_are_the_layers_in_their_order(width: int | None) -> None:
-    part = part_of()
+    group = part_of()
     model, _ = calibrated()
     shapes = shapes_of(width, 6, None, 9) | (shapes_of(width) if width is None else {FC1: {"out_features": 40}})
-    targets = part.targets(shapes)
-    names = [layer.name for target in targets for layer in target.layers]
+    regression_targets = group.regression_targets(shapes)
+    names = [layer.name for target in regression_targets for layer in target.layers]
     assert names == ([GATE, FC2] if width is None else [GATE, FC1, FC2])
-    assert [target.rank for target in targets] == [6, None, 9][: len(targets)] if width else [6, 9]
-    kept = part.kept(width or HIDDEN)
-    for target in targets[:-1]:
+    assert (
+        [target.rank for target in regression_targets] == [6, None, 9][: len(regression_targets)] if width else [6, 9]
+    )
+    kept = group.kept(width or HIDDEN)
+    for target in regression_targets[:-1]:
         assert torch.equal(target.weight, weight_of(model, target.layers[0].name)[kept])
         assert target.bias is not None
         assert len(target.bias) == len(kept)
         assert target.metric.shape == (len(target.metric),) * 2
         assert len(target.metric) == (len(kept) if target.on_output else 32)
-    assert torch.equal(targets[-1].weight, weight_of(model, FC2))
-    assert targets[-1].start.shape == (32, len(kept))
-    assert part.targets({}) == []
+    assert torch.equal(regression_targets[-1].weight, weight_of(model, FC2))
+    assert regression_targets[-1].start.shape == (32, len(kept))
+    assert group.regression_targets({}) == []
 
 
 @pytest.mark.parametrize("ranks", [(None, None, None), (6, 9, 5)])
@@ -376,7 +378,7 @@ def test_residuals_lower_the_error_of_each_output_behind_a_compressed_prefix(
     judged(monkeypatch, [3.0, 2.0, 1.0])
     student, closed_form = case.student(), case.student()
     case.residual(student).run(checkpoint(), progress=False)
-    kept = next(part for part in case.prepared.parts if part.module_names == tuple(names)).kept(40)
+    kept = next(group for group in case.prepared.groups if group.module_names == tuple(names)).kept(40)
     images = random_images(96)[:-HELD_OUT]
     for name in names:
         rows = slice(None) if name == names[2] else kept

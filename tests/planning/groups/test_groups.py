@@ -30,12 +30,12 @@ from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.importance.gates import gated_layers
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.closed_form import factorize
-from hf_vitcompress.planning.groups.base import Given, Part
-from hf_vitcompress.planning.groups.heads import HeadsPart
-from hf_vitcompress.planning.groups.layer import LayerPart
-from hf_vitcompress.planning.groups.query_key import QueryKeyPart
+from hf_vitcompress.planning.groups.base import Given, LayerGroup
+from hf_vitcompress.planning.groups.heads import HeadsGroup
+from hf_vitcompress.planning.groups.layer import SingleLayerGroup
+from hf_vitcompress.planning.groups.query_key import QueryKeyGroup
 from hf_vitcompress.planning.layer_moments import LayerMoments
-from hf_vitcompress.planning.planner import Planner, make_parts, make_planner
+from hf_vitcompress.planning.planner import Planner, make_groups, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.groups import HEADS, HIDDEN, IMAGES, SIZE, WIDTH, calibrated, config_of, flow, kl, prepared, weight_of
 from support.problems import METRICS, optimal_errors
@@ -45,9 +45,9 @@ from support.students import LOW_RANK, METHODS, lively, random_images
 ATTENTION = "vit.layers.0.attention"
 
 
-def part_of(kind: type[Part], metric: str = "fisher", **settings: Any) -> Any:
+def part_of(kind: type[LayerGroup], metric: str = "fisher", **settings: Any) -> Any:
     """The first of that kind."""
-    return next(part for part in prepared(metric, **settings).parts if isinstance(part, kind))
+    return next(group for group in prepared(metric, **settings).groups if isinstance(group, kind))
 
 
 def logits(model: PreTrainedModel, images: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ every_metric = pytest.mark.parametrize("metric", METRICS)
 def test_parts_are_as_the_config_wants_them(settings: dict[str, Any], expected: list[str]) -> None:
     ready = prepared("weight", **settings)
     assert ready.roles == expected
-    assert [part.role for part in ready.parts] == expected * 2
-    assert [part.block for part in ready.parts] == [block for block in (0, 1) for _ in expected]
-    assert ready.fixed_parameters == ready.costs.parameters - sum(part.dense_parameters for part in ready.parts)
+    assert [group.role for group in ready.groups] == expected * 2
+    assert [group.block for group in ready.groups] == [block for block in (0, 1) for _ in expected]
+    assert ready.fixed_parameters == ready.costs.parameters - sum(group.dense_parameters for group in ready.groups)
 
 
 @pytest.mark.parametrize(
@@ -100,20 +100,20 @@ def test_settings_that_leave_nothing_are_refused(settings: dict[str, Any], messa
 @pytest.mark.parametrize("method", METHODS)
 def test_every_choice_of_every_part_can_be_had_and_predicts_what_the_table_says(method: str) -> None:
     ready = prepared(**METHODS[method])
-    for part in ready.parts[: len(ready.parts) // 2]:
-        choices = part.choices(4)
+    for group in ready.groups[: len(ready.groups) // 2]:
+        choices = group.choices(4)
         assert choices[-1].shapes == {}
-        assert choices[-1].parameters == part.dense_parameters
+        assert choices[-1].parameters == group.dense_parameters
         assert choices[-1].error == 0
         for choice in choices:
-            part.check(choice.shapes)
-            assert part.choice(choice.shapes) == choice
-            assert part.describe(choice.shapes)
-            tensors = part.tensors(choice.shapes)
-            touched = [layer.name for layer in part.layers if any(n.startswith(f"{layer.name}.") for n in tensors)]
+            group.check(choice.shapes)
+            assert group.choice(choice.shapes) == choice
+            assert group.describe(choice.shapes)
+            tensors = group.tensors(choice.shapes)
+            touched = [layer.name for layer in group.layers if any(n.startswith(f"{layer.name}.") for n in tensors)]
             before = sum(p.numel() for name in touched for p in ready.subject.model.get_submodule(name).parameters())
             after = sum(tensor.numel() for tensor in tensors.values())
-            assert choice.parameters - part.dense_parameters == after - before
+            assert choice.parameters - group.dense_parameters == after - before
             assert all(choice.cost(unit) <= choices[-1].cost(unit) for unit in ("params", "macs"))
         assert [choice.parameters for choice in choices] == sorted(choice.parameters for choice in choices)
 
@@ -123,11 +123,11 @@ def test_small_predicted_errors_are_about_the_measured_divergence(method: str) -
     """One part at a time; the prediction is of second order, and takes inputs and gradients to be independent."""
     ready = prepared(damping=1e-6, **METHODS[method])
     reference, ratios = logits(ready.subject.model, IMAGES), []
-    for part in ready.parts:
-        choices = [choice for choice in part.choices(1) if 0 < choice.error < 0.02]
+    for group in ready.groups:
+        choices = [choice for choice in group.choices(1) if 0 < choice.error < 0.02]
         if choices:
             choice = max(choices, key=lambda one: one.error)
-            small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.parts)
+            small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.groups)
             ratios.append(kl(reference, logits(small, IMAGES)) / choice.error)
     assert len(ratios) >= 2
     assert all(1 / 5 < ratio < 5 for ratio in ratios), ratios
@@ -139,14 +139,15 @@ def test_small_predicted_errors_are_about_the_measured_divergence(method: str) -
 
 @every_metric
 def test_a_layer_by_itself_has_the_errors_of_its_factorization(metric: str) -> None:
-    part = part_of(LayerPart, metric, **LOW_RANK)
+    group = part_of(SingleLayerGroup, metric, **LOW_RANK)
     model, statistics = calibrated(metric)
     errors = factorize(
-        LayerMoments.of(part.layers[0], model.get_submodule(part.name), statistics, part.config), part.config.damping
+        LayerMoments.of(group.layers[0], model.get_submodule(group.name), statistics, group.config),
+        group.config.damping,
     ).errors
     expected = errors if metric == "fisher" else errors / errors[0]
-    assert torch.allclose(part.solution, expected, rtol=1e-6, atol=1e-9)
-    assert [choice.shapes for choice in part.choices(5)] == [{part.name: {"rank": r}} for r in (5, 10, 15)] + [{}]
+    assert torch.allclose(group.solution, expected, rtol=1e-6, atol=1e-9)
+    assert [choice.shapes for choice in group.choices(5)] == [{group.name: {"rank": r}} for r in (5, 10, 15)] + [{}]
 
 
 # ---- queries and keys
@@ -173,13 +174,13 @@ def stacked(metric: str, correct_bias: bool) -> tuple[Tensor, Tensor, Tensor]:
 @every_metric
 @pytest.mark.parametrize("correct_bias", [True, False])
 def test_errors_of_a_shared_down_are_those_of_the_stacked_weight(metric: str, correct_bias: bool) -> None:
-    part = part_of(QueryKeyPart, metric, correct_bias=correct_bias)
+    group = part_of(QueryKeyGroup, metric, correct_bias=correct_bias)
     side, weight, moment = stacked(metric, correct_bias)
     best = optimal_errors(side, weight, moment)[: WIDTH + 1]
     scale = 1.0 if metric == "fisher" else float(best[0])
-    assert torch.allclose(part.solution * scale, best, rtol=1e-3, atol=1e-5 * float(best[0]))
+    assert torch.allclose(group.solution * scale, best, rtol=1e-3, atol=1e-5 * float(best[0]))
     for rank in (1, 6, 20, WIDTH):
-        tensors = part.tensors({part.name: {"qk_rank": rank}})
+        tensors = group.tensors({group.name: {"qk_rank": rank}})
         up = torch.cat([tensors[f"{ATTENTION}.{letter}_proj.weight"] for letter in "qk"]).double()
         lost = weight - up @ tensors[f"{ATTENTION}.qk_down.weight"].double()
         measured = float(((side @ lost) * (lost @ moment)).sum() / 2)
@@ -188,8 +189,8 @@ def test_errors_of_a_shared_down_are_those_of_the_stacked_weight(metric: str, co
 
 @every_metric
 def test_a_shared_down_of_full_rank_gives_the_weights_back(metric: str) -> None:
-    part = part_of(QueryKeyPart, metric)
-    tensors = part.tensors({part.name: {"qk_rank": WIDTH}})
+    group = part_of(QueryKeyGroup, metric)
+    tensors = group.tensors({group.name: {"qk_rank": WIDTH}})
     for letter in "qk":
         name = f"{ATTENTION}.{letter}_proj"
         product = tensors[f"{name}.weight"].double() @ tensors[f"{ATTENTION}.qk_down.weight"].double()
@@ -199,9 +200,9 @@ def test_a_shared_down_of_full_rank_gives_the_weights_back(metric: str) -> None:
 
 @pytest.mark.parametrize("correct_bias", [True, False])
 def test_biases_of_queries_and_keys_take_up_the_mean_of_the_error(correct_bias: bool) -> None:
-    part = part_of(QueryKeyPart, correct_bias=correct_bias)
+    group = part_of(QueryKeyGroup, correct_bias=correct_bias)
     model, _ = calibrated("fisher")
-    tensors = part.tensors({part.name: {"qk_rank": 4}})
+    tensors = group.tensors({group.name: {"qk_rank": 4}})
     x = flow(model, f"{ATTENTION}.q_proj")
     for letter in "qk":
         name = f"{ATTENTION}.{letter}_proj"
@@ -213,8 +214,8 @@ def test_biases_of_queries_and_keys_take_up_the_mean_of_the_error(correct_bias: 
 
 
 def test_up_and_shared_down_have_equal_norms_per_component() -> None:
-    part = part_of(QueryKeyPart)
-    tensors = part.tensors({part.name: {"qk_rank": 6}})
+    group = part_of(QueryKeyGroup)
+    tensors = group.tensors({group.name: {"qk_rank": 6}})
     up = torch.cat([tensors[f"{ATTENTION}.{letter}_proj.weight"] for letter in "qk"])
     assert torch.allclose(up.norm(dim=0), tensors[f"{ATTENTION}.qk_down.weight"].norm(dim=1))
 
@@ -256,12 +257,12 @@ every_keyless = pytest.mark.parametrize("kind", ["beit", "dinov3"])
 @pytest.mark.parametrize("method", METHODS)
 def test_choices_of_attention_without_a_bias_of_keys_are_as_built(kind: str, method: str) -> None:
     ready = keyless_parts(kind, mlp="none", **{k: v for k, v in METHODS[method].items() if k != "mlp"})
-    assert ready.costs.parameters - ready.fixed_parameters == sum(part.dense_parameters for part in ready.parts)
-    for part in ready.parts[: len(ready.parts) // 2]:
-        choices = part.choices(4)
+    assert ready.costs.parameters - ready.fixed_parameters == sum(group.dense_parameters for group in ready.groups)
+    for group in ready.groups[: len(ready.groups) // 2]:
+        choices = group.choices(4)
         for choice in choices[:: max(1, len(choices) // 3)]:
-            assert not any(name.endswith("k_proj.bias") for name in part.tensors(choice.shapes))
-            small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.parts)
+            assert not any(name.endswith("k_proj.bias") for name in group.tensors(choice.shapes))
+            small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.groups)
             costs = count_costs(small)
             assert costs.parameters == ready.costs.parameters - choices[-1].parameters + choice.parameters
             assert costs.macs == ready.costs.macs - choices[-1].macs + choice.macs
@@ -271,7 +272,7 @@ def test_choices_of_attention_without_a_bias_of_keys_are_as_built(kind: str, met
 
 @every_keyless
 def test_one_down_for_keys_without_a_bias_passes_on_the_mean(kind: str) -> None:
-    part = next(part for part in keyless_parts(kind).parts if isinstance(part, QueryKeyPart))
+    group = next(group for group in keyless_parts(kind).groups if isinstance(group, QueryKeyGroup))
     model, statistics, name = keyless(kind)
     x = flow(model, f"{name}.q_proj")
     children = [f"{name}.{letter}_proj" for letter in "qk"]
@@ -279,17 +280,17 @@ def test_one_down_for_keys_without_a_bias_passes_on_the_mean(kind: str) -> None:
     weight = torch.cat([weight_of(model, child) for child in children])
     moment = x.T @ x / len(x)
     best = optimal_errors(side, weight, moment)[: WIDTH + 1]
-    assert torch.allclose(part.solution, best, rtol=1e-3, atol=1e-5 * float(best[0]))
+    assert torch.allclose(group.solution, best, rtol=1e-3, atol=1e-5 * float(best[0]))
     for rank in (4, 12, WIDTH):
-        shapes = {part.name: {"qk_rank": rank}}
-        tensors = part.tensors(shapes)
+        shapes = {group.name: {"qk_rank": rank}}
+        tensors = group.tensors(shapes)
         up = torch.cat([tensors[f"{child}.weight"] for child in children]).double()
         lost = weight - up @ tensors[f"{name}.qk_down.weight"].double()
         measured = float(((side @ lost) * (lost @ moment)).sum() / 2)
         assert measured == pytest.approx(float(best[rank]), rel=1e-3, abs=1e-5 * float(best[0]))
         # The keys' error has its mean as it is, so that of the queries is not taken up either.
         assert torch.equal(tensors[f"{name}.q_proj.bias"].float(), model.get_submodule(f"{name}.q_proj").bias.detach())
-        (target,) = part.targets(shapes)
+        (target,) = group.regression_targets(shapes)
         assert target.bias is None
         assert not target.centered
 
@@ -297,20 +298,20 @@ def test_one_down_for_keys_without_a_bias_passes_on_the_mean(kind: str) -> None:
 @every_keyless
 def test_heads_go_with_keys_without_a_bias(kind: str) -> None:
     ready = keyless_parts(kind, attention="prune", mlp="none")
-    part = next(part for part in ready.parts if isinstance(part, HeadsPart))
+    group = next(group for group in ready.groups if isinstance(group, HeadsGroup))
     model, _, name = keyless(kind)
     letters = {letter: f"{name}.{letter}_proj" for letter in "qkvo"}
     shapes = {own: {"out_features": 2 * SIZE} for letter, own in letters.items() if letter != "o"}
     shapes[letters["o"]] = {"in_features": 2 * SIZE}
-    tensors, kept = part.tensors(shapes), sorted(part.solution[0][:2])
+    tensors, kept = group.tensors(shapes), sorted(group.solution[0][:2])
     features = torch.cat([torch.arange(head * SIZE, (head + 1) * SIZE) for head in kept])
     assert torch.equal(tensors[f"{letters['k']}.weight"], model.get_submodule(letters["k"]).weight[features])
     assert {own for own in tensors if own.endswith("bias")} == {f"{letters[letter]}.bias" for letter in "qvo"}
-    targets = part.targets(shapes)
-    assert [target.bias is None for target in targets] == [False, True, False, False]
-    assert [target.centered for target in targets] == [True, False, True, True]
+    regression_targets = group.regression_targets(shapes)
+    assert [target.bias is None for target in regression_targets] == [False, True, False, False]
+    assert [target.centered for target in regression_targets] == [True, False, True, True]
     dropped = copy.deepcopy(model)  # all four heads, of which two say nothing but their mean
-    small = build_model(model, CompressionPlan(shapes), ready.parts)
+    small = build_model(model, CompressionPlan(shapes), ready.groups)
     with torch.no_grad():
         o = dropped.get_submodule(letters["o"])
         o.weight.zero_()
@@ -346,12 +347,12 @@ def test_heads_that_cannot_go_are_refused_with_what_to_use_instead(model: Any, m
         gated_layers(dense, config)
     for instead in ("low_rank", "joint", "none"):
         config = config_of(attention=instead, metric="weight")
-        assert make_planner(Subject.alone(dense), statistics, quiet(config)).parts
+        assert make_planner(Subject.alone(dense), statistics, quiet(config)).groups
 
 
 def test_blocks_without_any_layer_of_attention_lose_no_heads() -> None:
     ready = prepared("weight", attention="prune", skip_modules=["layers.0.attention.*"])
-    assert [part.role for part in ready.parts] == ["mlp", "heads", "mlp"]
+    assert [group.role for group in ready.groups] == ["mlp", "heads", "mlp"]
 
 
 def fused(roles: dict[str, str]) -> dict[Any, LayerInfo]:
@@ -364,11 +365,11 @@ def test_one_layer_for_queries_keys_and_values_is_factored_alone() -> None:
     model, statistics = calibrated("weight")
     layers = list(fused({"qkv": "q", "o": "o"}).values())
     for attention, expected in (("low_rank", ["qkv", "o"]), ("joint", ["qkv", "o"])):
-        parts = make_parts(layers, Given(model, statistics, config_of(metric="weight", attention=attention)))
-        assert [part.role for part in parts] == expected
-        assert all(isinstance(part, LayerPart) for part in parts)
+        groups = make_groups(layers, Given(model, statistics, config_of(metric="weight", attention=attention)))
+        assert [group.role for group in groups] == expected
+        assert all(isinstance(group, SingleLayerGroup) for group in groups)
     with pytest.raises(ConfigError, match="ViTAttention has one layer for queries, keys and values together"):
-        make_parts(layers, Given(model, statistics, config_of(metric="weight", attention="prune")))
+        make_groups(layers, Given(model, statistics, config_of(metric="weight", attention="prune")))
 
 
 # ---- windows
@@ -387,11 +388,11 @@ def test_products_of_windowed_attention_are_counted_by_window(model_class: Any, 
         quiet(config),
     )
     ready = make_planner(Subject.alone(dense), statistics, quiet(config))
-    for part in ready.parts:
-        choice = part.choices(4)[0]
-        small = build_model(dense, CompressionPlan(choice.shapes), ready.parts, share_memory=True)
-        costs, full = count_costs(small), part.choice({})
-        assert costs.macs == ready.costs.macs - full.macs + choice.macs, part.name
+    for group in ready.groups:
+        choice = group.choices(4)[0]
+        small = build_model(dense, CompressionPlan(choice.shapes), ready.groups, share_memory=True)
+        costs, full = count_costs(small), group.choice({})
+        assert costs.macs == ready.costs.macs - full.macs + choice.macs, group.name
         assert costs.parameters == ready.costs.parameters - full.parameters + choice.parameters
 
 
@@ -407,19 +408,19 @@ def heads_kept(kept: int) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("repair", [True, False])
 @pytest.mark.parametrize("correct_bias", [True, False])
 def test_errors_of_heads_are_those_of_the_output_on_the_data(repair: bool, correct_bias: bool) -> None:
-    part = part_of(HeadsPart, "activation", **METHODS["pruned"], repair=repair, correct_bias=correct_bias)
+    group = part_of(HeadsGroup, "activation", **METHODS["pruned"], repair=repair, correct_bias=correct_bias)
     model, _ = calibrated("activation")
     a, linear = flow(model, f"{ATTENTION}.o_proj"), model.get_submodule(f"{ATTENTION}.o_proj")
     dense = a @ linear.weight.detach().double().T + linear.bias.detach().double()
     energy = (dense - linear.bias.detach().double()) - (dense.mean(0) - linear.bias.detach().double()) * correct_bias
     scale = float(energy.square().sum(1).mean()) / 2
     for kept in range(1, HEADS):
-        tensors = part.tensors(heads_kept(kept))
-        features = torch.cat([torch.arange(h * SIZE, (h + 1) * SIZE) for h in sorted(part.solution[0][:kept])])
+        tensors = group.tensors(heads_kept(kept))
+        features = torch.cat([torch.arange(h * SIZE, (h + 1) * SIZE) for h in sorted(group.solution[0][:kept])])
         name = f"{ATTENTION}.o_proj"
         small = a[:, features] @ tensors[f"{name}.weight"].double().T + tensors[f"{name}.bias"].double()
         measured = float((dense - small).square().sum(1).mean()) / 2 / scale
-        assert part.choice(heads_kept(kept)).error == pytest.approx(measured, rel=1e-3)
+        assert group.choice(heads_kept(kept)).error == pytest.approx(measured, rel=1e-3)
         for letter in "qkv":
             own = f"{ATTENTION}.{letter}_proj"
             assert torch.equal(tensors[f"{own}.weight"], model.get_submodule(own).weight[features])
@@ -435,19 +436,19 @@ def test_heads_that_nothing_reads_can_go_without_a_trace(unused: int, repair: bo
     config = config_of(**METHODS["pruned"], repair=repair)
     statistics = calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config))
     ready = make_planner(Subject.alone(model), statistics, quiet(config))
-    part = ready.parts[0]
-    assert part.choice(heads_kept(3)).error < 1e-6 * part.choice(heads_kept(1)).error
+    group = ready.groups[0]
+    assert group.choice(heads_kept(3)).error < 1e-6 * group.choice(heads_kept(1)).error
     if not repair:
-        assert part.solution[0][-1] == unused
-    small = build_model(model, CompressionPlan(heads_kept(3)), ready.parts)
+        assert group.solution[0][-1] == unused
+    small = build_model(model, CompressionPlan(heads_kept(3)), ready.groups)
     torch.testing.assert_close(logits(small, IMAGES), logits(model, IMAGES), rtol=1e-3, atol=1e-3)
 
 
 def test_heads_go_in_the_order_of_their_learned_scores() -> None:
     scores = torch.tensor([0.2, -0.9, 0.5, 0.1])
     importance = {f"vit.layers.{block}.attention.o_proj": scores for block in (0, 1)}
-    part = part_of(HeadsPart, attention="prune", mlp="none", criterion="gates", importance=importance)
-    assert part.solution[0] == [1, 2, 0, 3]
+    group = part_of(HeadsGroup, attention="prune", mlp="none", criterion="gates", importance=importance)
+    assert group.solution[0] == [1, 2, 0, 3]
 
 
 @pytest.mark.parametrize(
@@ -463,16 +464,16 @@ def test_missing_or_wrong_scores_are_refused(importance: dict[str, Tensor] | Non
 
 
 def test_heads_go_in_the_order_of_their_magnitude() -> None:
-    part = part_of(HeadsPart, criterion="magnitude", **METHODS["pruned"])
+    group = part_of(HeadsGroup, criterion="magnitude", **METHODS["pruned"])
     model, _ = calibrated("fisher")
     scores = torch.ones(HEADS)
     for letter in "qkv":
         scores = scores * model.get_submodule(f"{ATTENTION}.{letter}_proj").weight.detach().reshape(4, -1).norm(dim=1)
     scores = scores * model.get_submodule(f"{ATTENTION}.o_proj").weight.detach().T.reshape(4, -1).norm(dim=1)
-    assert part.solution[0] == scores.argsort(descending=True).tolist()
+    assert group.solution[0] == scores.argsort(descending=True).tolist()
 
 
 def test_repaired_heads_predict_less_loss_than_cut_ones() -> None:
-    repaired, cut = (part_of(HeadsPart, repair=repair, **METHODS["pruned"]) for repair in (True, False))
+    repaired, cut = (part_of(HeadsGroup, repair=repair, **METHODS["pruned"]) for repair in (True, False))
     assert repaired.solution[0] == cut.solution[0]
     assert (repaired.solution[1][1:-1] < cut.solution[1][1:-1]).all()

@@ -17,7 +17,7 @@ from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.model.assembly import Shapes
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.groups.base import Choice, Given
-from hf_vitcompress.planning.groups.pair import PairPart
+from hf_vitcompress.planning.groups.pair import PairGroup
 from hf_vitcompress.planning.planner import Planner, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from hf_vitcompress.statistics.moments import Moment
@@ -30,9 +30,9 @@ FC1, FC2 = "vit.layers.0.mlp.fc1", "vit.layers.0.mlp.fc2"
 V, O = "vit.layers.0.attention.v_proj", "vit.layers.0.attention.o_proj"  # noqa: E741
 
 
-def pair(role: str = "mlp", metric: str = "fisher", **settings: Any) -> PairPart:
+def pair(role: str = "mlp", metric: str = "fisher", **settings: Any) -> PairGroup:
     """Of the first block."""
-    return next(part for part in prepared(metric, **settings).parts if part.role == role)  # type: ignore[return-value]
+    return next(group for group in prepared(metric, **settings).groups if group.role == role)  # type: ignore[return-value]
 
 
 def shapes_of(
@@ -78,33 +78,33 @@ def loss(lost: Tensor, side: Tensor) -> float:
 @pytest.mark.parametrize("role", ["mlp", "vo"])
 @pytest.mark.parametrize("metric", ["fisher", "activation", "weight"])
 def test_no_choice_is_beaten_by_another(role: str, metric: str) -> None:
-    part = pair(role, metric)
-    choices = part.choices(4)
+    group = pair(role, metric)
+    choices = group.choices(4)
     for one, other in itertools.permutations(choices, 2):
         beaten = other.parameters <= one.parameters and other.macs <= one.macs and other.error <= one.error
         assert not beaten, (one, other)
-    assert choices[-1] == part.choice({})
+    assert choices[-1] == group.choice({})
 
 
-def everything(part: PairPart, multiple: int) -> list[Choice]:
+def everything(group: PairGroup, multiple: int) -> list[Choice]:
     """All widths with all ranks at the factored widths."""
     found = []
-    first, second = (layer.name for layer in part.layers)
-    for width in range(part.step(multiple), part.width + 1, part.step(multiple)):
+    first, second = (layer.name for layer in group.layers)
+    for width in range(group.step(multiple), group.width + 1, group.step(multiple)):
         ranks: list[int | None] = [None]
-        if width in part.solution.factored:
+        if width in group.solution.factored:
             ranks += list(range(multiple, width, multiple))
-        own = None if width == part.width else width
-        found += [part.choice(shapes_of(first, second, own, pair)) for pair in itertools.product(ranks, ranks)]
+        own = None if width == group.width else width
+        found += [group.choice(shapes_of(first, second, own, pair)) for pair in itertools.product(ranks, ranks)]
     return found
 
 
 @pytest.mark.parametrize("role", ["mlp", "vo"])
 @pytest.mark.parametrize("metric", ["fisher", "activation"])
 def test_nothing_that_may_be_had_beats_the_choices(role: str, metric: str) -> None:
-    part = pair(role, metric)
-    choices = part.choices(8)
-    for other in everything(part, 8):
+    group = pair(role, metric)
+    choices = group.choices(8)
+    for other in everything(group, 8):
         assert any(one.parameters <= other.parameters and one.error <= other.error + 1e-12 for one in choices), (
             other.shapes
         )
@@ -113,8 +113,8 @@ def test_nothing_that_may_be_had_beats_the_choices(role: str, metric: str) -> No
 @pytest.mark.parametrize("multiple", [1, 4, 8])
 @pytest.mark.parametrize("role", ["mlp", "vo"])
 def test_widths_and_ranks_are_multiples(role: str, multiple: int) -> None:
-    part = pair(role, rank_multiple=multiple)
-    shapes = [shape for choice in part.choices(multiple) for shape in choice.shapes.values()]
+    group = pair(role, rank_multiple=multiple)
+    shapes = [shape for choice in group.choices(multiple) for shape in choice.shapes.values()]
     assert shapes
     for shape in shapes:
         for key, value in shape.items():
@@ -130,19 +130,19 @@ def test_pruned_and_factored_and_both_are_offered() -> None:
 
 
 def test_prune_alone_offers_no_ranks() -> None:
-    part = pair(mlp="prune")
-    assert all("rank" not in shape for choice in part.choices(4) for shape in choice.shapes.values())
-    assert [part._read(choice.shapes)[0] for choice in part.choices(8)] == list(range(8, HIDDEN + 1, 8))
+    group = pair(mlp="prune")
+    assert all("rank" not in shape for choice in group.choices(4) for shape in choice.shapes.values())
+    assert [group._read(choice.shapes)[0] for choice in group.choices(8)] == list(range(8, HIDDEN + 1, 8))
 
 
 @pytest.mark.parametrize("role", ["mlp", "vo"])
 def test_built_choices_cost_what_the_table_says(role: str) -> None:
     ready = prepared()
-    part = next(part for part in ready.parts if part.role == role)
-    choices = part.choices(4)
-    full = part.choice({})
+    group = next(group for group in ready.groups if group.role == role)
+    choices = group.choices(4)
+    full = group.choice({})
     for choice in choices[:: max(1, len(choices) // 6)]:
-        small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.parts, share_memory=True)
+        small = build_model(ready.subject.model, CompressionPlan(choice.shapes), ready.groups, share_memory=True)
         costs = count_costs(small)
         assert costs.macs == ready.costs.macs - full.macs + choice.macs
         assert costs.parameters == ready.costs.parameters - full.parameters + choice.parameters
@@ -154,16 +154,16 @@ def test_built_choices_cost_what_the_table_says(role: str) -> None:
 @pytest.mark.parametrize("repair", [True, False])
 @pytest.mark.parametrize("width", [8, 48, 90])
 def test_the_error_of_a_width_is_that_of_the_output_on_the_data(width: int, repair: bool) -> None:
-    part = pair(mlp="prune", repair=repair)
+    group = pair(mlp="prune", repair=repair)
     model, statistics = calibrated("fisher")
-    a, tensors = flow(model, FC2), part.tensors(mlp(width))
-    kept = part.kept(width)
+    a, tensors = flow(model, FC2), group.tensors(mlp(width))
+    kept = group.kept(width)
     assert torch.equal(tensors[f"{FC1}.weight"].float(), model.get_submodule(FC1).weight[kept])
     assert torch.equal(tensors[f"{FC1}.bias"].float(), model.get_submodule(FC1).bias[kept])
     lost = dense("fisher", FC2, a) - applied(tensors, FC2, a[:, kept])
     assert lost.mean(0).norm() < 1e-4 * lost.norm(dim=1).mean()
     measured = loss(lost, statistics.gradients[FC2].moment)
-    assert part.choice(mlp(width)).error == pytest.approx(measured, rel=2e-3, abs=1e-6 * part.choice(mlp(8)).error)
+    assert group.choice(mlp(width)).error == pytest.approx(measured, rel=2e-3, abs=1e-6 * group.choice(mlp(8)).error)
 
 
 @pytest.mark.parametrize("width", [None, 48])
@@ -171,29 +171,29 @@ def test_the_error_of_a_width_is_that_of_the_output_on_the_data(width: int, repa
 def test_the_error_of_ranks_is_that_of_both_outputs_on_the_data(
     width: int | None, ranks: tuple[int | None, int | None]
 ) -> None:
-    part = pair()
+    group = pair()
     model, statistics = calibrated("fisher")
     shapes = mlp(width, *ranks)
-    tensors, plain = part.tensors(shapes), part.tensors(mlp(width or HIDDEN))
-    kept = part.kept(width or HIDDEN)
+    tensors, plain = group.tensors(shapes), group.tensors(mlp(width or HIDDEN))
+    kept = group.kept(width or HIDDEN)
     x, a = flow(model, FC1), flow(model, FC2)
-    terms = [part.choice(mlp(width)).error]
+    terms = [group.choice(mlp(width)).error]
     if ranks[0] is not None:
         lost = (dense("fisher", FC1, x))[:, kept] - applied(tensors, FC1, x)
         terms.append(loss(lost, statistics.gradients[FC1].moment[kept][:, kept]))
     if ranks[1] is not None:
         lost = applied(plain, FC2, a[:, kept]) - applied(tensors, FC2, a[:, kept])
         terms.append(loss(lost, statistics.gradients[FC2].moment))
-    assert part.choice(shapes).error == pytest.approx(sum(terms), rel=2e-3)
+    assert group.choice(shapes).error == pytest.approx(sum(terms), rel=2e-3)
 
 
 def test_ranks_of_a_full_width_are_those_of_layers_by_themselves() -> None:
-    part = pair()
-    alone = {part.name: part for part in prepared(**LOW_RANK).parts}
+    group = pair()
+    alone = {group.name: group for group in prepared(**LOW_RANK).groups}
     for rank in (3, 11, 20):
-        assert part.choice(mlp(None, rank, None)).error == pytest.approx(float(alone[FC1].solution[rank]), rel=1e-3)
-        assert part.choice(mlp(None, None, rank)).error == pytest.approx(float(alone[FC2].solution[rank]), rel=1e-3)
-        ours, theirs = part.tensors(mlp(None, rank, rank)), {}
+        assert group.choice(mlp(None, rank, None)).error == pytest.approx(float(alone[FC1].solution[rank]), rel=1e-3)
+        assert group.choice(mlp(None, None, rank)).error == pytest.approx(float(alone[FC2].solution[rank]), rel=1e-3)
+        ours, theirs = group.tensors(mlp(None, rank, rank)), {}
         for name in (FC1, FC2):
             theirs |= alone[name].tensors({name: {"rank": rank}})
         assert ours.keys() == theirs.keys()
@@ -203,22 +203,22 @@ def test_ranks_of_a_full_width_are_those_of_layers_by_themselves() -> None:
 
 
 def test_other_widths_than_those_planned_with_can_be_asked_for() -> None:
-    part = pair()
-    assert 41 not in part.solution.factored
-    asked = part.choice(mlp(41, 5, 6))
-    assert asked.error > part.choice(mlp(41)).error
+    group = pair()
+    assert 41 not in group.solution.factored
+    asked = group.choice(mlp(41, 5, 6))
+    assert asked.error > group.choice(mlp(41)).error
     assert asked.parameters == 5 * (41 + WIDTH) + 6 * (41 + WIDTH) + 41  # and its biases
-    assert part.choice(mlp(41, 5, 7)).error < asked.error
+    assert group.choice(mlp(41, 5, 7)).error < asked.error
 
 
 @pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "weight"])
 @pytest.mark.parametrize("criterion", ["fisher", "magnitude"])
 def test_every_metric_and_criterion_orders_and_repairs(metric: str, criterion: str) -> None:
-    part = pair("mlp", metric, criterion=criterion)
-    assert sorted(part.solution.order.tolist()) == list(range(HIDDEN))
-    assert (part.solution.pruned[1:] <= part.solution.pruned[:-1] + 1e-12).all()
-    assert torch.isfinite(part.solution.pruned).all()
-    tensors = part.tensors(mlp(40, 5, 6))
+    group = pair("mlp", metric, criterion=criterion)
+    assert sorted(group.solution.order.tolist()) == list(range(HIDDEN))
+    assert (group.solution.pruned[1:] <= group.solution.pruned[:-1] + 1e-12).all()
+    assert torch.isfinite(group.solution.pruned).all()
+    tensors = group.tensors(mlp(40, 5, 6))
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
 
@@ -230,8 +230,8 @@ def test_the_criterion_of_least_loss_loses_less_than_magnitudes() -> None:
 def test_learned_scores_are_the_order() -> None:
     scores = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(0))
     importance = {f"vit.layers.{block}.mlp.fc2": scores for block in (0, 1)}
-    part = pair(mlp="prune", criterion="gates", attention="none", importance=importance)
-    assert part.solution.order.tolist() == scores.abs().argsort(descending=True).tolist()
+    group = pair(mlp="prune", criterion="gates", attention="none", importance=importance)
+    assert group.solution.order.tolist() == scores.abs().argsort(descending=True).tolist()
     with pytest.raises(ConfigError, match=r"needs learned scores of what flows into 'vit\.layers\.0\.mlp\.fc2'"):
         pair(mlp="prune", criterion="gates", attention="none")
 
@@ -239,35 +239,35 @@ def test_learned_scores_are_the_order() -> None:
 # ---- values
 
 
-def without_mixing(part: PairPart) -> tuple[PairPart, Tensor]:
+def without_mixing(group: PairGroup) -> tuple[PairGroup, Tensor]:
     """The part of a model whose attention passes each token's values on to that token; and its hidden states."""
     model, statistics = calibrated("activation")
     x = flow(model, V)
     a = dense("activation", V, x)
     statistics = copy.deepcopy(statistics)
-    name = part.layers[1].input_name
+    name = group.layers[1].input_name
     statistics.inputs[name] = Moment.empty(WIDTH, 2, model.device)
     statistics.inputs[name].update(a.float(), None)
-    twin = PairPart(part.layers, Given(model, statistics, part.config))
+    twin = PairGroup(group.layers, Given(model, statistics, group.config))
     twin.solution = twin.solve()
     return twin, x
 
 
 @pytest.mark.parametrize("repair", [True, False])
 def test_the_error_of_cut_values_is_that_of_the_output(repair: bool) -> None:
-    part, x = without_mixing(pair("vo", "activation", repair=repair))
+    group, x = without_mixing(pair("vo", "activation", repair=repair))
     wanted = dense("activation", O, dense("activation", V, x))
     energy = float((wanted - wanted.mean(0)).square().sum(1).mean())
     for width in range(HEADS, WIDTH, HEADS):
-        tensors = part.tensors(values(width))
+        tensors = group.tensors(values(width))
         found = applied(tensors, O, applied(tensors, V, x))
         measured = float((found - wanted).square().sum(1).mean()) / energy
-        assert part.choice(values(width)).error == pytest.approx(measured, rel=5e-3, abs=1e-5)
+        assert group.choice(values(width)).error == pytest.approx(measured, rel=5e-3, abs=1e-5)
 
 
 def test_all_values_of_every_head_are_the_layers_as_they_were() -> None:
-    part = pair("vo")
-    tensors = part.tensors(values(WIDTH))
+    group = pair("vo")
+    tensors = group.tensors(values(WIDTH))
     model, _ = calibrated("fisher")
     for name in (V, O):
         assert torch.equal(tensors[f"{name}.weight"].float(), model.get_submodule(name).weight)
@@ -276,8 +276,8 @@ def test_all_values_of_every_head_are_the_layers_as_they_were() -> None:
 
 @pytest.mark.parametrize("metric", ["fisher", "row_fisher", "activation", "weight"])
 def test_one_value_less_in_every_head_costs_least(metric: str) -> None:
-    part = pair("vo", metric)
-    errors = [part.choice(values(width)).error for width in range(HEADS, WIDTH + 1, HEADS)]
+    group = pair("vo", metric)
+    errors = [group.choice(values(width)).error for width in range(HEADS, WIDTH + 1, HEADS)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == 0 < errors[0]
 
@@ -293,9 +293,9 @@ def test_heads_that_use_few_directions_lose_nothing_with_the_others() -> None:
     config = config_of(damping=1e-6)
     statistics = calibrate(Subject.alone(model), find_layers(model), open_images(IMAGES), quiet(config))
     ready = make_planner(Subject.alone(model), statistics, quiet(config))
-    part = ready.parts[1]
-    assert part.choice(values(3 * HEADS)).error < 1e-4 * part.choice(values(2 * HEADS)).error
-    small = build_model(model, CompressionPlan(values(3 * HEADS)), ready.parts)
+    group = ready.groups[1]
+    assert group.choice(values(3 * HEADS)).error < 1e-4 * group.choice(values(2 * HEADS)).error
+    small = build_model(model, CompressionPlan(values(3 * HEADS)), ready.groups)
     torch.testing.assert_close(logits(small, IMAGES), logits(model, IMAGES), rtol=1e-3, atol=2e-3)
 
 
@@ -305,7 +305,7 @@ def test_heads_that_use_few_directions_lose_nothing_with_the_others() -> None:
 def block_errors(ready: Planner, shapes: Shapes, images: Tensor) -> float:
     """Mean squared error of the first block's output."""
     outputs = []
-    for model in (ready.subject.model, build_model(ready.subject.model, CompressionPlan(shapes), ready.parts)):
+    for model in (ready.subject.model, build_model(ready.subject.model, CompressionPlan(shapes), ready.groups)):
         outputs.append(flow(model, "vit.layers.1.layernorm_before", images))
     return float((outputs[0] - outputs[1]).square().sum(1).mean())
 
@@ -335,7 +335,7 @@ def test_a_repaired_model_diverges_less_on_held_out_images(method: str) -> None:
     for repair in (True, False):
         ready = prepared(rank_multiple=4, repair=repair, **METHODS[method])
         plan = ready.plan(config_of(keep_ratio=0.6, rank_multiple=4, **METHODS[method]), exact=False)
-        small = build_model(ready.subject.model, plan, ready.parts)
+        small = build_model(ready.subject.model, plan, ready.groups)
         found.append(kl(logits(ready.subject.model, others), logits(small, others)))
     assert found[0] < found[1]
 
@@ -367,6 +367,6 @@ def test_statistics_of_hidden_features_serve_low_rank_too(metric: str) -> None:
         make_planner(Subject.alone(model), statistics, quiet(config_of(metric=metric, **LOW_RANK)))
         for statistics in (wide, narrow)
     ]
-    for ours, theirs in zip(found[0].parts, found[1].parts, strict=True):
+    for ours, theirs in zip(found[0].groups, found[1].groups, strict=True):
         loose = ours.role == "fc1" and metric == "fisher"
         assert torch.allclose(ours.solution, theirs.solution, rtol=0.2 if loose else 1e-3, atol=1e-4), ours.name

@@ -8,7 +8,7 @@ import pytest
 
 from hf_vitcompress.compensation.course import CompensationReport
 from hf_vitcompress.evaluation.evaluation import Evaluation, Interval
-from hf_vitcompress.planning.plan import PartReport
+from hf_vitcompress.planning.plan import GroupReport
 from hf_vitcompress.report.card_file import Card
 from hf_vitcompress.report.provenance import Origin
 from support.cards import POINTS, PUBLISHED_ORIGIN, card_with, judged
@@ -116,8 +116,8 @@ def test_what_a_person_states_fills_gaps(made: Made) -> None:
     assert (found["base_model"], found["license"], found["language"]) == ("someone/vit-tiny", "mit", ["en"])
 
 
-def part(**shape: int) -> PartReport:
-    return PartReport("q", "q", 0, ["q"], "something", {"q": shape} if shape else {}, 1, 2, None)
+def part(**shape: int) -> GroupReport:
+    return GroupReport("q", "q", 0, ["q"], "something", {"q": shape} if shape else {}, 1, 2, None)
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def _raise_unreachable(groups: int, budget: Budget, smallest: int, rank_multiple
     raise BudgetError(
         f"The budget of {budget.limit:,} {budget.unit} is out of reach: the smallest model with these settings has "
         f"{lowest:,} (keep ratio {lowest / budget.original:.4f} of {budget.original:,}). {budget.fixed:,} of them lie "
-        f"outside the {groups} groups of layers that may be compressed, and these need {smallest:,} at the lowest ranks "
-        f"and widths (multiples of {rank_multiple}). Ask for more, lower rank_multiple, or let more layers be "
+        f"outside the {groups} groups of layers that may be compressed, and these need {smallest:,} at the lowest "
+        f"ranks and widths (multiples of {rank_multiple}). Ask for more, lower rank_multiple, or let more layers be "
         "compressed (skip_modules, target_modules, mlp, attention)."
     )
 

@@ -200,5 +200,5 @@ def test_impossible_budget_names_the_least_that_is_possible(allocation: str, mul
 
 def test_budget_below_the_fixed_part_is_refused() -> None:
     curves = model_curves()
-    with pytest.raises(BudgetError, match="lie outside the 6 parts"):
+    with pytest.raises(BudgetError, match="lie outside the 6 groups"):
         planned(curves, Budget(50, 1000, 100), "greedy", 8)

@@ -377,7 +377,7 @@ def test_residuals_lower_the_error_of_each_output_behind_a_compressed_prefix(
     )
     judged(monkeypatch, [3.0, 2.0, 1.0])
     student, closed_form = case.student(), case.student()
-    case.residual(student).run(checkpoint(), progress=False)
+    case.residual(student).run(checkpoint())
     kept = next(group for group in case.prepared.groups if group.module_names == tuple(names)).kept(40)
     images = random_images(96)[:-HELD_OUT]
     for name in names:

@@ -12,7 +12,7 @@ from hf_vitcompress.architectures.inputs import model_inputs
 from hf_vitcompress.compensation.cross_moments import CrossMoments, targets_output
 from hf_vitcompress.compensation.residual import RIDGE, ResidualCompensation
 from hf_vitcompress.images.images import ImageSource
-from hf_vitcompress.planning.groups.base import Target
+from hf_vitcompress.planning.groups.base import RegressionTarget
 from support.models import TINY, tiny_config
 from support.residuals import FAMILIES, NEVER_WORSE, judged, some_ranks
 from support.students import (
@@ -37,7 +37,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], CrossMoment
     seen: dict[tuple[str, ...], CrossMoments] = {}
     solve = ResidualCompensation._solve
 
-    def recording(self: ResidualCompensation, target: Target, moments: CrossMoments) -> Any:
+    def recording(self: ResidualCompensation, target: RegressionTarget, moments: CrossMoments) -> Any:
         seen[tuple(layer.name for layer in target.layers)] = moments
         return solve(self, target, moments)
 

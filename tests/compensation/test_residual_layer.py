@@ -11,7 +11,7 @@ from hf_vitcompress.architectures.layers import LayerInfo
 from hf_vitcompress.compensation.cross_moments import CrossMoments, targets_output
 from hf_vitcompress.compensation.residual import RIDGE, residual_rank, solve_residual
 from hf_vitcompress.planning.closed_form import Factorization
-from hf_vitcompress.planning.groups.base import Target
+from hf_vitcompress.planning.groups.base import RegressionTarget
 from support.pairs import pairwise
 from support.problems import Problem, make
 
@@ -86,7 +86,7 @@ class LayerProblem:
         )
 
     @property
-    def wanted(self) -> Target:
+    def wanted(self) -> RegressionTarget:
         """What the layer is to compute, as its part says it."""
         layer, linear, side = self.base.layer, self.base.linear, self.base.output_side
         on_output = layer.out_features <= layer.in_features
@@ -95,7 +95,9 @@ class LayerProblem:
         elif self.base.config.metric != "fisher":
             side = side.diagonal()
         bias = None if linear.bias is None else linear.bias.detach().double()
-        return Target((layer,), self.weight, self.weight, side, on_output, bias, self.base.centered, self.rank)
+        return RegressionTarget(
+            (layer,), self.weight, self.weight, side, on_output, bias, self.base.centered, self.rank
+        )
 
     def solve(self, factorization: Factorization | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         closed_form = factorization or self.base.factorize()
@@ -351,11 +353,11 @@ class Pruned:
     weight: Tensor
     start: Tensor
 
-    def target(self, centered: bool, on_output: bool = True) -> Target:
+    def target(self, centered: bool, on_output: bool = True) -> RegressionTarget:
         layer = LayerInfo("layer", "o", 0, "input", self.weight.shape[1], self.weight.shape[1])
         bias = torch.linspace(-1, 1, len(self.weight), dtype=torch.float64)
         metric = torch.ones(len(self.weight) if on_output else self.weight.shape[1], dtype=torch.float64)
-        return Target((layer,), self.weight, self.start, metric, on_output, bias, centered, None)
+        return RegressionTarget((layer,), self.weight, self.start, metric, on_output, bias, centered, None)
 
     def moments(self) -> CrossMoments:
         centred, target = self.x_hat - self.x_hat.mean(0), self.x - self.x.mean(0)

@@ -10,10 +10,9 @@ LOCKED := --constraint requirements/locked.txt $(TORCH)
 BACKEND := editables hatch-fancy-pypi-readme hatchling
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# $(call environment,folder,constraints,requirements): a new environment, with this checkout and its build backend
-environment = $(PYTHON) -m venv --clear $(1) \
-	&& $(1)/bin/pip install -qq $(2) $(BACKEND) \
-	&& $(1)/bin/pip install -qq --no-build-isolation $(2) $(3)
+# $(call environment,folder,constraints): a new virtual environment, with the build backend of this package
+environment = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip install -qq $(2) $(BACKEND)
+INSTALL := install -qq --no-build-isolation
 
 .PHONY: quickstart test test-newest test-oldest docs dist lock benchmarks support cards clean
 
@@ -22,7 +21,8 @@ quickstart: $(VENV)-quickstart/installed
 
 $(VENV)-quickstart/installed: pyproject.toml requirements/locked.txt requirements/torch.txt
 	@echo "Installing what the quickstart needs in $(VENV)-quickstart: about a minute."
-	@$(call environment,$(VENV)-quickstart,$(LOCKED),--editable .)
+	@$(call environment,$(VENV)-quickstart,$(LOCKED))
+	@$(VENV)-quickstart/bin/pip $(INSTALL) $(LOCKED) --editable .
 	@touch $@
 
 test: $(VENV)/installed
@@ -35,19 +35,20 @@ test: $(VENV)/installed
 # The newest of everything, to see what breaks upstream. `adapters` is left out while it excludes the newest
 # transformers; PEFT is there all the same, so that its tests say what is wrong with it, or run again.
 test-newest:
-	$(call environment,$(VENV)-newest,$(TORCH),--editable '.[docs,export,quantization,test-tools]' peft)
+	$(call environment,$(VENV)-newest,$(TORCH))
+	$(VENV)-newest/bin/pip $(INSTALL) $(TORCH) --editable '.[docs,export,quantization,test-tools]' peft
 	$(VENV)-newest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # The lower ends of the ranges in pyproject.toml. Exporters need a newer transformers than the rest, so they come second.
 test-oldest: OLDEST := $(VENV)-oldest
 test-oldest:
-	$(call environment,$(OLDEST),$(TORCH),pip)
+	$(call environment,$(OLDEST),$(TORCH))
 	$(PYTHON) requirements/oldest.py adapters quantization test-tools > $(OLDEST)/first.txt
-	$(OLDEST)/bin/pip install -qq --no-build-isolation $(TORCH) --constraint $(OLDEST)/first.txt \
+	$(OLDEST)/bin/pip $(INSTALL) $(TORCH) --constraint $(OLDEST)/first.txt \
 		--editable '.[adapters,quantization,test-tools]'
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 	$(PYTHON) requirements/oldest.py adapters quantization test-tools export > $(OLDEST)/second.txt
-	$(OLDEST)/bin/pip install -qq --no-build-isolation $(TORCH) --constraint $(OLDEST)/second.txt \
+	$(OLDEST)/bin/pip $(INSTALL) $(TORCH) --constraint $(OLDEST)/second.txt \
 		--editable '.[adapters,export,quantization,test-tools]'
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) -k export
 
@@ -57,7 +58,8 @@ docs: $(VENV)/installed
 # What is released is built, checked, and used where nothing of the checkout is in reach.
 dist:
 	rm -rf dist
-	$(call environment,$(VENV)-build,$(LOCKED),build twine)
+	$(call environment,$(VENV)-build,$(LOCKED))
+	$(VENV)-build/bin/pip $(INSTALL) $(LOCKED) build twine
 	$(VENV)-build/bin/python -m build --no-isolation
 	$(VENV)-build/bin/twine check --strict dist/*
 	$(PYTHON) -m venv --clear $(VENV)-dist
@@ -69,7 +71,8 @@ dist:
 		"$$bin/pytest" --numprocesses $(WORKERS) --dist loadfile -k 'package or quickstart or cli'
 
 lock:
-	$(call environment,$(VENV)-lock,$(TORCH),--editable '.[dev]')
+	$(call environment,$(VENV)-lock,$(TORCH))
+	$(VENV)-lock/bin/pip $(INSTALL) $(TORCH) --editable '.[dev]'
 	(echo "# Every package that make installs, as of $$(date +%F), for Python 3.11 and newer. Made by: make lock"; \
 		$(VENV)-lock/bin/pip freeze --all --exclude-editable | grep -Ev '^(pip|torch)==') > requirements/locked.txt
 
@@ -89,7 +92,8 @@ cards: $(VENV)/installed
 	$(BIN)/python model_cards/make.py
 
 $(VENV)/installed: pyproject.toml requirements/locked.txt requirements/torch.txt
-	$(call environment,$(VENV),$(LOCKED),--editable '.[test]')
+	$(call environment,$(VENV),$(LOCKED))
+	$(BIN)/pip $(INSTALL) $(LOCKED) --editable '.[test]'
 	touch $@
 
 clean:

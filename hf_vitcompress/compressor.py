@@ -33,6 +33,7 @@ from .publish.record import CompressionRecord
 from .report.provenance import Environment, Origin
 from .report.report import CompressionReport
 from .runtime.distributed import local_work, new_accelerator
+from .runtime.identity import identity_digest
 from .runtime.run import Run
 from .runtime.weights import model_digest
 from .statistics.calibration import calibrate
@@ -87,7 +88,7 @@ class ViTCompressor:
         self.seconds: dict[str, float] = {}
         self._given_importance = importance
         self._learned: dict[str, LearnedImportance] = {}
-        """By the digest of the weights that the scores were learned on."""
+        """By the identity of the statistics that the scores were learned with."""
 
     @property
     def config(self) -> CompressionConfig:
@@ -142,7 +143,7 @@ class ViTCompressor:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
         else:
             chosen = None if source is None else source.sample(self.config.num_images, self.config.seed)
-            self._choose_importance(subject, chosen, statistics.weights, checkpoint)
+            self._choose_importance(subject, chosen, statistics, checkpoint)
         planner = self.planner(subject, statistics)
         if plan is None:
             plan = self._plan(planner, held_out, source, checkpoint)
@@ -177,7 +178,7 @@ class ViTCompressor:
             source = self.open_images(images, subject, config.num_images).sample(config.num_images, config.seed)
         layers = find_layers(subject.model, config.target_modules, config.skip_modules)
         statistics = self.statistics = calibrate(subject, layers, source, self.run, checkpoint)
-        self._choose_importance(subject, source, statistics.weights, checkpoint)
+        self._choose_importance(subject, source, statistics, checkpoint)
         method = selection_method(config, self.importance)
         if config.measuring_images and method not in statistics.corrections:
             planner = self.planner(subject, statistics)
@@ -237,24 +238,24 @@ class ViTCompressor:
     # ---- their parts
 
     def _choose_importance(
-        self, subject: Subject, images: ImageSource | None, weights: str, checkpoint: str | Path | None
+        self, subject: Subject, images: ImageSource | None, statistics: Statistics, checkpoint: str | Path | None
     ) -> None:
         """Set `importance` to the scores for this model: those that were given, or learned ones."""
         config = self.config
         self.importance = self._given_importance
         if config.criterion != "gates" or self._given_importance is not None or not gated_layers(subject.model, config):
             return
-        if weights not in self._learned:
+        if (key := identity_digest(statistics.identity)) not in self._learned:
             if images is None:
                 raise DataError(
                     'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were '
                     "learned before (importance=…)."
                 )
-            kept = gate_checkpoint(checkpoint, subject.model, images, self.run)
+            kept = gate_checkpoint(checkpoint, subject, images, self.run)
             self.checkpoints += [] if kept.path is None else [kept.path]
             with self._timed("gates"):
-                self._learned[weights] = learn_gates(subject, images, self.run, kept)
-        self.importance = self._learned[weights].scores
+                self._learned[key] = learn_gates(subject, images, self.run, kept)
+        self.importance = self._learned[key].scores
 
     def _plan(self, planner: Planner, validation: Any, images: Any, checkpoint: str | Path | None) -> CompressionPlan:
         if self.config.budget == "max_accuracy_drop":
@@ -281,7 +282,7 @@ class ViTCompressor:
     def _build(self, planner: Planner, plan: CompressionPlan) -> PreTrainedModel:
         with self._timed("build"):
             small = build_model(planner.subject.model, plan, planner.groups, self.accelerator)
-        learned = self._learned.get(planner.statistics.weights)
+        learned = self._learned.get(identity_digest(planner.statistics.identity))
         gates = learned.report if learned is not None and learned.scores is self.importance else None
         self.report = CompressionReport.of(
             planner,

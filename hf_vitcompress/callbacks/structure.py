@@ -90,7 +90,7 @@ class StructureCallback(TrainerLink):
             importance: learned scores, as `ViTCompressor` takes them.
         """
         trainer = self.trainer
-        with own_random_state(trainer.args.device, config.seed):
+        with own_random_state(config.seed):
             compressor = ViTCompressor(
                 config,
                 image_processor_of(trainer),

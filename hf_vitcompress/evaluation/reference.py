@@ -22,7 +22,7 @@ class Reference:
 
     Attributes:
         subject: the dense model.
-        name: of the images.
+        source: the images, not yet read.
         batches: this process's share of the images.
         outputs: of the dense model on them.
         labels: (n,), or `None`.
@@ -31,7 +31,7 @@ class Reference:
     """
 
     subject: Subject
-    name: str
+    source: ImageSource
     batches: list[Batch]
     precision: str
     outputs: Outputs
@@ -51,7 +51,7 @@ class Reference:
         count = round(sum_numbers(accelerator, [sum(len(terms[0]) for terms in outputs)])[0])
         if count == 0:
             raise images.unreadable()
-        return cls(subject, images.name, batches, precision, outputs, labels, count, accelerator)
+        return cls(subject, images, batches, precision, outputs, labels, count, accelerator)
 
     @property
     def classes(self) -> bool:

@@ -9,8 +9,6 @@ gated model are the same object, its gates off and on. At scores of 1 the KL has
 everything down alike, and what the model needs holds out. Adam follows the sum and a cosine lets it settle.
 """
 
-import hashlib
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -20,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from ..architectures.outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
 from ..architectures.running import evaluation_mode
@@ -30,8 +27,9 @@ from ..images.images import Batch, ImageSource
 from ..runtime.checkpoints import Checkpoint
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import sum_in_place
+from ..runtime.identity import SETTINGS, facts_of
 from ..runtime.run import Run
-from ..runtime.weights import model_digest
+from ..statistics.identity import identity_of
 from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
 from .gates import (
@@ -170,14 +168,13 @@ class GateLearner(Learner[GatePoint]):
         return loss
 
 
-def gate_checkpoint(beside: str | Path | None, model: PreTrainedModel, images: ImageSource, run: Run) -> Checkpoint:
-    """A checkpoint beside that file, named after everything that the scores depend on; `None` keeps none."""
+def gate_checkpoint(beside: str | Path | None, subject: Subject, images: ImageSource, run: Run) -> Checkpoint:
+    """A checkpoint beside that file, named after everything that the scores are made from; `None` keeps none."""
     if beside is None:
         return Checkpoint(None, run.accelerator)
+    config = run.config
     names = ("gate_l1", "gate_duration", "label_weight", "augmentation", "precision", "seed")
-    settings = [getattr(run.config, name) for name in names]
-    weights = model_digest(model, by_name=True)
-    known = [weights, settings, gated_layers(model, run.config), images.name, len(images)]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-    path = Path(beside)
-    return Checkpoint(path.with_name(f"{path.name}.gates-{digest}"), run.accelerator)
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings["scores"] = gated_layers(subject.model, config)
+    identity = identity_of(subject, images, run.accelerator, labels=config.label_weight > 0)
+    return Checkpoint.beside(beside, "gates", {**identity, SETTINGS: facts_of(settings)}, run.accelerator)

@@ -22,8 +22,9 @@ from ..errors import BudgetError, CalibrationError, ConfigError
 from ..evaluation.costs import Costs, count_costs
 from ..metrics import METRICS
 from ..runtime.distributed import deal, gather_objects, local_work
+from ..runtime.identity import differences
 from ..runtime.run import Run
-from ..runtime.weights import model_digest
+from ..statistics.identity import subject_identity, weights_in
 from ..statistics.loss_correction import LossCorrection
 from ..statistics.statistics import Statistics
 from .allocation import Budget, Table, make_plan
@@ -249,13 +250,15 @@ def _solve_all(groups: Sequence[LayerGroup], run: Run) -> None:
 def _check_statistics(
     statistics: Statistics, subject: Subject, config: CompressionConfig, layers: Sequence[LayerInfo]
 ) -> None:
-    if statistics.weights != model_digest(subject.model, by_name=True):
+    now = subject_identity(subject)
+    different = differences(statistics.identity, now)
+    if different or statistics.weights != weights_in(now):
         raise CalibrationError(
-            f"The statistics were collected from another model than this {type(subject.model).__name__} (or from other "
-            "weights of it). Calibrate this one."
+            f"The statistics were collected from {different or 'another model'}. Calibrate this "
+            f"{type(subject.model).__name__}, or give what they were collected from."
         )
-    seen = statistics.images + statistics.bad_images
-    if seen != statistics.settings.get("images", seen):
+    if not statistics.is_complete:
+        seen = statistics.images + statistics.bad_images
         raise CalibrationError(
             f"The calibration was interrupted after {seen} of {statistics.settings['images']} images. Finish it first, "
             "by giving its images again (--data) with the same statistics file."

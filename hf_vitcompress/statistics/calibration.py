@@ -26,10 +26,11 @@ from ..images.images import Batch, ImageSource
 from ..metrics import METRICS
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import from_main, gather_objects, local_work, own_share
+from ..runtime.identity import PACKAGE, SETTINGS, differences
 from ..runtime.run import Run
-from ..runtime.weights import model_digest
 from .accumulators import Sampler
 from .fisher_probes import probe_losses, takes_targets, task_loss
+from .identity import IMAGES, identity_of
 from .moments import GradientMoment, Moment
 from .observer import Observer
 from .statistics import Statistics
@@ -117,7 +118,8 @@ def _begin(
     settings["precision"] = resolve_precision(config.precision, model.device)
     settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
     settings["dataset"] = images.hub_id
-    statistics = Statistics(settings=settings, weights=model_digest(model, by_name=True))
+    learns = config.calibration_loss == "task" and config.needs_gradients
+    statistics = Statistics(settings=settings, identity=identity_of(subject, images, accelerator, labels=learns))
     with local_work(accelerator, "Reading the checkpoint"):
         if run.is_main and checkpoint is not None and Path(checkpoint).is_file():
             statistics = _resume(checkpoint, statistics).to(model.device)
@@ -125,8 +127,8 @@ def _begin(
         _allocate(statistics, layers, config, model.device)
     # The other processes may not see the main one's files.
     statistics.sum_over_processes(accelerator)
-    plain = statistics.corrections, statistics.timing, statistics.settings
-    statistics.corrections, statistics.timing, statistics.settings = from_main(accelerator, plain)
+    plain = statistics.corrections, statistics.timing, statistics.settings, statistics.identity
+    statistics.corrections, statistics.timing, statistics.settings, statistics.identity = from_main(accelerator, plain)
     return statistics
 
 
@@ -276,15 +278,19 @@ def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> 
 
 def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
     saved = Statistics.load(checkpoint)
+    if saved.images == 0:
+        return fresh  # there is nothing to lose, and images that could not be read may have been repaired
     saved.settings.setdefault("calibration_loss", "output")  # which is older than the setting
-    differing = [name for name, value in fresh.settings.items() if saved.settings.get(name) != value]
+    then, now = saved.made_from, fresh.made_from
+    if saved.is_complete:  # in any order, and with any version of the same format
+        now[IMAGES].pop("order")
+        now.pop(PACKAGE)
     if set(fresh.settings["prunable_inputs"]) <= set(saved.settings.get("prunable_inputs", [])):
-        differing = [name for name in differing if name != "prunable_inputs"]  # it knows more than is asked
-    if saved.weights != fresh.weights:
-        differing.insert(0, "model")
-    if differing:
+        now[SETTINGS].pop("prunable_inputs")  # it knows more than is asked
+    if different := differences(then, now):
         raise CalibrationError(
-            f"The calibration in {str(checkpoint)!r} belongs to another model or to other settings (different: "
-            f"{', '.join(differing)}). Delete that file to start again, or give another name."
+            f"The statistics in {str(checkpoint)!r}, of {saved.settings.get('images')} images of "
+            f"{saved.settings.get('data')}, were made with {different}. Delete that file to start again, or give "
+            "another one (--statistics)."
         )
     return saved

@@ -226,6 +226,7 @@ def _resumed(learner: Learner[Point], checkpoint: Checkpoint) -> TrainingState[P
     saved = checkpoint.load()
     if saved is None or saved.get("format") != FORMAT:
         return None
-    learner.load_state_dict(saved["learner"])
-    points = [learner.point_type(**point) for point in saved["state"]["points"]]
-    return TrainingState(**{**saved["state"], "points": points})
+    with checkpoint.restoring():
+        learner.load_state_dict(saved["learner"])
+        points = [learner.point_type(**point) for point in saved["state"]["points"]]
+        return TrainingState(**{**saved["state"], "points": points})

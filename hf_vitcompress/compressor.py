@@ -20,7 +20,7 @@ from .evaluation.reference import Reference, check_classes
 from .images.images import ImageSource
 from .images.sources import open_images
 from .importance.gates import gated_layers
-from .importance.learning import gate_checkpoint, learn_gates
+from .importance.learning import gates_for
 from .importance.report import LearnedImportance
 from .model.subject import open_subject
 from .model.towers import put_back
@@ -34,6 +34,7 @@ from .report.provenance import Environment, Origin
 from .report.report import CompressionReport
 from .runtime.distributed import local_work, new_accelerator
 from .runtime.identity import identity_digest
+from .runtime.random_state import unchanged_random_state
 from .runtime.run import Run
 from .runtime.weights import model_digest
 from .statistics.calibration import calibrate
@@ -100,6 +101,7 @@ class ViTCompressor:
         """The device, and the processes that share the work."""
         return self.run.accelerator
 
+    @unchanged_random_state()
     def compress(
         self,
         model: Model,
@@ -168,6 +170,7 @@ class ViTCompressor:
         label2id = subject.model.config.label2id
         return open_images(images, on_bad_image=self.config.on_bad_image, label2id=label2id, limit=limit)
 
+    @unchanged_random_state()
     def calibrate(self, model: Model, images: Any, checkpoint: str | Path | None = None) -> Statistics:
         """Collect the statistics of a model, and correct the predicted losses; see `statistics.calibration`."""
         config = self.config
@@ -199,6 +202,7 @@ class ViTCompressor:
         with self._timed("factorize"):
             return make_planner(subject, statistics, self.run, self.importance)
 
+    @unchanged_random_state()
     def plan(
         self,
         model: Model,
@@ -217,12 +221,14 @@ class ViTCompressor:
         """
         return self._plan(self.planner(model, statistics), validation, images, checkpoint)
 
+    @unchanged_random_state()
     def build(self, model: Model, statistics: Statistics, plan: CompressionPlan) -> PreTrainedModel:
         """The factored model of a plan, with its report in `report`."""
         planner = self.planner(model, statistics)
         plan.check(planner.groups)
         return self._build(planner, plan)
 
+    @unchanged_random_state()
     def compensate(
         self,
         small: PreTrainedModel,
@@ -246,15 +252,9 @@ class ViTCompressor:
         if config.criterion != "gates" or self._given_importance is not None or not gated_layers(subject.model, config):
             return
         if (key := identity_digest(statistics.identity)) not in self._learned:
-            if images is None:
-                raise DataError(
-                    'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were '
-                    "learned before (importance=…)."
-                )
-            kept = gate_checkpoint(checkpoint, subject, images, self.run)
-            self.checkpoints += [] if kept.path is None else [kept.path]
             with self._timed("gates"):
-                self._learned[key] = learn_gates(subject, images, self.run, kept)
+                self._learned[key], kept = gates_for(subject, images, self.run, checkpoint)
+            self.checkpoints += [] if kept.path is None else [kept.path]
         self.importance = self._learned[key].scores
 
     def _plan(self, planner: Planner, validation: Any, images: Any, checkpoint: str | Path | None) -> CompressionPlan:

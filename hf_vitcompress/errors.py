@@ -63,5 +63,9 @@ class CalibrationWarning(UserWarning):
     """The statistics are usable, but less reliable than they should be."""
 
 
+class CompensationWarning(UserWarning):
+    """The compensation ended early; its result is usable."""
+
+
 class ConfigWarning(UserWarning):
     """A recipe names settings of an earlier version; the message says what became of them."""

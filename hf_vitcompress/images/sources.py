@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import OnBadImage
 from ..errors import DataError
+from ..runtime.random_state import unchanged_random_state
 from .images import ImageSource
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -18,6 +19,7 @@ IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
+@unchanged_random_state()
 def open_images(
     data: Any,
     split: str | None = None,

@@ -22,6 +22,7 @@ from torch.nn import functional
 from ..architectures.outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
 from ..architectures.running import evaluation_mode
 from ..architectures.subject import Subject
+from ..errors import DataError
 from ..images.augmentation import augment
 from ..images.images import Batch, ImageSource
 from ..runtime.checkpoints import Checkpoint
@@ -166,6 +167,23 @@ class GateLearner(Learner[GatePoint]):
                 class_logits(output), labels, reduction="sum"
             )
         return loss
+
+
+def gates_for(
+    subject: Subject, images: ImageSource | None, run: Run, beside: str | Path | None
+) -> tuple[LearnedImportance, Checkpoint]:
+    """`learn_gates` with a checkpoint beside that file.
+
+    Raises:
+        DataError: there are no images, or none that can be read.
+    """
+    if images is None:
+        raise DataError(
+            'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were learned '
+            "before (importance=…)."
+        )
+    kept = gate_checkpoint(beside, subject, images, run)
+    return learn_gates(subject, images, run, kept), kept
 
 
 def gate_checkpoint(beside: str | Path | None, subject: Subject, images: ImageSource, run: Run) -> Checkpoint:

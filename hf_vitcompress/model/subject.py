@@ -8,10 +8,12 @@ from transformers import PreTrainedModel
 
 from ..architectures.layers import check_class
 from ..architectures.subject import Subject
+from ..runtime.random_state import unchanged_random_state
 from .loading import load_dense_model, load_image_processor
 from .towers import check_takes_images, part_of
 
 
+@unchanged_random_state()
 def open_subject(
     model: str | Path | PreTrainedModel,
     target: str | None = None,

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hf_vitcompress.compensation.compensator import Compensator
 from hf_vitcompress.compensation.distillation import Distillation
 from hf_vitcompress.compensation.residual import ResidualCompensation
-from hf_vitcompress.errors import CompensationError
+from hf_vitcompress.errors import CompensationError, CompensationWarning
 from support.compensated import RECIPE, STAGES, done, every_method, new
 from support.stages import quiet
 from support.students import changed, compressed, lively, logits, low_rank_plan, state_of
@@ -129,13 +129,23 @@ def test_a_damaged_checkpoint_is_named(dense: PreTrainedModel, images: Tensor, t
         new().compress(dense, images, checkpoint=tmp_path / "file")
 
 
-def test_a_failure_leaves_the_dtype(dense: PreTrainedModel, images: Tensor) -> None:
+def test_a_divergence_is_named_and_leaves_a_model_in_its_dtype(dense: PreTrainedModel, images: Tensor) -> None:
     dense.to(torch.bfloat16)
     compressor = new(learning_rate=1e30)
+    with pytest.warns(CompensationWarning, match="learning_rate"):
+        small = compressor.compress(dense, images)
+    assert done(compressor).loss_after <= done(compressor).loss_before
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(logits(small, images.bfloat16())).all()
+
+
+def test_a_failure_leaves_the_dtype(dense: PreTrainedModel, images: Tensor) -> None:
+    dense.to(torch.bfloat16)
+    compressor = new(feature_weight=1e39)
     statistics = compressor.calibrate(dense, images)
     plan = compressor.plan(dense, statistics)
     small = compressor.build(dense, statistics, plan)
-    with pytest.raises(CompensationError, match="learning_rate"):
+    with pytest.raises(CompensationError, match="feature_weight"):
         compressor.compensate(small, dense, statistics, plan, images)
     assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
     assert torch.isfinite(logits(small, images.bfloat16())).all()

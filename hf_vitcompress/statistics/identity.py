@@ -62,7 +62,7 @@ def subject_identity(subject: Subject) -> Identity:
 def processor_facts(processor: Any) -> dict[str, str]:
     """What sort of processor it is, and its settings as far as they change pixels; of a function, its name."""
     processor = getattr(processor, "image_processor", processor)
-    sort = getattr(processor, "__qualname__", type(processor).__qualname__)
+    sort = getattr(processor, "__qualname__", type(processor).__name__)
     for backend in BACKENDS:
         sort = sort.removesuffix(backend)
     settings = processor.to_dict() if hasattr(processor, "to_dict") else {}

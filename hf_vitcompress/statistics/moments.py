@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 
-ROUNDING = 1e-6
-"""Share of its second moment below which the variance of a feature is what rounding in float32 has left."""
+ROUNDING = 2 * torch.finfo(torch.float32).eps
+"""Share of its mean below which the deviation of a feature is what rounding in float32 has left of none."""
 
 
 @dataclass
@@ -93,9 +93,9 @@ class Moment:
     @property
     def covariance(self) -> Tensor:
         """(d, d) float64, symmetric; 0 for features that never vary, as behind a layer norm whose gain is 0."""
-        offset, second = self.first / self.weight, _symmetric(self.second, self.weight)
-        covariance = second - torch.outer(offset, offset)
-        constant = covariance.diagonal() <= ROUNDING * second.diagonal()
+        offset = self.first / self.weight
+        covariance = _symmetric(self.second, self.weight) - torch.outer(offset, offset)
+        constant = covariance.diagonal() <= (ROUNDING * self.mean).square()
         covariance[constant] = 0.0
         covariance[:, constant] = 0.0
         return covariance

@@ -82,6 +82,26 @@ def test_moment_of_the_mean_alone_has_that_of_the_full_one(mean: float) -> None:
     assert torch.equal(alone.mean, full.mean)
 
 
+@pytest.mark.parametrize("constant", [0.0, 0.1, -1e-6, 1e6])
+def test_features_that_never_vary_have_no_covariance(constant: float) -> None:
+    """And no negative one, which rounding would leave."""
+    data = vectors(1000, 6, mean=1.0)
+    varying = streamed(data.clone(), None).covariance
+    data[:, 2:4] = constant
+    covariance = streamed(data, None).covariance
+    assert torch.equal(covariance[2:4], torch.zeros(2, 6))
+    assert torch.equal(covariance[:, 2:4], torch.zeros(6, 2))
+    others = torch.tensor([0, 1, 4, 5])
+    assert relative(covariance[others][:, others], varying[others][:, others]) < 1e-5
+
+
+def test_what_is_not_finite_is_no_feature_that_never_varies() -> None:
+    moment = streamed(vectors(50, 3, 0.0), None)
+    assert moment.second is not None
+    moment.second[1, 1] = torch.nan
+    assert moment.covariance[1, 1].isnan()
+
+
 def test_covariance_is_exactly_symmetric() -> None:
     moment = streamed(vectors(300, 16, 1.0), None)
     assert torch.equal(moment.covariance, moment.covariance.T)

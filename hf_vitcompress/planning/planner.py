@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -241,10 +243,20 @@ def _solve_all(groups: Sequence[LayerGroup], run: Run) -> None:
     owners = deal([group.work for group in groups], accelerator.num_processes)
     mine = [i for i, owner in enumerate(owners) if owner == accelerator.process_index]
     with local_work(accelerator, "Factorization"):
-        solutions = {i: groups[i].solve() for i in run.bar("factorizing", "groups", mine)}
+        solutions = {i: _solved(groups[i]) for i in run.bar("factorizing", "groups", mine)}
     for found in gather_objects(accelerator, solutions):
         for i, solution in found.items():
             groups[i].solution = solution
+
+
+def _solved(group: LayerGroup) -> Any:
+    try:
+        return group.solve()
+    except torch.linalg.LinAlgError as error:
+        raise CalibrationError(
+            f"What the statistics hold about {group.name!r} are not the moments of any activations and gradients. "
+            'Calibrate again, with precision="float32" if it happens again.'
+        ) from error
 
 
 def _check_statistics(

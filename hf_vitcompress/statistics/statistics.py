@@ -15,7 +15,7 @@ fc2's input and the gradient moments at the outputs of fc1 and, where there is o
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from accelerate import Accelerator
@@ -112,9 +112,11 @@ class Statistics:
         try:
             for method, correction in plain["corrections"].items():
                 points = [(float(predicted), float(measured)) for predicted, measured in correction["points"]]
-                plain["corrections"][method] = LossCorrection(dict(correction["weights"]), points)
+                plain["corrections"][method] = LossCorrection(**{**correction, "points": points})
             moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
-            values = {name: _of_type(plain[name], kind, name) for name, kind in PLAIN.items()}
+            values = {name: plain[name] for name in PLAIN}
+            _check_forms(values, PLAIN)
+            _check_forms(values["settings"], SETTING_FORMS)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise damaged(path, f"{type(error).__name__}: {error}") from error
         return cls(**moments, **values)
@@ -190,16 +192,24 @@ class Statistics:
                     )
 
 
-PLAIN: dict[str, type] = {
+PLAIN: dict[str, Any] = {
     "images": int,
-    "tokens": dict,
+    "tokens": dict[str, int],
     "bad_images": int,
-    "settings": dict,
-    "identity": dict,
-    "corrections": dict,
-    "timing": dict,
+    "settings": dict[str, Any],
+    "identity": dict[str, dict[str, str]],
+    "corrections": dict[str, Any],
+    "timing": dict[str, float],
 }
 """Attributes that are plain data, and their types."""
+
+SETTING_FORMS: dict[str, Any] = {
+    "images": int,
+    "layers": list[str],
+    "prunable_inputs": list[str],
+    "image_shape": list[int],
+}
+"""The settings that are more than compared, and their types."""
 
 _KINDS: dict[str, type[Moment] | type[GradientMoment]] = {
     "inputs": Moment,
@@ -217,7 +227,15 @@ def _moments_from(tensors: dict[str, Tensor], kind: str, make: type[Moment] | ty
     return {name: make.from_parts(parts) for name, parts in found.items()}
 
 
-def _of_type(value: Any, kind: type, name: str) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is a {type(value).__name__}")
-    return value
+def _check_forms(values: dict[str, Any], forms: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if name in forms and not _fits(value, forms[name]):
+            raise TypeError(f"{name} is not a {forms[name]}")
+
+
+def _fits(value: Any, form: Any) -> bool:
+    inner = get_args(form)
+    if inner:
+        values = value.values() if isinstance(value, dict) else value
+        return isinstance(value, get_origin(form) or form) and all(_fits(one, inner[-1]) for one in values)
+    return form is Any or isinstance(value, (int, float) if form is float else form)

@@ -17,7 +17,7 @@ from hf_vitcompress.architectures.outputs import Term, divergence, outputs_of
 from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.compensation.distillation import trained_parameters
 from hf_vitcompress.durations import Duration
-from hf_vitcompress.errors import CompensationError, CompensationWarning, DataError
+from hf_vitcompress.errors import CompensationWarning, DataError
 from hf_vitcompress.images.augmentation import augment
 from hf_vitcompress.images.images import Batch, ImageSource
 from support.lessons import FIVE_EPOCHS, learn, lesson

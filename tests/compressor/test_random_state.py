@@ -91,6 +91,9 @@ def test_a_loader_that_shuffles_and_a_data_set_that_augments(dense: PreTrainedMo
 
 
 def test_a_block_that_fails_leaves_them_too() -> None:
-    with pytest.raises(ZeroDivisionError), unchanged_random_state():
+    def fail() -> None:
         draw()
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), unchanged_random_state():
+        fail()

@@ -28,7 +28,10 @@ NOW: Identity = {"another model": {"weights": "a" * 64}, "other settings": {"see
         (NOW, ""),
         ({}, ""),
         ({"another model": {}}, ""),
-        ({"another model": {"weights": "b" * 64, "gone": "1"}}, "another model (weights bbbbbbbbbbbb…, now aaaaaaaaaaaa…)"),
+        (
+            {"another model": {"weights": "b" * 64, "gone": "1"}},
+            "another model (weights bbbbbbbbbbbb…, now aaaaaaaaaaaa…)",
+        ),
         ({**NOW, "other settings": {"seed": "7", "metric": "1"}}, "other settings (seed 7, now 0)"),
         (
             {"another model": {"weights": "c"}, "other settings": {"seed": "7"}},

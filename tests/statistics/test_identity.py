@@ -44,7 +44,11 @@ def cats(
 
 
 def test_other_images_of_the_same_name_and_number_are_refused(
-    tmp_path: Path, vit: PreTrainedModel, processor: ViTImageProcessorPil, some: list[Image.Image], cats: tuple[Path, Path]
+    tmp_path: Path,
+    vit: PreTrainedModel,
+    processor: ViTImageProcessorPil,
+    some: list[Image.Image],
+    cats: tuple[Path, Path],
 ) -> None:
     before = cats[1].read_bytes()
     dogs = in_folders(tmp_path / "dogs" / "train", [picture.rotate(90) for picture in some], LABELS)
@@ -169,7 +173,9 @@ def test_another_image_processor_is_refused_by_every_stage(
     other = ViTImageProcessorPil(**{**processor.to_dict(), name: PIXELS[name]})
     with pytest.raises(CalibrationError, match=rf"another image processor \({name}"):
         compressor(other).calibrate(vit, str(cats[0]), cats[1])
-    with pytest.raises(CalibrationError, match=rf"another image processor \({name}.*give what they were collected from"):
+    with pytest.raises(
+        CalibrationError, match=rf"another image processor \({name}.*give what they were collected from"
+    ):
         compressor(other).compress(vit, statistics=Statistics.load(cats[1]))
 
 
@@ -220,7 +226,9 @@ def test_statistics_that_say_nothing_of_their_model_are_refused(vit: PreTrainedM
         compressor().compress(vit, statistics=statistics)
 
 
-def test_labels_tell_images_apart_where_the_loss_is_of_them(vit: PreTrainedModel, pixels: Tensor, tmp_path: Path) -> None:
+def test_labels_tell_images_apart_where_the_loss_is_of_them(
+    vit: PreTrainedModel, pixels: Tensor, tmp_path: Path
+) -> None:
     one, other = (ImageSource(list(pixels), [shift] * len(pixels), "x") for shift in (0, 1))
     run(vit, one, config(), tmp_path / "output")
     run(vit, other, config(), tmp_path / "output")

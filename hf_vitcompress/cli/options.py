@@ -1,10 +1,41 @@
 """What several commands share."""
 
-from typing import Annotated
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+# Parsers, which --help shows by their names.
+
+
+def text(value: Any) -> str:
+    """Refuse an empty value, as an unset variable of a shell leaves."""
+    if not str(value).strip():
+        raise typer.BadParameter("it is empty. If it comes from a variable, that is not set.")
+    return str(value)
+
+
+def path(value: Any) -> Path:
+    """The same of a path, which would stand for the current folder."""
+    return Path(text(value))
+
+
+def holds(*keys: str) -> Callable[[Path], bool]:
+    """Whether a file is JSON with these keys, and so one of figures that a command wrote and may renew."""
+
+    def found(file: Path) -> bool:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(content, dict) and set(keys) <= content.keys()
+
+    return found
 
 
 def silence_libraries() -> None:

@@ -13,7 +13,7 @@ from .runtime.outputs import is_staging, reserved
 
 
 class PackageModelMixin(FactoredModelMixin):
-    """Methods of every factored model where the package is installed: safer saving, publishing with a card, `to_dense`."""
+    """Methods of every factored model where the package is installed: saving, publishing, and `to_dense`."""
 
     def to_dense(self) -> PreTrainedModel:
         """The dense model that computes the same; see `hf_vitcompress.to_dense`."""

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from ..config import CompressionConfig
@@ -38,6 +37,7 @@ StatisticsFile = Annotated[
 
 @with_recipe
 def compress(
+    context: typer.Context,
     model: Model,
     config: CompressionConfig,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.", parser=path)],
@@ -84,7 +84,7 @@ def compress(
             _check_statistics(statistics, model, data)
         if accelerator.is_main_process:
             kept = reserved(output, "overwrite" if overwrite else "new", inputs)
-            place = click.get_current_context().with_resource(kept)
+            place = context.with_resource(kept)
         given_plan = None if plan is None else CompressionPlan.load(plan)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None

@@ -1,6 +1,7 @@
 """Putting new files in the place of old ones, so that a kill at any moment leaves the old, the new, or what can go on.
 
-The new files lie in a folder inside their target, with a journal that says what each replaces and what is removed. Once that folder has the name `READY`, the exchange only goes on; every step of it can be done again.
+The new files lie in a folder inside their target, with a journal that says what each replaces and what is removed. Once
+that folder has the name `READY`, the exchange only goes on; every step of it can be done again.
 """
 
 import json

@@ -252,10 +252,13 @@ def _put_back(old: Path, target: Path) -> None:
     new = old.with_suffix(".part")
     unfinished = new.is_dir() and any(new.iterdir())
     target.mkdir(exist_ok=True)
+    moved_out = {path.name for path in old.iterdir()}
+    there = {path.name for path in entries(target)}
+    if unfinished and there & moved_out:  # everything was out, so that all that is there came in
+        for name in there:
+            os.replace(target / name, new / name)
     for path in list(old.iterdir()):
         place = target / path.name
-        if unfinished and os.path.lexists(place):
-            os.replace(place, new / path.name)
         if not os.path.lexists(place) and (unfinished or not is_former_name(path.name)):
             os.replace(path, place)
     if all(is_former_name(path.name) for path in old.iterdir()):

@@ -53,10 +53,13 @@ def hidden_beside(path: Path, ending: str) -> Path:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when not.
 
+    A link of that name is replaced; what it leads to stays as it was.
+
     Raises:
         OutputError: the disk is full or the place cannot be written to; `path` is as it was.
     """
-    target = real_path(path)
+    real_path(path)
+    target = real_path(Path(path).parent) / Path(path).name
     temporary = hidden_beside(target, f".{os.getpid()}-{threading.get_native_id()}.part")
     with explained(target):
         try:

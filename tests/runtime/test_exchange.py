@@ -1,4 +1,4 @@
-"""A kill at any moment leaves the old result, the new one, or a folder that does not load until the next run completes it.
+"""A kill at any moment leaves the old result, the new one, or a folder that does not load until a run completes it.
 
 Kills are simulated: from some change to the disk on, none happens any more. `tests/drills` kills processes.
 """

@@ -94,12 +94,16 @@ def test_what_a_process_that_has_ended_left_is_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted([*others, "a.txt"])
 
 
-def test_a_link_stays_a_link(tmp_path: Path) -> None:
-    write_text(tmp_path / "large disk" / "a.txt", "old")
-    (tmp_path / "a.txt").symlink_to(tmp_path / "large disk" / "a.txt")
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    write_text(tmp_path / "elsewhere" / "b.txt", "old")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "elsewhere" / "b.txt")
+    (tmp_path / "folder").symlink_to("elsewhere", target_is_directory=True)
     write_text(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").is_symlink()
-    assert (tmp_path / "large disk" / "a.txt").read_text() == "new"
+    write_text(tmp_path / "folder" / "c.txt", "new")
+    assert not (tmp_path / "a.txt").is_symlink()
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "elsewhere" / "b.txt").read_text() == "old"
+    assert (tmp_path / "elsewhere" / "c.txt").read_text() == "new"
 
 
 def test_the_other_name_of_a_file_keeps_its_content(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ import typer
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
+LARGEST_FIGURES = 2**24
+"""Bytes of a JSON file of figures, at most."""
+
 # Parsers, which --help shows by their names.
 
 
@@ -29,6 +32,8 @@ def holds(*keys: str) -> Callable[[Path], bool]:
     """Whether a file is JSON with these keys, and so one of figures that a command wrote and may renew."""
 
     def found(file: Path) -> bool:
+        if file.stat().st_size > LARGEST_FIGURES:
+            return False
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

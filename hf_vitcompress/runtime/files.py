@@ -182,6 +182,8 @@ def check_file(
         raise OutputError(
             f"{_shortened(path)} cannot be written: {str(place)!r} is not a folder that you may write to."
         )
+    if target.exists() and not target.is_file():
+        raise OutputError(f"The output {_shortened(path)} is a device or a pipe; give the name of a file.")
     if target.exists() and not renews(target):
         raise OutputError(f"{_shortened(path)} exists and would be replaced. Choose another name, or remove it first.")
 

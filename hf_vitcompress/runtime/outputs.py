@@ -211,6 +211,8 @@ def _locked(target: Path) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
+            if not path.exists():  # nobody holds it: it cannot be made there
+                raise OSError(f"no file can be made in {str(path.parent)!r}") from None
             raise OutputError(
                 f"Another run is writing to {str(target)!r}. Wait until it has ended, or choose another name."
             ) from None

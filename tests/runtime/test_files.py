@@ -157,6 +157,7 @@ def test_a_file_that_somebody_else_wrote_is_refused(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("folder", "is a folder"),
+        ("pipe", "is a device or a pipe"),
         ("file/a.json", "Not a directory"),
         pytest.param(
             "read-only/a.json",
@@ -168,6 +169,7 @@ def test_a_file_that_somebody_else_wrote_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_could_not_be_written_is_refused(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "read-only").mkdir(mode=0o500)
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=message):
         check_file(tmp_path / name)

@@ -342,6 +342,12 @@ def test_names_that_cannot_be_are_refused(name: str, tmp_path: Path, monkeypatch
     assert names(tmp_path) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_place_that_takes_no_files_is_refused_before_any_work() -> None:
+    with pytest.raises(OutputError, match="could not be written"), reserved("/proc/out"):
+        pytest.fail("refused before any work")
+
+
 def test_links_to_an_output_are_followed(result: Path) -> None:
     link = result.parent / "link"
     link.symlink_to("out", target_is_directory=True)

@@ -7,7 +7,7 @@ import typer
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
-from .options import Quiet, path, silence_libraries, text
+from .options import Quiet, path, say_stale_programs, silence_libraries, text
 from .recipe import with_recipe
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def compress(
                 file.unlink(missing_ok=True)
             Console().print(compressor.report.render())
             Console().print(f"saved to {output}")
+            say_stale_programs(place.path)
 
 
 @with_recipe

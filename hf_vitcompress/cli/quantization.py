@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Quiet, path, silence_libraries, text
+from .options import Quiet, path, say_stale_programs, silence_libraries, text
 
 
 def quantize_checkpoint(
@@ -43,3 +43,4 @@ def quantize_checkpoint(
                 processor.save_pretrained(folder)
     before = f", {format_bytes(disk_bytes(model))} before" if Path(model).is_dir() else ""
     Console().print(f"saved to {output}: {format_bytes(disk_bytes(output))} of weights{before}")
+    say_stale_programs(output)

@@ -193,13 +193,15 @@ def check_apart(target: Path, inputs: Mapping[str, Any], beside: tuple[str, ...]
 
     Args:
         target: the output.
-        inputs: by what to call them, such as `"the model"`. Those that are not paths of this machine do not count.
+        inputs: by what to call them, such as `"the model"`: paths, or models that were loaded from one. What is no path
+            of this machine does not count.
         beside: names of inputs that the output may lie inside.
 
     Raises:
         OutputError: it does.
     """
-    for name, given in inputs.items():
+    for name, value in inputs.items():
+        given = getattr(value, "name_or_path", value)
         if not isinstance(given, str | Path) or not os.path.exists(given):
             continue
         place = Path(os.path.realpath(given))

@@ -52,15 +52,18 @@ def test_overwrite_replaces_the_earlier_result_and_nothing_else(
     out = shutil.copytree(first / "small", tmp_path / "out")
     card = (out / "README.md").read_text()
     (out / "README.md").write_text(f"{card}\nmine\n")
-    for name in ("LICENSE", "notes.txt"):
+    for name in ("LICENSE", "notes.txt", "onnx/model.onnx"):
+        (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text("mine")
     arguments = ["--statistics", statistics, *RECIPE, "--keep-ratio", 0.3, "--output", out, "--overwrite"]
     done = run("compress", MODEL, *arguments, "-q")
     assert done.code == 0, done.err
     assert not same_weights(out, first / "small")
+    assert "onnx/ in it is a program of the model that was there before" in done.out
     assert {path.name for path in out.iterdir()} == {
         "LICENSE",
         "notes.txt",
+        "onnx",
         *(path.name for path in (first / "small").iterdir()),
     }
     assert (out / "README.md").read_text().endswith("mine\n")

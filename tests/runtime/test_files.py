@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
@@ -207,6 +208,8 @@ def test_an_output_beside_inputs_will_do(tmp_path: Path) -> None:
     check_apart(tmp_path / "photos" / "out", inputs, beside=("the images",))
     with pytest.raises(OutputError, match="is the images"):
         check_apart(tmp_path / "photos", inputs, beside=("the images",))
+    with pytest.raises(OutputError, match="is the model"):
+        check_apart(tmp_path / "photos", {"the model": SimpleNamespace(name_or_path=str(tmp_path / "photos"))})
 
 
 # ---- a full disk

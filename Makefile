@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 environment = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip install -qq $(2) $(BACKEND)
 INSTALL := install -qq --no-build-isolation
 
-.PHONY: quickstart test coverage fuzz test-newest test-oldest docs dist lock benchmarks support cards clean
+.PHONY: quickstart test coverage drills fuzz test-newest test-oldest docs dist lock benchmarks support cards clean
 
 quickstart: $(VENV)-quickstart/installed
 	@$(VENV)-quickstart/bin/python examples/quickstart.py
@@ -40,6 +40,9 @@ coverage: $(VENV)/installed
 fuzz: $(VENV)/installed
 	set -e; for script in tests/drills/fuzz_*.py; do \
 		OMP_NUM_THREADS=1 $(BIN)/python $$script $(or $(SEED),0) $(or $(SECONDS),60); done
+# Every command is killed before each of its changes to the disk; EVERY=8 kills before every eighth. Takes half an hour.
+drills: $(VENV)/installed
+	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m drills.outputs --every $(or $(EVERY),1)
 
 # The newest of everything, to see what breaks upstream. `adapters` is left out while it excludes the newest
 # transformers; PEFT is there all the same, so that its tests say what is wrong with it, or run again.

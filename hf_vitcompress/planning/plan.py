@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..model.assembly import Shapes
-from ..runtime.files import atomic_path
+from ..runtime.files import write_text
 from .groups.base import LayerGroup
 
 
@@ -37,8 +37,7 @@ class CompressionPlan:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionPlan":
@@ -82,6 +81,15 @@ class CompressionPlan:
                 raise ConfigError(f'The plan gives {name!r} the shape {shape!r}; a shape is like {{"rank": 48}}.')
         for group in groups:
             group.check(self.shapes_of(group))
+
+
+def is_plan(path: str | Path) -> bool:
+    """Whether a file is a plan."""
+    try:
+        CompressionPlan.load(path)
+    except (ConfigError, OSError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from ..runtime.files import atomic_path
 
+SOFTWARE = "hf_vitcompress"
+"""What the metadata of a PNG name, so that a figure of this package is known again."""
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -101,4 +104,15 @@ def loss_over_seconds(axes: "Axes", points: Sequence["CompensationPoint"]) -> No
 def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write a PNG; an interruption leaves no half of one."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SOFTWARE})
+
+
+def is_our_figure(path: Path) -> bool:
+    """Whether a file is a PNG that `save_figure` wrote."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False

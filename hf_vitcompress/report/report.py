@@ -17,7 +17,7 @@ from ..evaluation.latency import Latency
 from ..importance.report import GateReport
 from ..planning.plan import CompressionPlan, GroupReport
 from ..planning.planner import Planner
-from ..runtime.files import atomic_path
+from ..runtime.files import write_text
 from ..runtime.weights import model_digest
 from .provenance import Environment, Origin
 from .tables import comparison_rows, table
@@ -179,8 +179,7 @@ class CompressionReport:
 
         path = Path(folder) / REPORT_NAME
         for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
-            with atomic_path(path.with_suffix(suffix)) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(path.with_suffix(suffix), text)
         title = f"{self.title}: {self.keep_ratio:.1%} of the parameters kept"
         point = None if self.predicted_loss is None else (self.keep_ratio, self.predicted_loss)
         course = () if self.compensation is None else self.compensation.points

@@ -63,5 +63,9 @@ class CalibrationWarning(UserWarning):
     """The statistics are usable, but less reliable than they should be."""
 
 
+class DataWarning(UserWarning):
+    """Some images or labels are not used, or look wrong; the message names them."""
+
+
 class ConfigWarning(UserWarning):
     """A recipe names settings of an earlier version; the message says what became of them."""

@@ -52,7 +52,8 @@ def read_image(raw: Raw) -> Image.Image | Tensor:
     except Exception as error:
         # Pillow's decoders raise whatever their format's parser meets: OSError, SyntaxError, struct.error, zlib.error,
         # KeyError, MemoryError … They have no common base class.
-        reason = str(error).strip().partition("\n")[0]
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = said.strip().partition("\n")[0].rstrip(".")
         raise UnreadableImageError(reason or f"its decoder raised {type(error).__name__}") from error
 
 
@@ -77,7 +78,7 @@ def decode_image(raw: Raw) -> Image.Image | Tensor:
     elif isinstance(raw, bytes):
         raw = io.BytesIO(raw)
     else:
-        raise DataError(f"An image is a {type(raw).__name__}. Give PIL images, paths, bytes or tensors.")
+        raise DataError(f"An image is of type {type(raw).__name__}. Give PIL images, paths, bytes or tensors.")
     with Image.open(raw) as image:
         return _as_rgb(image)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import OnBadImage
 from ..errors import DataError
-from ..runtime.distributed import gather_objects, sum_numbers
+from ..runtime.distributed import gather_objects
 from .decoding import Raw, UnreadableImageError, decode_image, read_image
 from .preprocessing import preprocess, stacked
 from .tally import Tally, check_readable, tell_left_out
@@ -162,9 +162,8 @@ class ImageSource:
         Raises:
             DataError: most could not be read.
         """
-        if good is None or bad is None:
-            good, bad = self._counts(accelerator)
-        left_out = [text for own in gather_objects(accelerator, self.bad_images) for text in own]
+        read, left_out = self._gathered(accelerator)
+        good, bad = (read, len(left_out)) if good is None or bad is None else (good, bad)
         check_readable(self.name, good, bad, left_out)
         if accelerator.is_main_process:
             tell_left_out(self.name, good, bad, left_out)
@@ -176,15 +175,14 @@ class ImageSource:
         Raises:
             DataError: none could.
         """
-        good, bad = self._counts(accelerator)
-        if not good:
-            left_out = [text for own in gather_objects(accelerator, self.bad_images) for text in own]
-            check_readable(self.name, good, bad, left_out)
+        read, left_out = self._gathered(accelerator)
+        if not read:
+            check_readable(self.name, read, len(left_out), left_out)
 
-    def _counts(self, accelerator: Accelerator) -> tuple[int, int]:
-        """Images that were read, and that were left out, on all processes."""
-        good, bad = sum_numbers(accelerator, [len(self.tally.good), len(self.tally.bad)])
-        return round(good), round(bad)
+    def _gathered(self, accelerator: Accelerator) -> tuple[int, list[str]]:
+        """How many images all processes have read, and which they have left out."""
+        tallies = gather_objects(accelerator, (len(self.tally.good), self.bad_images))
+        return sum(read for read, _ in tallies), [text for _, left_out in tallies for text in left_out]
 
     def decoded(self, index: int) -> Image.Image | Tensor:
         """The image at `index`, in RGB."""
@@ -196,7 +194,9 @@ class ImageSource:
 
     def describe(self, index: int) -> str:
         """Where the image at `index` is found: its number in what was opened, and its path if it has one."""
-        raw = self.images[index]
+        return self._place(index, self.images[index])
+
+    def _place(self, index: int, raw: Raw) -> str:
         path = raw.get("path") if isinstance(raw, Mapping) else raw if isinstance(raw, str | os.PathLike) else None
         return f"image {self._number(index)} of {self.name}{f' ({path})' if path else ''}"
 
@@ -204,11 +204,11 @@ class ImageSource:
         return index if self.numbers is None else self.numbers[index]
 
     def _decode(self, index: int) -> Image.Image | Tensor | None:
-        number = self._number(index)
+        raw, number = self.images[index], self._number(index)
         try:
-            image = read_image(self.images[index])
+            image = read_image(raw)
         except UnreadableImageError as error:
-            description = f"{self.describe(index)}: {error}"
+            description = f"{self._place(index, raw)}: {error}"
             if self.on_bad_image == "error":
                 raise DataError(
                     f'Cannot read {description}. Remove it, or pass on_bad_image="skip" to leave such images out.'

@@ -174,6 +174,8 @@ def _from_batches(
             break
     source = ImageSource(images, None, "the DataLoader", on_bad_image, inputs=inputs if any(inputs) else None)
     if labels and len(labels) == len(images):
+        if any(isinstance(label, str) for label in labels):
+            raise DataError("Labels of batches are text. Give the indices of the model's classes.")
         if all(map(is_class, labels)):
             source.labels = known_classes(labels, label2id, source.name)
         else:

@@ -30,10 +30,10 @@ class Tally:
         """An image of `name` could not be read.
 
         Raises:
-            DataError: more than half of all images cannot be; those that are left to try would not change that.
+            DataError: more than half of all images cannot be, though some can; to try the others would not change that.
         """
         self.bad[number] = why
-        if len(self.bad) > self.images / 2 and (self.good or len(self.bad) == self.images):
+        if self.good and len(self.bad) > self.images / 2:
             check_readable(name, len(self.good), len(self.bad), list(self.bad.values()))
 
 

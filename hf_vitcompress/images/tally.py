@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from ..errors import DataError, DataWarning
 
+FEW = 16
+"""Where there are fewer images, most may be unreadable by chance, and one that can be read is enough."""
+
 
 @dataclass
 class Tally:
@@ -46,9 +49,9 @@ def check_readable(name: str, good: int, bad: int, left_out: Sequence[str]) -> N
         left_out: descriptions of the latter.
 
     Raises:
-        DataError: most could not be read.
+        DataError: none could be read; or fewer than half, where there are `FEW` or more.
     """
-    if bad > good:
+    if bad > good and (not good or good + bad >= FEW):
         counts = f"{bad} of {good + bad} images of {name} cannot" if good else f"None of the {bad} images of {name} can"
         raise DataError(
             f"{counts} be read{_examples(left_out)}. Repair or remove those that cannot: at most half may be left out."

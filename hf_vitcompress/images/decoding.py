@@ -91,8 +91,7 @@ def _check_regular(path: str | os.PathLike[str]) -> None:
 
 def _from_integers(tensor: Tensor) -> Image.Image:
     """A picture of integers 0 … 255 (channels, height, width)."""
-    modes = {1: "L", 3: "RGB", 4: "RGBA"}
-    if tensor.dtype == torch.bool or tensor.dim() != 3 or len(tensor) not in modes:
+    if tensor.dtype == torch.bool or tensor.dim() != 3 or len(tensor) not in (1, 3, 4):
         shape = tuple(tensor.shape)
         raise DataError(
             f"An image is a tensor of {tensor.dtype} of shape {shape}. Give pictures as uint8 (channels, height, "
@@ -104,7 +103,7 @@ def _from_integers(tensor: Tensor) -> Image.Image:
             "Pictures of integers have values from 0 to 255."
         )
     rows = tensor.to(device="cpu", dtype=torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(rows[:, :, 0] if len(tensor) == 1 else rows, modes[len(tensor)])
+    return Image.fromarray(rows[:, :, 0] if len(tensor) == 1 else rows)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

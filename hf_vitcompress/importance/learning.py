@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ..architectures.outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
-from ..architectures.running import evaluation_mode
+from ..architectures.running import evaluation_mode, own_turn
 from ..architectures.subject import Subject
 from ..images.augmentation import augment
 from ..images.images import Batch, ImageSource
@@ -76,15 +76,16 @@ def learn_gates(
         DataError: not one image can be read.
     """
     model = subject.model
-    attach_gates(model, run.config)
-    try:
-        learner = GateLearner(subject, images, run)
-        with evaluation_mode(model, learner.trained.values()):
-            kept = checkpoint or Checkpoint(None, run.accelerator)
-            state = run_steps(learner, run.config.gates_duration, kept, run.progress)
-        learned = scores(model)
-    finally:
-        detach_gates(model)
+    with own_turn(model):
+        attach_gates(model, run.config)
+        try:
+            learner = GateLearner(subject, images, run)
+            with evaluation_mode(model, learner.trained.values()):
+                kept = checkpoint or Checkpoint(None, run.accelerator)
+                state = run_steps(learner, run.config.gates_duration, kept, run.progress)
+            learned = scores(model)
+        finally:
+            detach_gates(model)
     if learner.images_read == 0:
         raise images.unreadable()
     layers = layer_figures(learned)

@@ -1,0 +1,111 @@
+"""Whether a checkpoint holds the weights that its model runs with; transformers makes up those that it lacks."""
+
+import contextlib
+import copy
+import logging
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_utils import logger as loading_logger
+
+from ..architectures.inputs import example_inputs
+from ..architectures.layers import constructor_options
+from ..architectures.outputs import outputs_of
+from ..architectures.running import attention_implementations
+from ..architectures.subject import Subject
+from ..errors import UnsupportedModelError
+from .making import without_storage
+
+NAMED = 3
+"""So many tensors are named, and the others counted."""
+
+
+def check_complete(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -> str | None:
+    """Refuse a model some of whose weights are made up, if its outputs depend on them.
+
+    Args:
+        name: of the checkpoint.
+        info: what `from_pretrained` gives with `output_loading_info=True`.
+
+    Returns:
+        a sentence about tensors that are in the model or in the checkpoint only and change nothing; `None` where there
+        are none.
+
+    Raises:
+        UnsupportedModelError: weights that the model runs with are missing in the checkpoint, or of another shape.
+    """
+    shapes = {key: (tuple(stored), tuple(wanted)) for key, stored, wanted in info["mismatched_keys"]}
+    absent, unknown = sorted({*info["missing_keys"], *shapes}), sorted(info["unexpected_keys"])
+    running = running_tensors(model, absent)
+    if running:
+        described = [_with_shapes(key, shapes.get(key)) for key in running]
+        foreign = f" The checkpoint holds {_named(unknown)}, which the model does not have." if unknown else ""
+        raise UnsupportedModelError(
+            f"The checkpoint {name!r} lacks weights that {type(model).__name__} runs with: {_named(described)}."
+            f"{foreign} They would be random numbers. Give the checkpoint that belongs to this config.json; if they are meant to "
+            "be new, such as those of a classifier, load the model with from_pretrained, train it and save it."
+        )
+    idle = [key for key in absent if key not in running]
+    parts = [f"has no {_named(idle)}, which change no output" if idle else "", _unused(unknown)]
+    said = " and ".join(part for part in parts if part)
+    return f"The checkpoint {name!r} {said}." if said else None
+
+
+def running_tensors(model: PreTrainedModel, names: Collection[str]) -> list[str]:
+    """Those of a model's tensors on which what it says of images depends.
+
+    A copy without numbers is run and differentiated. Of a model that takes more than images, every tensor counts.
+    """
+    if not names:
+        return []
+    try:
+        used = _differentiated(model)
+    except Exception:  # the forward pass of any class; what cannot be run without numbers may need every tensor
+        used = set(dict(model.named_parameters()))
+    derived = {key for key, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    parameters = dict(model.named_parameters()).keys()
+    return [key for key in names if key in used or (key not in parameters and key not in derived)]
+
+
+def _differentiated(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters that get a gradient."""
+    config, attention = copy.deepcopy(model.config), attention_implementations(model)
+    twin = without_storage(type(model), config, attention, torch.float32, **constructor_options(model)).eval()
+    inputs = example_inputs(twin, 2)
+    terms = outputs_of(Subject.alone(twin), inputs.pop("pixel_values"), inputs)
+    total = torch.stack([term.values.sum() for term in terms]).sum()
+    parameters = dict(twin.named_parameters())
+    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {key for key, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Without the table of keys that transformers prints, in this thread; `check_complete` says what matters of it."""
+    own = threading.get_ident()
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return record.thread != own or "LOAD REPORT" not in record.getMessage()
+
+    loading_logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        loading_logger.removeFilter(wanted)
+
+
+def _unused(unknown: Sequence[str]) -> str:
+    return f"holds {_named(unknown)}, which the model does not have" if unknown else ""
+
+
+def _with_shapes(key: str, shapes: tuple[tuple[int, ...], tuple[int, ...]] | None) -> str:
+    return key if shapes is None else f"{key} (stored {list(shapes[0])}, wanted {list(shapes[1])})"
+
+
+def _named(keys: Sequence[str]) -> str:
+    """A few of them, and how many there are."""
+    more = f" and {len(keys) - NAMED:,} others" if len(keys) > NAMED else ""
+    return f"{', '.join(keys[:NAMED])}{more}"

@@ -1,7 +1,7 @@
 """Models put together from shapes and tensors: factored ones, and empty ones of any form."""
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -79,7 +79,7 @@ def assembled(
     small.tie_weights()
     if getattr(model, "generation_config", None) is not None:
         small.generation_config = model.generation_config
-    return small.to(model.device).train(model.training)
+    return cast(Any, small).to(model.device).train(model.training)
 
 
 def _built_like(

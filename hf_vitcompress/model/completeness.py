@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import logger as loading_logger
 
 from ..architectures.inputs import example_inputs
@@ -17,6 +19,7 @@ from ..architectures.outputs import outputs_of
 from ..architectures.running import attention_implementations
 from ..architectures.subject import Subject
 from ..errors import UnsupportedModelError
+from ..runtime.weights import stored_values, weight_files
 from .making import without_storage
 
 NAMED = 3
@@ -35,23 +38,47 @@ def check_complete(name: str, model: PreTrainedModel, info: Mapping[str, Any]) -
         are none.
 
     Raises:
-        UnsupportedModelError: weights that the model runs with are missing in the checkpoint, or of another shape.
+        UnsupportedModelError: weights that the model runs with are missing in the checkpoint, of another shape, or
+            not finite.
     """
     shapes = {key: (tuple(stored), tuple(wanted)) for key, stored, wanted in info["mismatched_keys"]}
     absent, unknown = sorted({*info["missing_keys"], *shapes}), sorted(info["unexpected_keys"])
     running = running_tensors(model, absent)
     if running:
         described = [_with_shapes(key, shapes.get(key)) for key in running]
-        foreign = f" The checkpoint holds {_named(unknown)}, which the model does not have." if unknown else ""
+        foreign = f" It holds {_named(unknown)}, which the model does not have." if unknown else ""
         raise UnsupportedModelError(
-            f"The checkpoint {name!r} lacks weights that {type(model).__name__} runs with: {_named(described)}."
-            f"{foreign} They would be random numbers. Give the checkpoint that belongs to this config.json; if they are meant to "
-            "be new, such as those of a classifier, load the model with from_pretrained, train it and save it."
+            f"The checkpoint {name!r} lacks weights that {type(model).__name__} runs with, and they would be random: "
+            f"{_named(described)}.{foreign} Give the checkpoint that belongs to this config.json. If they are meant to "
+            "be new, such as those of a classifier, load the model with from_pretrained, train it, and give it or the "
+            "folder it is saved to."
+        )
+    if broken := [key for key, tensor in model.named_parameters() if not _finite(tensor)]:
+        raise UnsupportedModelError(
+            f"The checkpoint {name!r} holds weights that are infinite or no numbers: {_named(broken)}. Save the model "
+            "again from a state before its training failed."
         )
     idle = [key for key in absent if key not in running]
     parts = [f"has no {_named(idle)}, which change no output" if idle else "", _unused(unknown)]
     said = " and ".join(part for part in parts if part)
     return f"The checkpoint {name!r} {said}." if said else None
+
+
+def check_size(name: str, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> None:
+    """Refuse a config that makes a far larger model than its folder has weights for, before memory is taken for it.
+
+    Raises:
+        UnsupportedModelError: a size in the config does not fit the weights.
+    """
+    if not (files := weight_files(name)):
+        return
+    empty = without_storage(model_class, copy.deepcopy(config), config._attn_implementation, torch.float32)
+    wanted, stored = sum(parameter.numel() for parameter in empty.parameters()), stored_values(files)
+    if wanted > 4 * stored + 2**24:
+        raise UnsupportedModelError(
+            f"The config.json of {name!r} describes a model of {wanted:,} parameters, and the folder holds weights for "
+            f"{stored:,}. Restore the config.json that was saved with them."
+        )
 
 
 def running_tensors(model: PreTrainedModel, names: Collection[str]) -> list[str]:
@@ -85,20 +112,32 @@ def _differentiated(model: PreTrainedModel) -> set[str]:
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
     """Without the table of keys that transformers prints, in this thread; `check_complete` says what matters of it."""
-    own = threading.get_ident()
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return record.thread != own or "LOAD REPORT" not in record.getMessage()
-
-    loading_logger.addFilter(wanted)
+    own = _NoReport()
+    loading_logger.addFilter(own)
     try:
         yield
     finally:
-        loading_logger.removeFilter(wanted)
+        loading_logger.removeFilter(own)
+
+
+class _NoReport(logging.Filter):
+    """Drops the tables of the thread that makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.thread != self.thread or "LOAD REPORT" not in record.getMessage()
 
 
 def _unused(unknown: Sequence[str]) -> str:
     return f"holds {_named(unknown)}, which the model does not have" if unknown else ""
+
+
+def _finite(tensor: Tensor) -> bool:
+    """A quantized one counts as it is: its scales are what its weights were."""
+    return is_traceable_wrapper_subclass(tensor) or bool(torch.isfinite(tensor.detach()).all())
 
 
 def _with_shapes(key: str, shapes: tuple[tuple[int, ...], tuple[int, ...]] | None) -> str:

@@ -19,8 +19,8 @@ from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class, head
 from ..errors import QuantizationError, UnsupportedModelError
 from ..modeling_factored import factored_model_class
 from ..runtime.distributed import new_accelerator
-from .boundary import config_content, explained
-from .completeness import check_complete, without_report
+from .boundary import config_content, damaged_processor, explained
+from .completeness import check_complete, check_size, without_report
 from .making import MAKING
 
 logger = logging.get_logger(__name__)
@@ -53,15 +53,17 @@ def load_model(
                 "want now."
             )
         chosen = model_class(config)
+        check_size(str(name), chosen, config)
         loaded_by = chosen if quantization_config is None else _quantizable(chosen)
         with MAKING, without_report():
-            model, info = loaded_by.from_pretrained(
+            loaded: Any = loaded_by.from_pretrained(
                 name,
                 config=config,
                 quantization_config=quantization_config,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
             )
+        model, info = loaded
         model.__class__ = chosen
         if type(quantizer := getattr(model, "hf_quantizer", None)) is TorchAoHfQuantizer:
             quantizer.__class__ = ReadableQuantizer
@@ -113,22 +115,35 @@ def check_model(model: Any) -> None:
 
 
 def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
-    """The image processor beside a model, or `None` where there is none."""
+    """The image processor beside a model, or `None` where there is none, or one of a class that transformers lacks.
+
+    Raises:
+        UnsupportedModelError: its file is damaged.
+    """
     name = model.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
     if not name:
         return None
     try:
         return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if "Unrecognized" not in str(error) and any(Path(name).glob("*processor_config.json")):
+            raise damaged_processor(name, error) from error
         return None
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # values of a file reach constructors that check none of them
+        raise damaged_processor(name, error) from error
 
 
 def load_processor(model: PreTrainedModel) -> Any:
-    """What prepares texts and images for a model that takes both, or `None` where nothing of it lies beside it."""
+    """What prepares texts and images for a model that takes both, or `None` where nothing usable lies beside it."""
     name = model.config.name_or_path
     try:
         return AutoProcessor.from_pretrained(name) if name else None
     except (OSError, ValueError, ImportError):
+        return None
+    except Exception as error:  # as above; what was computed by now is worth more than the processor
+        logger.warning(f"{damaged_processor(str(name), error)} The compressed model is saved without it.")
         return None
 
 
@@ -143,7 +158,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class a checkpoint was saved from, dense or factored; the default one where its config does not say."""
     heads = heads_of(config.model_type)
     known = {dense.__name__: dense for classes in heads.values() for dense in classes}
-    names = [name.removeprefix("Factored") for name in config.architectures or []]
+    names = [str(name).removeprefix("Factored") for name in config.architectures or []]
     chosen = next((found for name in names if (found := known.get(name) or _class_of(name, config))), None)
     dense = chosen or next(iter([*heads.get("AutoModel", ()), *known.values()]))
     return factored_model_class(dense) if config.model_type.startswith(MODEL_TYPE_PREFIX) else dense

@@ -91,8 +91,6 @@ def macs_of(blueprint: Blueprint, shape: tuple[int, ...] | None) -> int:
     """What `count_macs` says of any model that is built like that."""
     model = blueprint.build()
     inputs = example_inputs(model, shape=shape)
-    if "pixel_attention_mask" in inputs:
-        inputs["pixel_attention_mask"] = None  # whether it is full can be asked only of numbers; and it is
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = cast(Any, _NoTracker())
     with counter, torch.no_grad():

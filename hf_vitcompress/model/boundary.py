@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..architectures.families import TIMM, supported
 from ..errors import QuantizationError, UnsupportedModelError, VitCompressError
+from ..runtime.text import printable
 
 FOR_PEOPLE = (OSError, ValueError)
 """What libraries raise with a message for people; others are named by their class, too."""
@@ -113,6 +114,7 @@ def first_line(error: Exception) -> str:
     """Of its message, with a full stop; its class goes before where the message alone is for programmers."""
     lines = [line.strip() for line in _ESCAPES.sub("", str(error)).splitlines() if line.strip()] or [""]
     text = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    text = printable(text)
     text = (text if len(text) <= LONGEST else f"{text[:LONGEST]}…").rstrip(".")
     if isinstance(error, FOR_PEOPLE) and text:
         return f"{text}."

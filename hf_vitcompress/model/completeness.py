@@ -15,11 +15,13 @@ from transformers.modeling_utils import logger as loading_logger
 
 from ..architectures.inputs import example_inputs
 from ..architectures.layers import constructor_options
-from ..architectures.outputs import outputs_of
+from ..architectures.outputs import read_outputs
 from ..architectures.running import attention_implementations
 from ..architectures.subject import Subject
+from ..configuration_factored import inner_configs
 from ..errors import UnsupportedModelError
-from ..runtime.weights import stored_values, weight_files
+from ..runtime.text import printable
+from ..runtime.weights import stored_sizes, weight_files
 from .making import without_storage
 
 NAMED = 3
@@ -70,15 +72,27 @@ def check_size(name: str, model_class: type[PreTrainedModel], config: PreTrained
     Raises:
         UnsupportedModelError: a size in the config does not fit the weights.
     """
-    if not (files := weight_files(name)):
+    if not (sizes := stored_sizes(weight_files(name))):
         return
+    if (blocks := _blocks(config)) > len(sizes):
+        raise _too_large(name, f"{blocks:,} blocks", f"{len(sizes):,} tensors")
     empty = without_storage(model_class, copy.deepcopy(config), config._attn_implementation, torch.float32)
-    wanted, stored = sum(parameter.numel() for parameter in empty.parameters()), stored_values(files)
-    if wanted > 4 * stored + 2**24:
-        raise UnsupportedModelError(
-            f"The config.json of {name!r} describes a model of {wanted:,} parameters, and the folder holds weights for "
-            f"{stored:,}. Restore the config.json that was saved with them."
-        )
+    wanted = sum(parameter.numel() for parameter in empty.parameters())
+    if wanted > 4 * sum(sizes) + 2**24:
+        raise _too_large(name, f"{wanted:,} parameters", f"weights for {sum(sizes):,}")
+
+
+def _blocks(config: PreTrainedConfig) -> int:
+    """The largest number of blocks in a config and those in it."""
+    own = getattr(config, "num_hidden_layers", None)
+    return max([own if isinstance(own, int) else 0, *map(_blocks, inner_configs(config).values())])
+
+
+def _too_large(name: str, wanted: str, stored: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"The config.json of {name!r} describes a model of {wanted}, and the folder holds {stored}. Restore the "
+        "config.json that was saved with them."
+    )
 
 
 def running_tensors(model: PreTrainedModel, names: Collection[str]) -> list[str]:
@@ -89,7 +103,7 @@ def running_tensors(model: PreTrainedModel, names: Collection[str]) -> list[str]
     if not names:
         return []
     try:
-        used = _differentiated(model)
+        used = differentiated(model)
     except Exception:  # the forward pass of any class; what cannot be run without numbers may need every tensor
         used = set(dict(model.named_parameters()))
     derived = {key for key, buffer in model.named_buffers() if not buffer.is_floating_point()}
@@ -97,12 +111,13 @@ def running_tensors(model: PreTrainedModel, names: Collection[str]) -> list[str]
     return [key for key in names if key in used or (key not in parameters and key not in derived)]
 
 
-def _differentiated(model: PreTrainedModel) -> set[str]:
-    """Names of the parameters that get a gradient."""
+def differentiated(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters that get a gradient from the terms that a model's outputs are compared by."""
     config, attention = copy.deepcopy(model.config), attention_implementations(model)
     twin = without_storage(type(model), config, attention, torch.float32, **constructor_options(model)).eval()
+    twin.requires_grad_(True)
     inputs = example_inputs(twin, 2)
-    terms = outputs_of(Subject.alone(twin), inputs.pop("pixel_values"), inputs)
+    terms = read_outputs(Subject.alone(twin), twin(**inputs), inputs)
     total = torch.stack([term.values.sum() for term in terms]).sum()
     parameters = dict(twin.named_parameters())
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
@@ -147,4 +162,4 @@ def _with_shapes(key: str, shapes: tuple[tuple[int, ...], tuple[int, ...]] | Non
 def _named(keys: Sequence[str]) -> str:
     """A few of them, and how many there are."""
     more = f" and {len(keys) - NAMED:,} others" if len(keys) > NAMED else ""
-    return f"{', '.join(keys[:NAMED])}{more}"
+    return f"{', '.join(map(printable, keys[:NAMED]))}{more}"

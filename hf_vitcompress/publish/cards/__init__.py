@@ -14,6 +14,7 @@ from ...modeling_factored import CARD_FILE
 from ...report.card_file import Card
 from ...report.report import FIGURE_FILE, CompressionReport
 from ...runtime.files import atomic_path
+from ..names import is_inside
 from . import wording
 from .citations import citations
 from .merging import END, START, renewed
@@ -37,7 +38,7 @@ def write_card(
     Arguments as of `model_card`; what the metadata of that file says counts as known, too.
     """
     path = Path(folder) / CARD_FILE
-    existing = Card.load(path) if path.is_file() else None
+    existing = Card.load(path) if is_inside(Path(folder), path) else None  # a link may lead to what nobody may read
     stated = {} if existing is None else existing.metadata
     card = model_card(folder, report, repo_id, {**stated, **(known or {})})
     if existing is not None:

@@ -36,12 +36,12 @@ def checked_folder(folder: str | Path) -> Path:
             "folder, which is not followed, so that nothing is published by mistake. Put the files themselves there."
         )
     try:
-        json.loads((root / "config.json").read_text(encoding="utf-8"))
+        json.loads((root / "config.json").read_text(encoding="utf-8")).get("model_type")
         wanted = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
         missing = sorted({name for name in wanted if not (root / name).is_file()})
         for path in weights:
             safe_open(path, framework="pt").__enter__().__exit__(None, None, None)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise PublishError(f"{str(folder)!r} is damaged: {error}. Copy it again, or save the model again.") from error
     if missing:
         raise PublishError(f"{str(folder)!r} lacks {', '.join(missing)}. Copy it again, or save the model again.")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard
 
 from ...modeling_factored import CARD_FILE
@@ -82,7 +81,7 @@ def model_card(
         quantized=report.quantization is not None,
         packages="hf-vitcompress torchao" if report.quantization else "hf-vitcompress",
         making=wording.making(subject),
-        recipe=yaml.safe_dump(report.settings).strip(),
+        recipe=subject.recipe,
         limits=wording.limits(subject),
         references=citations(report.settings),
     )

@@ -76,10 +76,12 @@ class FactoredModelMixin:
 
     def _resize_layers(self) -> None:
         layers = (getattr(self.config, "compression", None) or {}).get("layers", {})  # type: ignore[attr-defined]
+        if not isinstance(layers, dict):
+            raise ValueError(f"config.compression['layers'] is a {type(layers).__name__}; it maps layers to shapes.")
         narrowed = {}
         for name, shape in layers.items():
             module_name, module = self.find_layer(name)
-            known = isinstance(shape, dict) and bool(shape)
+            known = isinstance(shape, dict) and bool(shape) and all(type(size) is int for size in shape.values())
             if known and isinstance(module, nn.Linear) and set(shape) <= {"rank", "in_features", "out_features"}:
                 self.set_submodule(module_name, resized(name, module, **shape))  # type: ignore[attr-defined]
                 parent, _, child = module_name.rpartition(".")

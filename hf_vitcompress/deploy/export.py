@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -204,7 +204,7 @@ def _float32_twin(model: PreTrainedModel) -> PreTrainedModel:
     twin = empty_model(model, layout_of(model))
     state = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
     twin.load_state_dict(state, assign=True)
-    return twin.eval()
+    return cast(Any, twin).to("cpu", torch.float32).eval()  # what no checkpoint holds, too
 
 
 def _named_outputs(model: PreTrainedModel, images: Tensor) -> dict[str, Tensor]:

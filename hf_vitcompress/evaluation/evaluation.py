@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
-from ..architectures.running import passing
+from ..architectures.running import passing, without_dropout
 from ..architectures.subject import Subject
 from ..errors import DataError
 from ..images.images import Batch, ImageSource
@@ -77,9 +77,7 @@ def model_outputs(
     `bar` advances for all `processes` that do the same.
     """
     outputs, labels, model = [], [], subject.model
-    training = model.training
-    model.eval()
-    try:
+    with without_dropout(model):
         for batch in batches:
             with passing(model, batch.pixel_values), torch.inference_mode(), autocast(model.device, precision):
                 terms = thinned(outputs_of(subject, batch.pixel_values, batch.inputs), VALUES_PER_IMAGE)
@@ -88,8 +86,6 @@ def model_outputs(
                 labels.append(batch.labels)
             if bar is not None:
                 bar.update(min(processes * len(batch.pixel_values), bar.total - bar.n))
-    finally:
-        model.train(training)
     return outputs, torch.cat(labels) if labels and len(labels) == len(outputs) else None
 
 

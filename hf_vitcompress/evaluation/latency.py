@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architectures.inputs import example_inputs
+from ..architectures.running import without_dropout
 from ..model.towers import compressed_part
 from ..runtime.devices import device_name
 
@@ -118,15 +119,12 @@ def peak_memory_bytes() -> int:
 
 @torch.inference_mode()
 def _time_forward(model: PreTrainedModel, inputs: dict[str, Any]) -> float:
-    training = model.training
-    model.eval()
-    _synchronize(model.device)
-    start = time.perf_counter()
-    model(**inputs)
-    _synchronize(model.device)
-    seconds = time.perf_counter() - start
-    model.train(training)
-    return seconds
+    with without_dropout(model):
+        _synchronize(model.device)
+        start = time.perf_counter()
+        model(**inputs)
+        _synchronize(model.device)
+        return time.perf_counter() - start
 
 
 def _synchronize(device: torch.device) -> None:

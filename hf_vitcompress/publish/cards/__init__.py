@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard
 
 from ...modeling_factored import CARD_FILE
 from ...report.card_file import Card
 from ...report.report import FIGURE_FILE, CompressionReport
 from ...runtime.files import write_text
+from ..names import is_inside
 from . import wording
 from .citations import citations
 from .merging import END, START, renewed
@@ -41,7 +41,9 @@ def write_card(
         into: another folder, whose card is written instead.
     """
     path = Path(into or folder) / CARD_FILE
-    existing = Card.load(path) if path.is_file() else None
+    existing = (
+        Card.load(path) if is_inside(Path(into or folder), path) else None
+    )  # a link may lead to what nobody may read
     stated = {} if existing is None else existing.metadata
     card = model_card(folder, report, repo_id, {**stated, **(known or {})})
     if existing is not None:
@@ -84,7 +86,7 @@ def model_card(
         quantized=report.quantization is not None,
         packages="hf-vitcompress torchao" if report.quantization else "hf-vitcompress",
         making=wording.making(subject),
-        recipe=yaml.safe_dump(report.settings).strip(),
+        recipe=subject.recipe,
         limits=wording.limits(subject),
         references=citations(report.settings),
     )

@@ -8,6 +8,9 @@ import typer
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
+from .checks import check_use_of
+from .ending import goes_on_from
+from .judging import judge, saved_unjudged
 from .options import Quiet, silence_libraries
 from .recipe import with_recipe
 
@@ -49,52 +52,40 @@ def compress(
     """
     from rich.console import Console
 
-    from ..evaluation.evaluation import evaluate_model
-    from ..evaluation.latency import LATENCY_BATCHES, measure_latency
     from ..planning.plan import CompressionPlan
     from ..runtime.distributed import local_work
     from ..runtime.files import atomic_path, check_new_folder
     from ..statistics.statistics import Statistics
 
-    compressor = _compressor(config, quiet)
-    accelerator = compressor.accelerator
+    check_use_of(validation, config)
     # Kept beside the output until that is complete, so that the same command goes on after an interruption.
     folder_name = Path(os.path.abspath(output))
     checkpoint = statistics or folder_name.with_name(f".{folder_name.name}.calibration.safetensors")
+    goes_on_from(checkpoint)
+    compressor = _compressor(config, quiet)
+    accelerator = compressor.accelerator
     with local_work(accelerator, "The start"):
         check_new_folder(output, overwrite)
         given_plan = None if plan is None else CompressionPlan.load(plan)
         subject = compressor.open(model)
+        test_images = None if test is None else compressor.open_images(test, subject)
         known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
         subject, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
     assert compressor.report is not None
-    if test is not None:
-        with local_work(accelerator, "Opening the test images"):
-            images = compressor.open_images(test, subject)
-        compressor.report.evaluation = evaluate_model(
-            small,
-            images,
-            subject.processor,
-            subject.whole,
-            precision=config.precision,
-            progress=not quiet,
-            accelerator=accelerator,
-        )
+    shape = (known or compressor.statistics or Statistics()).image_shape
+    failure = judge(compressor, small, subject, test_images, shape, latency)
     with local_work(accelerator, "Saving"):
         if accelerator.is_main_process:
-            if latency:
-                shape = (known or compressor.statistics or Statistics()).image_shape
-                compressor.report.latency = [
-                    measure_latency(subject.whole, small, n, shape=shape) for n in LATENCY_BATCHES
-                ]
             with atomic_path(output, folder=True) as folder:
                 small.save_pretrained(folder)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
                 file.unlink(missing_ok=True)
             Console().print(compressor.report.render())
             Console().print(f"saved to {output}")
+        if failure is not None:
+            raise saved_unjudged(output, failure) from failure
 
 
 @with_recipe
@@ -114,15 +105,21 @@ def inspect_model(
     """
     from rich.console import Console
 
+    from ..planning.foresight import check_reach
     from ..report.figures import compression_figure, save_figure
     from ..report.report import group_reports
     from ..report.tables import table
     from ..runtime.distributed import local_work
+    from ..runtime.places import check_file_place
 
+    goes_on_from(statistics)
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
+        if figure is not None:
+            check_file_place(figure, "figure")
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
+        check_reach(subject, config)
     known = known or compressor.calibrate(subject, data, statistics)
     plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:
@@ -164,9 +161,13 @@ def plan_budget(
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
     from ..runtime.distributed import local_work
+    from ..runtime.places import check_file_place
 
+    check_use_of(validation, config)
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
+        if output is not None:
+            check_file_place(output, "plan")
         subject, known = compressor.open(model), _known_statistics(statistics)
     plan = compressor.plan(subject, known, validation, data)
     if not compressor.accelerator.is_main_process:

@@ -7,22 +7,26 @@ from torch import Tensor
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
+from ..runtime.arguments import require
 
 
 def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> Tensor:
     """Learned scores of what flows into the layer of that name, (count,).
 
     Raises:
-        ConfigError: there are none, or not as many.
+        ConfigError: there are none, not as many, or not finite ones.
     """
     if name not in importance:
         raise ConfigError(
             f'criterion="gates" needs learned scores of what flows into {name!r}: let ImportanceGateCallback learn '
             'them, pass importance=…, or use criterion="fisher".'
         )
+    require(f"importance[{name!r}]", importance[name], Tensor, "Give a score of each neuron or head.")
     scores = importance[name].detach().abs().double().cpu()
     if scores.shape != (count,):
         raise ConfigError(f"There are {tuple(scores.shape)} scores of what flows into {name!r}; it has {count}.")
+    if not bool(scores.isfinite().all()):
+        raise ConfigError(f"The scores of what flows into {name!r} hold NaN or infinite values; learn them again.")
     return scores
 
 

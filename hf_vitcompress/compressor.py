@@ -134,7 +134,7 @@ class ViTCompressor:
             subject = self.open(model)
             source = None if images is None else self.open_images(images, subject, limit=self.run.images_wanted)
             held_out, source = self._hold_out(source, validation, subject)
-            check_feasible(subject, self.config, plan, source, held_out)
+            check_feasible(subject, self.config, plan, source, held_out, self._given_importance)
         if statistics is None:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
         else:

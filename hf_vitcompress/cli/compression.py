@@ -106,17 +106,16 @@ def inspect_model(
     from rich.console import Console
 
     from ..planning.foresight import check_reach
-    from ..report.figures import compression_figure, save_figure
+    from ..report.figures import check_figure, compression_figure, save_figure
     from ..report.report import group_reports
     from ..report.tables import table
     from ..runtime.distributed import local_work
-    from ..runtime.places import check_file_place
 
     goes_on_from(statistics)
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
         if figure is not None:
-            check_file_place(figure, "figure")
+            check_figure(figure)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
         check_reach(subject, config)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, OutputError, shown
 from .fields import documented, fields_of
 from .former import updated
 from .groups import (
@@ -69,6 +69,7 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
         Raises:
             ConfigError: there is no preset of that name, or an override is wrong.
         """
+        _preset(name)  # which None is not the name of
         return cls.from_dict({**overrides, "preset": name})
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,9 +100,16 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
-        """Write as YAML, or as JSON if the name ends in `.json`."""
+        """Write as YAML, or as JSON if the name ends in `.json`.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         text = json.dumps(self.to_dict(), indent=2) if Path(path).suffix == ".json" else yaml.safe_dump(self.to_dict())
-        Path(path).write_text(text, encoding="utf-8")
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"The recipe cannot be written to {shown(str(path))}: {error.strerror}.") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionConfig":

@@ -44,8 +44,10 @@ class Range:
         if above and value <= self.high and value < math.inf:
             return
         if self.high == math.inf:
-            raise ConfigError(f"{name} must be {'above' if self.low_open else 'at least'} {self.low}, not {shown(value)}.")
-        raise ConfigError(f"{name} must lie in {'(' if self.low_open else '['}{self.low}, {self.high}], not {shown(value)}.")
+            bound = f"be {'above' if self.low_open else 'at least'} {self.low}"
+        else:
+            bound = f"lie in {'(' if self.low_open else '['}{self.low}, {self.high}]"
+        raise ConfigError(f"{name} must {bound}, not {shown(value)}.")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def _merge_durations(found: dict[str, Any]) -> list[str]:
         used = {name: value for name, value in given.items() if value is not None}
         if used:
             name, value = next(iter(used.items()))
-            if isinstance(value, bool) or not isinstance(value, int | float | str):
+            if not isinstance(value, int | float | str):
                 raise ConfigError(f"{name} must be a number, not {shown(value)}; it is called {duration} now.")
             text = f"{value} {name.rpartition('_')[2]}".replace(".0 ", " ")
             _set(found, duration, text, name)
@@ -73,8 +73,8 @@ def _drop_fixed(found: dict[str, Any]) -> list[str]:
     for name in names:
         if (value := found.pop(name)) != FIXED[name]:
             raise ConfigError(
-                f"{name} is no setting any more: it is always {FIXED[name]:g}, not {shown(value)}. Leave it out, or use the "
-                "version of this package that wrote the recipe."
+                f"{name} is no setting any more: it is always {FIXED[name]:g}, not {shown(value)}. Leave it out, or "
+                "use the version of this package that wrote the recipe."
             )
     return [f"{name} is always {FIXED[name]:g} now" for name in names]
 

@@ -1,4 +1,4 @@
-"""Files that people write or edit, recipes and plans, read within bounds: no file hangs, fills memory or says two things."""
+"""Recipes and plans, which people write, read within bounds: none hangs, fills memory or says two things at once."""
 
 import json
 import os
@@ -68,7 +68,9 @@ def _text_of(path: str | Path, what: str, largest: int) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError(f"The {what} {name} is not a text in UTF-8. Give another file, or save it as UTF-8.") from None
+        raise ConfigError(
+            f"The {what} {name} is not a text in UTF-8. Give another file, or save it as UTF-8."
+        ) from None
 
 
 def _system_reason(error: Exception) -> str:

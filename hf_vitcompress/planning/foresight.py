@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from ..architectures.layers import find_layers
 from ..architectures.subject import Subject
@@ -12,6 +13,7 @@ from ..config import CompressionConfig
 from ..errors import BudgetError, DataError
 from ..evaluation.reference import check_classes
 from ..images.images import ImageSource
+from ..importance.gates import gated_layers
 from ..runtime.arguments import require
 from ..runtime.places import check_file_place
 from ..statistics.statistics import Statistics
@@ -19,9 +21,13 @@ from .allocation import check_reachable
 from .groups.base import Given, LayerGroup
 from .plan import CompressionPlan
 from .planner import make_groups, parameter_budget
+from .selection import learned_scores
 
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "config": (CompressionConfig, "CompressionConfig.from_dict makes one of a mapping, CompressionConfig.load of a file."),
+    "config": (
+        CompressionConfig,
+        "Its methods `from_dict` and `load` make one of a mapping and of a file.",
+    ),
     "accelerator": (Accelerator, "accelerate.Accelerator() makes one."),
     "image_processor": (Callable, "AutoImageProcessor.from_pretrained loads one."),  # type: ignore[dict-item]
     "importance": (Mapping, "Give scores by the name of the layer that reads what they are of."),
@@ -46,6 +52,8 @@ def check_arguments(*, needed: bool = False, **given: Any) -> None:
     for name, value in given.items():
         if value is not None or needed:
             require(name, value, *KINDS[name])
+    for layer, scores in (given.get("importance") or {}).items():
+        require(f"importance[{layer!r}]", scores, Tensor, "Give a score of each neuron or head.")
     if given.get("checkpoint") is not None:
         check_file_place(given["checkpoint"], "checkpoint")
 
@@ -56,6 +64,7 @@ def check_feasible(
     plan: CompressionPlan | None,
     images: ImageSource | None,
     validation: ImageSource | None,
+    importance: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Refuse what no calibration could help.
 
@@ -63,9 +72,11 @@ def check_feasible(
         plan: that is to be used; otherwise one is made for the budget of `config`.
         images: to compensate on.
         validation: images to search `max_accuracy_drop` on.
+        importance: scores that were given; by default they are learned.
 
     Raises:
-        ConfigError: the plan names modules or shapes that the model cannot have, or nothing is left to compress.
+        ConfigError: the plan names modules or shapes that the model cannot have, or nothing is left to compress;
+            or scores are missing or not finite.
         BudgetError: see `check_reach`; or there is no accuracy to lose, or there are no images to lose it on.
         DataError: there are no images to compensate on.
     """
@@ -74,6 +85,9 @@ def check_feasible(
             f"compensation={config.compensation!r} learns from images: give some (images=…, --data), or use "
             'compensation="none".'
         )
+    if config.criterion == "gates" and importance is not None:
+        for name, count in gated_layers(subject.model, config).items():
+            learned_scores(importance, name, count)
     if plan is not None:
         plan.check(_groups(subject, config))
     elif config.budget == "max_accuracy_drop":

@@ -66,10 +66,14 @@ class CompressionPlan:
             ConfigError: naming the entry.
         """
         if not isinstance(self.layers, dict):
-            raise ConfigError(f"The plan's layers must be a mapping of module names to shapes, not {shown(self.layers)}.")
+            raise ConfigError(
+                f"The plan's layers must be a mapping of module names to shapes, not {shown(self.layers)}."
+            )
         for name, shape in self.layers.items():
             if not isinstance(shape, dict) or not shape:
-                raise ConfigError(f'The plan gives {shown(name)} the shape {shown(shape)}; a shape is like {{"rank": 48}}.')
+                raise ConfigError(
+                    f'The plan gives {shown(name)} the shape {shown(shape)}; a shape is like {{"rank": 48}}.'
+                )
         for key in ("predicted_loss", "keep_ratio"):
             value = getattr(self, key)
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

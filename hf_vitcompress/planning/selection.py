@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
-from ..runtime.arguments import require
 
 
 def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> Tensor:
@@ -21,7 +20,6 @@ def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> T
             f'criterion="gates" needs learned scores of what flows into {name!r}: let ImportanceGateCallback learn '
             'them, pass importance=…, or use criterion="fisher".'
         )
-    require(f"importance[{name!r}]", importance[name], Tensor, "Give a score of each neuron or head.")
     scores = importance[name].detach().abs().double().cpu()
     if scores.shape != (count,):
         raise ConfigError(f"There are {tuple(scores.shape)} scores of what flows into {name!r}; it has {count}.")

@@ -1,6 +1,7 @@
 """Whether a file can be written at a place, asked before the work whose result it is to hold."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from ..errors import OutputError, one_line, shown
@@ -16,7 +17,7 @@ def check_file_place(path: str | Path, what: str) -> None:
         what: the file is, for messages, such as `"figure"`.
 
     Raises:
-        OutputError: it is empty, a folder or too long a name, or the nearest folder above it takes no files.
+        OutputError: it is empty, a folder or too long a name, or no file can be made in the folder above it.
     """
     name = shown(str(path))
     if not isinstance(path, str | os.PathLike) or not str(path):
@@ -30,11 +31,10 @@ def check_file_place(path: str | Path, what: str) -> None:
         folder = next(above for above in target.parents if above.exists())
         if not folder.is_dir():
             raise OutputError(f"The {what} {name} cannot be written: {shown(str(folder))} is a file and no folder.")
-    except (OSError, ValueError) as error:  # names that are too long, and those with a NUL
+        with tempfile.TemporaryFile(dir=folder):  # rights say little: file systems may be read-only or virtual
+            pass
+    except (OSError, ValueError) as error:  # the latter for names with a NUL
         if isinstance(error, OutputError):
             raise
-        raise OutputError(f"The {what} {name} cannot be written: {one_line(error)}. Choose another place.") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"The {what} {name} cannot be written: no file may be made in {shown(str(folder))}. Choose another place."
-        )
+        reason = one_line(error)
+        raise OutputError(f"The {what} {name} cannot be written: {reason}. Choose another place.") from error

@@ -13,6 +13,7 @@ fc2's input and the gradient moments at the outputs of fc1 and, where there is o
 """
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..architectures.layers import LayerInfo
-from ..errors import CalibrationError
+from ..errors import CalibrationError, shown
 from ..runtime.distributed import from_owner, gather_objects, sum_in_place, sum_numbers
 from ..runtime.files import atomic_path
 from .loss_correction import LossCorrection
@@ -103,6 +104,8 @@ class Statistics:
             CalibrationError: the file is missing, damaged or something else.
         """
         remedy = "Run the calibration again, or give the file that `vitcompress inspect --statistics` wrote."
+        if not isinstance(path, str | os.PathLike):
+            raise CalibrationError(f"Give the path of a statistics file, not {shown(path)}. {remedy}")
         if not Path(path).is_file():
             raise CalibrationError(f"There is no statistics file {str(path)!r}. {remedy}")
         try:

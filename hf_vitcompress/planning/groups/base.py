@@ -197,7 +197,9 @@ def refuse(name: str, shape: Mapping[str, Any], allowed: Mapping[str, int]) -> N
     """Raise `ConfigError` unless every entry of `shape` is a whole number in 1 … `allowed`."""
     for key, value in shape.items():
         if key not in allowed:
-            raise ConfigError(f"The plan gives {name!r} the unknown shape {shown(key)}; it may have {', '.join(allowed)}.")
+            raise ConfigError(
+                f"The plan gives {name!r} the unknown shape {shown(key)}; it may have {', '.join(allowed)}."
+            )
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= allowed[key]:
             raise ConfigError(
                 f"The plan gives {name!r} the {key} {shown(value)}; it must be a whole number in 1 … {allowed[key]}."

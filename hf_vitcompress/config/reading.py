@@ -82,7 +82,8 @@ def _reason(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
         return one_line(error)
-    return f"{getattr(error, 'problem', None) or 'it ends too early'} (line {mark.line + 1})"
+    said = [part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part]
+    return f"{', '.join(said)} (line {mark.line + 1})"
 
 
 def _without_repetition(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:

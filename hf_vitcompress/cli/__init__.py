@@ -20,6 +20,7 @@ from .ending import (
     ended_by_sigterm,
     flush_output,
     goes_on_from,
+    take_any_text,
     tell,
     tell_error,
     tell_interruption,
@@ -75,6 +76,7 @@ def main() -> None:
     debug = DEBUG_FLAG in words or bool(os.environ.get(DEBUG_VARIABLE))
     words = [word for word in words if word != DEBUG_FLAG]
     goes_on_from(None)
+    take_any_text()
     with _warnings_on_one_line(), ended_by_sigterm():
         try:
             app(words)

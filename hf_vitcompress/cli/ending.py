@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -30,10 +31,16 @@ _checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
 
 
 def tell(text: str) -> None:
-    """Write a line to stderr, whatever its encoding; a stderr that is closed is nobody's."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr, flush=True)
+    """Write a line to stderr, unless it is closed."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def take_any_text() -> None:
+    """Let terminals that have no × or … show a substitute: what was computed is worth more than how it looks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
 
 
 def tell_error(error: Exception, debug: bool) -> None:

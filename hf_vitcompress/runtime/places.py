@@ -1,5 +1,6 @@
 """Whether a file can be written at a place, asked before the work whose result it is to hold."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -26,6 +27,8 @@ def check_file_place(path: str | Path, what: str) -> None:
         target = Path(os.path.abspath(path))
         if len(os.fsencode(target.name)) > LONGEST_NAME:
             raise OutputError(f"The name of the {what}, {name}, is too long; at most {LONGEST_NAME} bytes are taken.")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(target)  # which fails for names that cannot be, where `Path` says that they are not there
         if target.is_dir():
             raise OutputError(f"The {what} {name} is a folder; give the name of a file in it.")
         folder = next(above for above in target.parents if above.exists())

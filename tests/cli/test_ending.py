@@ -156,6 +156,16 @@ def test_streams_that_are_closed_are_no_error(stream: str, monkeypatch: pytest.M
     monkeypatch.undo()
 
 
+def test_a_table_can_be_shown_in_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    ending.take_any_text()
+    print("2 × faster")
+    ending.flush_output()
+    assert written.getvalue() == b"2 ? faster\n"
+
+
 def test_an_error_can_be_told_to_any_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(written, encoding="ascii"))

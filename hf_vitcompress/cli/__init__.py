@@ -1,15 +1,11 @@
 """The terminal: `vitcompress compress | inspect | plan | evaluate | quantize | export | push`."""
 
-import contextlib
 import os
 import sys
-import warnings
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ..errors import CalibrationWarning, ConfigWarning
 from ..version import __version__
 from .compression import compress, inspect_model, plan_budget
 from .ending import (
@@ -24,6 +20,7 @@ from .ending import (
     tell,
     tell_error,
     tell_interruption,
+    warnings_on_one_line,
 )
 from .evaluation import evaluate_checkpoint
 from .export import export_checkpoint
@@ -77,7 +74,7 @@ def main() -> None:
     words = [word for word in words if word != DEBUG_FLAG]
     goes_on_from(None)
     take_any_text()
-    with _warnings_on_one_line(), ended_by_sigterm():
+    with warnings_on_one_line(), ended_by_sigterm():
         try:
             app(words)
         except SystemExit as end:
@@ -92,19 +89,3 @@ def main() -> None:
             sys.exit(1)
         finally:
             flush_output()
-
-
-@contextlib.contextmanager
-def _warnings_on_one_line() -> Iterator[None]:
-    """Of the package's own warnings the text alone: a user has nothing from the line of our code."""
-    before = warnings.formatwarning
-
-    def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
-        ours = issubclass(category, ConfigWarning | CalibrationWarning)
-        return f"warning: {message}\n" if ours else before(message, category, *where, **line)
-
-    warnings.formatwarning = formatted
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before

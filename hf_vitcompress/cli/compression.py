@@ -80,6 +80,7 @@ def compress(
         if accelerator.is_main_process:
             with atomic_path(output, folder=True) as folder:
                 small.save_pretrained(folder)
+            goes_on_from(None)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
                 file.unlink(missing_ok=True)
             Console().print(compressor.report.render())

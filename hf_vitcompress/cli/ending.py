@@ -13,12 +13,14 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from ..errors import DistributedError, VitCompressError, one_line
+from ..errors import CalibrationWarning, ConfigWarning, DistributedError, VitCompressError, one_line
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "VITCOMPRESS_DEBUG"
@@ -100,8 +102,30 @@ def tell_interruption() -> None:
 
 
 @contextlib.contextmanager
+def warnings_on_one_line() -> Iterator[None]:
+    """A block in which the package's own warnings are their text alone: a user has nothing from a line of our code."""
+    before = warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+        ours = issubclass(category, ConfigWarning | CalibrationWarning)
+        return f"warning: {message}\n" if ours else before(message, category, *where, **line)
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+@contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """A block that SIGTERM ends as Ctrl-C does: what it has begun to write is removed."""
+    """A block that SIGTERM ends as Ctrl-C does: what it has begun to write is removed.
+
+    One of several processes ends at once instead: it may be waiting for others, and then handles no signal.
+    """
+    if "LOCAL_RANK" in os.environ:
+        yield
+        return
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise SystemExit(TERMINATED)

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import hf_vitcompress.compressor
 from hf_vitcompress import CompressionConfig, cli
 from hf_vitcompress.cli import ending
-from hf_vitcompress.errors import ConfigWarning, DataError
+from hf_vitcompress.errors import CalibrationWarning, ConfigWarning, DataError
 from hf_vitcompress.evaluation import evaluation, latency
 from support.models import DIGITS, REPOSITORY
 from support.terminal import Run, one_line, running_commands, without_bars  # noqa: F401  (the fixture "run")
@@ -176,11 +177,20 @@ def test_an_error_can_be_told_to_any_terminal(monkeypatch: pytest.MonkeyPatch) -
     assert b"error: There is no folder or file './mod\\xe8le\\u2026'" in written.getvalue()
 
 
-def test_warnings_of_the_package_are_their_sentence_alone(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text(json.dumps({"correct_curves": False, "keep_ratio": 2}))
-    with pytest.warns(ConfigWarning, match="correct_curves"):
-        done = run(*compress(tmp_path / "out"), "--config", tmp_path / "recipe.json")
-    assert done.code == 1
+def test_warnings_of_the_package_are_their_sentence_alone() -> None:
+    before = warnings.formatwarning
+    with ending.warnings_on_one_line():
+        for ours in (ConfigWarning, CalibrationWarning):
+            assert warnings.formatwarning("Few images.", ours, "file.py", 3) == "warning: Few images.\n"
+        assert "file.py:3: UserWarning: theirs" in warnings.formatwarning("theirs", UserWarning, "file.py", 3)
+    assert warnings.formatwarning is before
+
+
+def test_one_of_several_processes_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    with ending.ended_by_sigterm():
+        assert signal.getsignal(signal.SIGTERM) == before
 
 
 # ---- judging

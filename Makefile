@@ -36,13 +36,15 @@ coverage: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
 	@echo "coverage of lines and branches: $$($(BIN)/coverage report --format=total) %"
 
-# Random damage to files, each kind for SECONDS from SEED on.
-fuzz: $(VENV)/installed
-	set -e; for script in tests/drills/fuzz_*.py; do \
-		OMP_NUM_THREADS=1 $(BIN)/python $$script $(or $(SEED),0) $(or $(SECONDS),60); done
 # Every command is killed before each of its changes to the disk; EVERY=8 kills before every eighth. Takes half an hour.
 drills: $(VENV)/installed
 	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m drills.outputs --every $(or $(EVERY),1)
+
+# Random damage to what comes from outside, each kind for so long; the seed makes it repeatable.
+fuzz: SEED ?= 0
+fuzz: SECONDS ?= 60
+fuzz: $(VENV)/installed
+	set -e; for script in tests/drills/fuzz_*.py; do $(BIN)/python $$script $(SEED) $(SECONDS); done
 
 # The newest of everything, to see what breaks upstream. `adapters` is left out while it excludes the newest
 # transformers; PEFT is there all the same, so that its tests say what is wrong with it, or run again.

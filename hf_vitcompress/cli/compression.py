@@ -7,6 +7,9 @@ import typer
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
+from .checks import check_use_of
+from .ending import goes_on_from
+from .judging import judge, saved_unjudged
 from .options import Quiet, path, say_stale_programs, silence_libraries, text
 from .recipe import with_recipe
 
@@ -60,17 +63,17 @@ def compress(
     """
     from rich.console import Console
 
-    from ..evaluation.evaluation import evaluate_model
-    from ..evaluation.latency import LATENCY_BATCHES, measure_latency
     from ..planning.plan import CompressionPlan
     from ..runtime.distributed import local_work
     from ..runtime.outputs import reserved, work_path
     from ..statistics.statistics import Statistics
 
-    compressor = _compressor(config, quiet)
-    accelerator = compressor.accelerator
+    check_use_of(validation, config)
     # Kept beside the output until that is complete, so that the same command goes on after an interruption.
     checkpoint = statistics or work_path(output, ".calibration.safetensors")
+    goes_on_from(checkpoint)
+    compressor = _compressor(config, quiet)
+    accelerator = compressor.accelerator
     inputs = {
         MODEL: model,
         IMAGES: data,
@@ -87,37 +90,26 @@ def compress(
             place = context.with_resource(kept)
         given_plan = None if plan is None else CompressionPlan.load(plan)
         subject = compressor.open(model)
+        test_images = None if test is None else compressor.open_images(test, subject)
         known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
         subject, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
     assert compressor.report is not None
-    if test is not None:
-        with local_work(accelerator, "Opening the test images"):
-            images = compressor.open_images(test, subject)
-        compressor.report.evaluation = evaluate_model(
-            small,
-            images,
-            subject.processor,
-            subject.whole,
-            precision=config.precision,
-            progress=not quiet,
-            accelerator=accelerator,
-        )
+    shape = (known or compressor.statistics or Statistics()).image_shape
+    failure = judge(compressor, small, subject, test_images, shape, latency)
     with local_work(accelerator, "Saving"):
         if accelerator.is_main_process:
-            if latency:
-                shape = (known or compressor.statistics or Statistics()).image_shape
-                compressor.report.latency = [
-                    measure_latency(subject.whole, small, n, shape=shape) for n in LATENCY_BATCHES
-                ]
             with place.replaced() as folder:
                 small.save_pretrained(folder)
+            goes_on_from(None)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
                 file.unlink(missing_ok=True)
             Console().print(compressor.report.render())
             Console().print(f"saved to {output}")
             say_stale_programs(place.path)
+        if failure is not None:
+            raise saved_unjudged(output, failure) from failure
 
 
 @with_recipe
@@ -137,21 +129,25 @@ def inspect_model(
     """
     from rich.console import Console
 
-    from ..report.figures import compression_figure, is_our_figure, save_figure
+    from ..planning.foresight import check_reach
+    from ..report.figures import check_figure, compression_figure, is_our_figure, save_figure
     from ..report.report import group_reports
     from ..report.tables import table
     from ..runtime.distributed import local_work
     from ..runtime.files import check_file
 
+    goes_on_from(statistics)
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
         if statistics is not None:
             _check_statistics(statistics, model, data)
         if figure is not None:
+            check_figure(figure)
             inputs = {MODEL: model, IMAGES: data, "the statistics (--statistics)": statistics}
             check_file(figure, inputs, beside=(MODEL,), renews=is_our_figure)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
+        check_reach(subject, config)
     known = known or compressor.calibrate(subject, data, statistics)
     plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:
@@ -203,6 +199,7 @@ def plan_budget(
     from ..runtime.distributed import local_work
     from ..runtime.files import check_file
 
+    check_use_of(validation, config)
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
         if output is not None:

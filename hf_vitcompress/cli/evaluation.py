@@ -49,13 +49,15 @@ def evaluate_checkpoint(
     from ..images.sources import open_images
     from ..model.loading import load_image_processor
     from ..report.report import CompressionReport
+    from ..runtime.devices import check_precision
     from ..runtime.distributed import local_work, new_accelerator
     from ..runtime.files import check_file, write_text
     from ..runtime.outputs import check_renewable
 
     if quiet:
         silence_libraries()
-    _check_flags(latency, against, dataset)
+    _check_flags(latency, against, dataset, update_card)
+    check_precision(precision)
     if json_file is not None:
         models = {"the model": model, "the dense model (--against)": against}
         check_file(json_file, {**models, "the images": data}, tuple(models), holds("evaluation", "costs"))
@@ -89,13 +91,15 @@ def evaluate_checkpoint(
         _update_card(model, report, figures, dataset)
 
 
-def _check_flags(latency: bool, against: str | None, dataset: str | None) -> None:
+def _check_flags(latency: bool, against: str | None, dataset: str | None, update_card: bool) -> None:
     from ..report.provenance import is_repo_id
 
     if latency and against is None:
         raise ConfigError("--latency compares two models in one run; name the other with --against.")
     if dataset is not None and not is_repo_id(dataset):
         raise ConfigError(f"--dataset takes the Hub id of a data set, such as uoft-cs/cifar10, not {dataset!r}.")
+    if dataset is not None and not update_card:
+        raise ConfigError("--dataset names the images in the card; give it together with --update-card.")
 
 
 def _update_card(folder: str, report: "CompressionReport", figures: "Comparison", dataset: str | None) -> None:

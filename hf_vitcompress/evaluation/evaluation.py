@@ -19,6 +19,7 @@ from ..model.towers import compressed_part
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import gather_objects, local_work, new_accelerator, own_share
 from ..runtime.weights import model_digest
+from .checks import check_comparable, check_evaluation, check_same_form
 from .intervals import Interval, mean_interval, wilson_interval
 from .labels import checked_labels, is_guessing, warn_of_guessing
 from .metrics import Metrics
@@ -125,13 +126,16 @@ def evaluate_model(
         precision: `"float32"` judges what a user runs; `"bfloat16"` and `"auto"` are faster where the device gains.
 
     Raises:
-        ConfigError: the precision is unknown; or a metric cannot be loaded, or not be computed from classes.
+        ConfigError: an argument is of another kind, or the precision is unknown; a metric cannot be loaded, or not be
+            computed from classes; or the models have other classes or outputs of other shapes.
         DataError: there are neither labels nor a model to compare with; or metrics, and no labels of classes; or a
             label is past the model's last class, or most images cannot be read.
     """
+    check_evaluation(model, images, against, metrics, batch_size)
     subjects = [compressed_part(model, model, image_processor)]
     if against is not None:
         subjects.append(compressed_part(against, model, image_processor))
+        check_comparable(subjects[0].model, subjects[1].model)
     classes = is_classifier(subjects[0].model)
     checked_labels(images, subjects[0].model)
     _check_can_judge(classes and images.labels is not None, against is not None, bool(metrics))
@@ -226,6 +230,8 @@ def _image_figures(
         if labels is not None:
             figures["label"] = labels
     if reference is not None:
+        for ours, theirs in zip(outputs[:1], reference[:1], strict=True):
+            check_same_form(ours, theirs)
         figures["kl"] = divergences(reference, outputs)
         if classes:
             figures["reference"] = predictions(reference)

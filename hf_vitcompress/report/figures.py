@@ -3,10 +3,12 @@
 Needs matplotlib, imported on first use.
 """
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError, shown
 from ..runtime.files import atomic_path
 
 SOFTWARE = "hf_vitcompress"
@@ -99,6 +101,18 @@ def loss_over_seconds(axes: "Axes", points: Sequence["CompensationPoint"]) -> No
     axes.set_ylabel("loss on held-out images (nats)")
     axes.set_title("compensation")
     axes.legend(frameon=False)
+
+
+def check_figure(path: str | Path) -> None:
+    """That a figure can be drawn, into a file of that name; see `save_figure`.
+
+    Raises:
+        ConfigError: the name says that it is no PNG.
+        ImportError: matplotlib is missing.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ConfigError(f"The figure is a PNG; give it a name that ends in .png, not {shown(str(path))}.")
+    importlib.import_module("matplotlib.figure")
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from ..errors import OutputError
+from ..errors import OutputError, shown
 
 LONGEST_NAME = 255
 """Bytes in the name of a file, on all common file systems."""
@@ -24,6 +25,8 @@ def real_path(path: str | Path) -> Path:
     Raises:
         OutputError: the path is blank, as one from an unset variable is, or nothing can have that name.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise OutputError(f"Give the path of an output, not {shown(path)}.")
     if not str(path).strip():
         raise OutputError("The name of the output is empty. If it comes from a variable, that is not set.")
     try:
@@ -178,10 +181,13 @@ def check_file(
     if target.is_dir():
         raise OutputError(f"The output {_shortened(path)} is a folder; give the name of a file.")
     place = next(folder for folder in target.parents if folder.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    try:
+        with tempfile.TemporaryFile(dir=place):  # rights say little: file systems may be read-only or virtual
+            pass
+    except OSError as error:
         raise OutputError(
             f"{_shortened(path)} cannot be written: {str(place)!r} is not a folder that you may write to."
-        )
+        ) from error
     if target.exists() and not target.is_file():
         raise OutputError(f"The output {_shortened(path)} is a device or a pipe; give the name of a file.")
     if target.exists() and not renews(target):

@@ -210,14 +210,23 @@ def test_a_flag_that_does_not_exist_is_a_usage_error(run: Run) -> None:
     assert "--keep-ration" in done.err
 
 
-def test_an_interruption_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_an_interruption_says_how_to_go_on(
+    named: bool, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.compression, "_compressor", interrupted)
-    done = run("compress", MODEL, "--data", CALIBRATION, "--output", tmp_path / "out")
-    assert done.code == 130
-    assert "the same command goes on" in done.err
+    kept = tmp_path / ("mine.safetensors" if named else ".out.calibration.safetensors")
+    command = ["compress", MODEL, "--data", CALIBRATION, "--output", tmp_path / "out"]
+    command += ["--statistics", kept] if named else []
+    before = run(*command)
+    kept.touch()
+    done = run(*command)
+    assert (before.code, done.code) == (130, 130)
+    assert before.err == "interrupted before the first checkpoint; the same command starts again\n"
+    assert done.err == f"interrupted; the same command goes on from {kept}\n"
 
 
 def test_version_names_package_and_version(run: Run) -> None:

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..architectures.layers import LayerInfo
-from ..errors import CalibrationError, shown
+from ..errors import CalibrationError
 from ..runtime.distributed import from_owner, gather_objects, sum_in_place, sum_numbers
 from ..runtime.identity import SETTINGS, Identity, facts_of
 from .identity import weights_in

@@ -38,5 +38,5 @@ def test_places_that_take_none_are_named(name: str, message: str, tmp_path: Path
 
 @pytest.mark.parametrize("path", ["", " ", None, 3])
 def test_what_is_no_path_is_refused(path: object) -> None:
-    with pytest.raises(OutputError, match="empty|Give the path"):
+    with pytest.raises(OutputError, match=r"empty|Give the path"):
         check_file(path)  # type: ignore[arg-type]

@@ -20,14 +20,14 @@ OUTPUTS = ("output", "statistics", "figure", "json_file")
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuse empty words: they are variables of the shell that were never set.
+    """Refuse blank words: they are variables of the shell that were never set.
 
     Raises:
         ConfigError: naming the flag.
     """
     for before, word in zip(["", *words], words, strict=False):
-        flag = before if word == "" else word.removesuffix("=")
-        if word == "" or (word.startswith("--") and word.endswith("=")):
+        flag = before if not word.strip() else word.strip().removesuffix("=")
+        if not word.strip() or (word.startswith("--") and word.strip().endswith("=")):
             name = flag if flag.startswith("-") else "An argument"
             raise ConfigError(f"{name} is empty; give a value, or leave it out. Was a variable of the shell not set?")
 

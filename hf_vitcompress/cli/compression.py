@@ -10,19 +10,18 @@ from ..errors import ConfigError
 from .checks import check_use_of
 from .ending import goes_on_from
 from .judging import judge, saved_unjudged
-from .options import Quiet, path, say_stale_programs, silence_libraries, text
+from .options import Quiet, say_stale_programs, silence_libraries
 from .recipe import with_recipe
 
 if TYPE_CHECKING:
     from ..compressor import ViTCompressor
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.", parser=text)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.")]
 Data = Annotated[
     str | None,
     typer.Option(
         "--data",
         help="Calibration images: a folder, a parquet file or a Hub data set. Labels are not used.",
-        parser=text,
     ),
 ]
 MODEL, IMAGES = "the model", "the images (--data)"
@@ -31,7 +30,6 @@ StatisticsFile = Annotated[
     Path | None,
     typer.Option(
         "--statistics",
-        parser=path,
         help="File for what calibration measures. Continued or used again where it exists, so that another budget "
         "takes seconds and an interrupted run loses nothing.",
     ),
@@ -43,16 +41,12 @@ def compress(
     context: typer.Context,
     model: Model,
     config: CompressionConfig,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.", parser=path)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.")],
     data: Data = None,
     statistics: StatisticsFile = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="Use this plan (JSON, maybe edited) instead of planning.", parser=path)
-    ] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="Images to search --max-accuracy-drop on.", parser=text)
-    ] = None,
-    test: Annotated[str | None, typer.Option(help="Images to judge the result on, against MODEL.", parser=text)] = None,
+    plan: Annotated[Path | None, typer.Option(help="Use this plan (JSON, maybe edited) instead of planning.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
+    test: Annotated[str | None, typer.Option(help="Images to judge the result on, against MODEL.")] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time both models, alternately.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in OUTPUT.")] = False,
     quiet: Quiet = False,
@@ -83,12 +77,12 @@ def compress(
         "the test images (--test)": test,
     }
     with local_work(accelerator, "The start"):
+        given_plan = None if plan is None else CompressionPlan.load(plan)
         if statistics is not None:
             _check_statistics(statistics, model, data)
         if accelerator.is_main_process:
             kept = reserved(output, "overwrite" if overwrite else "new", inputs)
             place = context.with_resource(kept)
-        given_plan = None if plan is None else CompressionPlan.load(plan)
         subject = compressor.open(model)
         test_images = None if test is None else compressor.open_images(test, subject)
         known = _known_statistics(statistics) if data is None else None
@@ -119,7 +113,7 @@ def inspect_model(
     data: Data = None,
     statistics: StatisticsFile = None,
     figure: Annotated[
-        Path | None, typer.Option(help="PNG of loss over budgets and of what is left of each part.", parser=path)
+        Path | None, typer.Option(help="PNG of loss over budgets and of what is left of each part.")
     ] = Path("inspection.png"),
     quiet: Quiet = False,
 ) -> None:
@@ -178,16 +172,10 @@ def inspect_model(
 def plan_budget(
     model: Model,
     config: CompressionConfig,
-    statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.", parser=path)],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.", parser=path)
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Images to compensate candidates on, where asked.", parser=text)
-    ] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="Images to search --max-accuracy-drop on.", parser=text)
-    ] = None,
+    statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Images to compensate candidates on, where asked.")] = None,
+    validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier plan in OUTPUT.")] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from .options import Quiet, holds, path, silence_libraries, text
+from .options import Quiet, holds, silence_libraries
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
 
 def evaluate_checkpoint(
-    model: Annotated[str, typer.Argument(help="Model to judge: a Hub id or a folder.", metavar="MODEL", parser=text)],
-    data: Annotated[
-        str, typer.Option("--data", help="Test images: a folder, a parquet file or a Hub data set.", parser=text)
-    ],
-    against: Annotated[str | None, typer.Option(help="Dense model to compare with.", parser=text)] = None,
+    model: Annotated[str, typer.Argument(help="Model to judge: a Hub id or a folder.", metavar="MODEL")],
+    data: Annotated[str, typer.Option("--data", help="Test images: a folder, a parquet file or a Hub data set.")],
+    against: Annotated[str | None, typer.Option(help="Dense model to compare with.")] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Metric of the evaluate library, such as f1, or its folder; repeatable."),
@@ -30,7 +28,7 @@ def evaluate_checkpoint(
     latency: Annotated[bool, typer.Option("--latency", help="Time both models, alternately.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, also for --latency.")] = 32,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.", parser=path)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Also write them into report and card of MODEL, a folder of compress.")
     ] = False,

@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from .options import Quiet, holds, path, silence_libraries, text
+from .options import Quiet, holds, silence_libraries
 
 
 def export_checkpoint(
-    model: Annotated[
-        str, typer.Argument(help="Compressed or dense model: a folder or a Hub id.", metavar="MODEL", parser=text)
-    ],
+    model: Annotated[str, typer.Argument(help="Compressed or dense model: a folder or a Hub id.", metavar="MODEL")],
     to: Annotated[str, typer.Option("--to", help="onnx, torch-export, openvino or executorch.")] = "onnx",
     output: Annotated[
         Path | None,
@@ -20,12 +18,9 @@ def export_checkpoint(
             "--output",
             "-o",
             help="Folder for the program. Default: one named as the format, inside MODEL.",
-            parser=path,
         ),
     ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Dense model to export, too, and to time both.", parser=text)
-    ] = None,
+    against: Annotated[str | None, typer.Option(help="Dense model to export, too, and to time both.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference from torch's outputs.")] = 1e-4,
     max_batch: Annotated[
         int | None, typer.Option(help="Images it takes at most; executorch only, which reserves memory. Default: 32.")
@@ -33,7 +28,7 @@ def export_checkpoint(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier program in the output folder.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.", parser=path)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Make a program of MODEL for another runtime, and keep it only if it computes the same.

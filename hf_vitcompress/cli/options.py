@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,20 +12,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 LARGEST_FIGURES = 2**24
 """Bytes of a JSON file of figures, at most."""
-
-# Parsers, which --help shows by their names.
-
-
-def text(value: Any) -> str:
-    """Refuse an empty value, as an unset variable of a shell leaves."""
-    if not str(value).strip():
-        raise typer.BadParameter("it is empty. If it comes from a variable, that is not set.")
-    return str(value)
-
-
-def path(value: Any) -> Path:
-    """The same of a path, which would stand for the current folder."""
-    return Path(text(value))
 
 
 def holds(*keys: str) -> Callable[[Path], bool]:

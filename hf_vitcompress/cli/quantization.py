@@ -5,14 +5,12 @@ from typing import Annotated
 
 import typer
 
-from .options import Quiet, path, say_stale_programs, silence_libraries, text
+from .options import Quiet, say_stale_programs, silence_libraries
 
 
 def quantize_checkpoint(
-    model: Annotated[
-        str, typer.Argument(help="Compressed or dense model: a folder or a Hub id.", metavar="MODEL", parser=text)
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the quantized model.", parser=path)],
+    model: Annotated[str, typer.Argument(help="Compressed or dense model: a folder or a Hub id.", metavar="MODEL")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the quantized model.")],
     scheme: Annotated[
         str, typer.Option(help="int8-weight-only, or int8-dynamic: what the layers read is rounded, too.")
     ] = "int8-weight-only",

@@ -250,6 +250,35 @@ def _kind(state: object, old: object, new: object, drill: Drill) -> str:
     return "to be completed" if "card" in drill.name or "export" in drill.name else "MIXED"
 
 
+def two_at_once(place: Path) -> list[str]:
+    """Two processes with one output, and one after a third that is killed while it has the output; what went wrong."""
+    drill = DRILLS[0]
+    template = place / "template"
+    template.mkdir(parents=True)
+    prepare(template, drill)
+    both = [FORK.Process(target=_quietly, args=(drill, template)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    wrong = [] if sorted(p.exitcode or 0 for p in both) == [0, 1] else [f"ended with {[p.exitcode for p in both]}"]
+    shutil.rmtree(template / "out")
+    killed = FORK.Process(target=_quietly, args=(drill, template))
+    killed.start()
+    while not (template / ".out.part").exists():
+        time.sleep(0.01)
+    killed.kill()
+    killed.join()
+    if in_process(lambda: drill.work(template), template) != 0:
+        wrong.append("a killed process blocks the next one")
+    return wrong + [f"left {name}" for name in left_over(template)]
+
+
+def _quietly(drill: Drill, root: Path) -> None:
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process ends with it)
+    drill.work(root)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="kill before every n-th change only")
@@ -265,6 +294,11 @@ def main() -> int:
         told = ", ".join(f"{count} {kind}" for kind, count in found.items())
         print(f"{drill.name}: {told} ({time.perf_counter() - start:.0f} s)", flush=True)
         bad += sum(count for kind, count in found.items() if kind[:1].isupper() or kind.startswith("lost"))
+    if not arguments.only or arguments.only in "two processes":
+        with tempfile.TemporaryDirectory() as place:
+            wrong = two_at_once(Path(place).resolve() / "two")
+        print(f"two processes with one output: {', '.join(wrong) or 'one at a time'}", flush=True)
+        bad += len(wrong)
     print("nothing lost, nothing mixed" if not bad else f"{bad} findings")
     return 1 if bad else 0
 

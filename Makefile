@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 environment = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip install -qq $(2) $(BACKEND)
 INSTALL := install -qq --no-build-isolation
 
-.PHONY: quickstart test coverage test-newest test-oldest docs dist lock benchmarks support cards clean
+.PHONY: quickstart test coverage fuzz test-newest test-oldest docs dist lock benchmarks support cards clean
 
 quickstart: $(VENV)-quickstart/installed
 	@$(VENV)-quickstart/bin/python examples/quickstart.py
@@ -56,6 +56,13 @@ test-oldest:
 	$(OLDEST)/bin/pip $(INSTALL) $(TORCH) --constraint $(OLDEST)/second.txt \
 		--editable '.[adapters,export,quantization,test-tools]'
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/docs -k export
+
+# Damaged and odd inputs for some seconds each: SEED=1 SECONDS_EACH=600 for others, and more.
+fuzz: SEED ?= 0
+fuzz: SECONDS_EACH ?= 60
+fuzz: $(VENV)/installed
+	set -e; for drill in tests/drills/fuzz_*.py; do \
+		$(BIN)/python "$$drill" --seed $(SEED) --seconds $(SECONDS_EACH); done
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -174,7 +174,7 @@ class CalibrationSettings:
             "Number of calibration images that are kept out of the statistics, at most a quarter of them: compressed "
             "models are tried on them, to correct predicted losses by measured ones; 0: no correction."
         ),
-    ] = 128
+    ] = 256
     calibration_loss: Annotated[
         CalibrationLoss,
         Doc(

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import CalibrationWarning, ConfigWarning, DistributedError, VitCompressError, one_line
+from ..errors import DistributedError, VitCompressError, one_line
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "VITCOMPRESS_DEBUG"
@@ -107,7 +107,7 @@ def warnings_on_one_line() -> Iterator[None]:
     before = warnings.formatwarning
 
     def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
-        ours = issubclass(category, ConfigWarning | CalibrationWarning)
+        ours = category.__module__ == VitCompressError.__module__
         return f"warning: {message}\n" if ours else before(message, category, *where, **line)
 
     warnings.formatwarning = formatted

@@ -197,8 +197,9 @@ class ImageSource:
         return self._place(index, self.images[index])
 
     def _place(self, index: int, raw: Raw) -> str:
-        path = raw.get("path") if isinstance(raw, Mapping) else raw if isinstance(raw, str | os.PathLike) else None
-        return f"image {self._number(index)} of {self.name}{f' ({path})' if path else ''}"
+        path = raw.get("path") if isinstance(raw, Mapping) else raw
+        named = isinstance(path, str | os.PathLike) and path
+        return f"image {self._number(index)} of {self.name}{f' ({path})' if named else ''}"
 
     def _number(self, index: int) -> int:
         return index if self.numbers is None else self.numbers[index]

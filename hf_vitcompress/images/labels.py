@@ -51,6 +51,25 @@ def known_classes(labels: Sequence[Any], label2id: Mapping[str, Any] | None, nam
     return [int(label) for label in labels]
 
 
+def known_targets(labels: Sequence[Any], name: str) -> list[Any]:
+    """Targets that are more than classes: mappings, such as boxes, as they are, and all else as tensors.
+
+    Args:
+        name: of the images.
+
+    Raises:
+        DataError: a label is neither.
+    """
+    try:
+        return [label if isinstance(label, Mapping) else torch.as_tensor(label) for label in labels]
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = sorted({type(label).__name__ for label in labels})
+        raise DataError(
+            f"The labels of {name} are of type {', '.join(kinds)}. Give indices of the model's classes, or tensors or "
+            "mappings as the model takes them."
+        ) from error
+
+
 def check_labels(labels: Sequence[int] | None, classes: int | None, name: str) -> None:
     """That labels are among the model's classes.
 

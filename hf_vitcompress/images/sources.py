@@ -12,7 +12,7 @@ from ..config import OnBadImage
 from ..errors import DataError
 from ..runtime.random_state import unchanged_random_state
 from .images import ImageSource
-from .labels import class_ids, is_class, known_classes
+from .labels import class_ids, is_class, known_classes, known_targets
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -50,18 +50,27 @@ def open_images(
             raise DataError(f"{str(data)!r} cannot be opened: {error.strerror or error}.") from error
     elif hasattr(data, "column_names") and hasattr(data, "features"):
         source = _from_dataset(data, "the data set", on_bad_image, label2id)
-    elif isinstance(data, Mapping):
+    elif isinstance(data, Mapping) and "pixel_values" not in data:
         source = _from_dataset(_one_split(data, "the data set", split), "the data set", on_bad_image, label2id)
-    elif isinstance(data, Tensor) or (isinstance(data, Sequence) and data and not _is_batch(data[0])):
-        source = ImageSource(list(data), None, "the list of images", on_bad_image)
-    elif isinstance(data, Iterable):
-        one_batch = isinstance(data, Sequence) and len(data) == 2 and _is_batch(data[0]) and _are_labels(data[1])
-        source = _from_batches([data] if one_batch else data, on_bad_image, label2id, limit)
     else:
-        raise DataError(f"Images cannot be taken from a {type(data).__name__}.")
+        source = _from_memory(data, on_bad_image, label2id, limit)
     if not len(source):
         raise DataError(f"No image found in {source.name}. Image files end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return source
+
+
+def _from_memory(
+    data: Any, on_bad_image: OnBadImage, label2id: Mapping[str, Any] | None, limit: int | None
+) -> ImageSource:
+    """Images one by one, one batch of them, or an iterable of batches."""
+    if not isinstance(data, Iterable) or getattr(data, "ndim", 3) < 3:
+        raise DataError(f"Images cannot be taken from {_kind(data)}.")
+    if isinstance(data, Mapping):
+        return _from_batches([data], on_bad_image, label2id, limit)
+    if isinstance(data, Tensor) or (isinstance(data, Sequence) and data and not _is_batch(data[0])):
+        return ImageSource(list(data), None, "the list of images", on_bad_image)
+    one_batch = isinstance(data, Sequence) and len(data) == 2 and _is_batch(data[0]) and _are_labels(data[1])
+    return _from_batches([data] if one_batch else data, on_bad_image, label2id, limit)
 
 
 def _open_path(
@@ -121,6 +130,8 @@ def _from_folder(
 def _from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, label2id: Mapping[str, Any] | None) -> ImageSource:
     import datasets
 
+    if not isinstance(dataset, datasets.Dataset):
+        raise DataError(f"Images cannot be taken from a {type(dataset).__name__}. Give a `datasets.Dataset`.")
     features = dataset.features
     column = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
     column = column or next((c for c in IMAGE_COLUMNS if c in features), None)
@@ -176,12 +187,10 @@ def _from_batches(
             break
     source = ImageSource(images, None, "the DataLoader", on_bad_image, inputs=inputs if any(inputs) else None)
     if labels and len(labels) == len(images):
-        if any(isinstance(label, str) for label in labels):
-            raise DataError("Labels of batches are text. Give the indices of the model's classes.")
         if all(map(is_class, labels)):
             source.labels = known_classes(labels, label2id, source.name)
         else:
-            source.targets = labels
+            source.targets = known_targets(labels, source.name)
     return source
 
 
@@ -222,6 +231,7 @@ def _length(labels: Any) -> int | None:
 
 
 def _kind(value: Any) -> str:
+    """What it is, for a message."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):

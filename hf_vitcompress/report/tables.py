@@ -92,7 +92,7 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         name = "KL measured" if evaluation.agreement is not None else "relative error"
         rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
     if evaluation.bad_images:
-        rows.append(("images left out, unreadable", "", str(evaluation.bad_images), ""))
+        rows.append(("images left out", "", str(evaluation.bad_images), ""))
     return [*rows, *_metric_rows(evaluation)]
 
 

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 
-ROUNDING = 2 * torch.finfo(torch.float32).eps
-"""Share of its mean below which the deviation of a feature is what rounding in float32 has left of none."""
+RESOLUTION = 2 * torch.finfo(torch.float32).eps
+"""Deviation relative to the mean that float32 cannot tell from none."""
+ROUNDING = 1e-4
+"""Share of the second moment about the shift that rounding may leave of no variance."""
 
 
 @dataclass
@@ -94,8 +96,10 @@ class Moment:
     def covariance(self) -> Tensor:
         """(d, d) float64, symmetric; 0 for features that never vary, as behind a layer norm whose gain is 0."""
         offset = self.first / self.weight
-        covariance = _symmetric(self.second, self.weight) - torch.outer(offset, offset)
-        constant = covariance.diagonal() <= (ROUNDING * self.mean).square()
+        second = _symmetric(self.second, self.weight)
+        covariance = second - torch.outer(offset, offset)
+        left, lost = ROUNDING * second.diagonal(), (RESOLUTION * self.mean).square()
+        constant = covariance.diagonal() <= torch.minimum(left, lost)
         covariance[constant] = 0.0
         covariance[:, constant] = 0.0
         return covariance

@@ -5,43 +5,42 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import CompressionConfig
-from ..errors import ConfigError, OutputError, shown
-from ..runtime.places import LONGEST_NAME
+import typer
 
-NAME_BYTES, PATH_BYTES = 255, 4095
-"""What file systems take of a name and of a path."""
+from ..config import CompressionConfig
+from ..errors import ConfigError, shown
+from ..runtime.files import LONGEST_NAME
+
+PATH_BYTES = 4095
+"""What systems take of a path."""
 
 PATHS = ("model", "data", "against", "test", "validation", "folder", "plan", "config_file", "metric")
 """Arguments that name what is read."""
 
-OUTPUTS = ("output", "statistics", "figure", "json_file")
-"""Arguments that name what is written."""
-
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuse empty words: they are variables of the shell that were never set.
+    """Refuse empty words, whatever the flag: they are variables of the shell that were never set.
 
     Raises:
-        ConfigError: naming the flag.
+        typer.BadParameter: naming the flag.
     """
     for before, word in zip(["", *words], words, strict=False):
-        flag = before if word == "" else word.removesuffix("=")
-        if word == "" or (word.startswith("--") and word.endswith("=")):
-            name = flag if flag.startswith("-") else "An argument"
-            raise ConfigError(f"{name} is empty; give a value, or leave it out. Was a variable of the shell not set?")
+        if not word.strip() or (word.startswith("--") and word.endswith("=")):
+            flag = word.strip().removesuffix("=") or before
+            hint = flag if flag.startswith("-") else "an argument"
+            raise typer.BadParameter("it is empty. If it comes from a variable, that is not set.", param_hint=hint)
 
 
 def check_paths(arguments: Mapping[str, Any]) -> None:
-    """Refuse names that no file can have.
+    """Refuse names of inputs that no file can have.
 
     Raises:
-        ConfigError, OutputError: naming the argument.
+        ConfigError: naming the argument.
     """
     for argument, value in arguments.items():
-        for text in value if isinstance(value, list) else [value]:
-            if argument in PATHS + OUTPUTS and isinstance(text, str | Path):
-                _check_name(argument, str(text))
+        for name in value if isinstance(value, list) else [value]:
+            if argument in PATHS and isinstance(name, str | Path):
+                _check_name(argument, str(name))
 
 
 def check_use_of(validation: str | None, config: CompressionConfig) -> None:
@@ -57,10 +56,7 @@ def check_use_of(validation: str | None, config: CompressionConfig) -> None:
         )
 
 
-def _check_name(argument: str, text: str) -> None:
-    writes = argument in OUTPUTS
-    most = LONGEST_NAME if writes else NAME_BYTES
-    longest = max(len(os.fsencode(part)) for part in text.split("/"))
-    if longest > most or len(os.fsencode(text)) > PATH_BYTES:
-        kind = OutputError if writes else ConfigError
-        raise kind(f"The {argument} {shown(text)} is too long a name: {longest} bytes, where {most} are taken.")
+def _check_name(argument: str, name: str) -> None:
+    longest = max(len(os.fsencode(part)) for part in name.split("/"))
+    if longest > LONGEST_NAME or len(os.fsencode(name)) > PATH_BYTES:
+        raise ConfigError(f"The {argument} {shown(name)} has a name of {longest} bytes; {LONGEST_NAME} are taken.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from .options import Quiet, silence_libraries
+from .options import Quiet, holds, path, silence_libraries, text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 
 def evaluate_checkpoint(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model to judge: a Hub id or a folder.")],
-    data: Annotated[str, typer.Option("--data", help="Test images: a folder, a parquet file or a Hub data set.")],
-    against: Annotated[str | None, typer.Option(help="Dense model to compare with.")] = None,
+    model: Annotated[str, typer.Argument(help="Model to judge: a Hub id or a folder.", metavar="MODEL", parser=text)],
+    data: Annotated[
+        str, typer.Option("--data", help="Test images: a folder, a parquet file or a Hub data set.", parser=text)
+    ],
+    against: Annotated[str | None, typer.Option(help="Dense model to compare with.", parser=text)] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Metric of the evaluate library, such as f1, or its folder; repeatable."),
@@ -28,7 +30,7 @@ def evaluate_checkpoint(
     latency: Annotated[bool, typer.Option("--latency", help="Time both models, alternately.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch, also for --latency.")] = 32,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto.")] = "float32",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.", parser=path)] = None,
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Also write them into report and card of MODEL, a folder of compress.")
     ] = False,
@@ -49,12 +51,19 @@ def evaluate_checkpoint(
     from ..report.report import CompressionReport
     from ..runtime.devices import check_precision
     from ..runtime.distributed import local_work, new_accelerator
+    from ..runtime.files import check_file, write_text
+    from ..runtime.outputs import check_renewable
 
     if quiet:
         silence_libraries()
     _check_flags(latency, against, dataset, update_card)
     check_precision(precision)
+    if json_file is not None:
+        models = {"the model": model, "the dense model (--against)": against}
+        check_file(json_file, {**models, "the images": data}, tuple(models), holds("evaluation", "costs"))
     report = CompressionReport.load(model) if update_card else None
+    if report is not None:
+        check_renewable(model)
     accelerator = new_accelerator()
     with local_work(accelerator, "The start"):
         candidate = Candidate.load(model, accelerator)
@@ -75,11 +84,11 @@ def evaluate_checkpoint(
     )
     if not accelerator.is_main_process:
         return
-    if report is not None:
-        _update_card(model, report, figures, dataset)
     Console().print(_rendered(figures))
     if json_file is not None:
-        json_file.write_text(json.dumps(asdict(figures), indent=2) + "\n", encoding="utf-8")
+        write_text(json_file, json.dumps(asdict(figures), indent=2) + "\n")
+    if report is not None:
+        _update_card(model, report, figures, dataset)
 
 
 def _check_flags(latency: bool, against: str | None, dataset: str | None, update_card: bool) -> None:
@@ -100,11 +109,13 @@ def _update_card(folder: str, report: "CompressionReport", figures: "Comparison"
         dataset: Hub id to name the images by; by default that of the images, if they have one.
     """
     from ..publish.cards import write_card
+    from ..runtime.outputs import reserved
 
     report.evaluation = replace(figures.evaluation, dataset=dataset or figures.evaluation.dataset)
     report.latency = figures.latency or report.latency
-    report.save(folder)
-    write_card(folder, report)
+    with reserved(folder, "renew") as output, output.replaced() as new:
+        report.save(new)
+        write_card(folder, report, into=new)
 
 
 def _rendered(figures: "Comparison") -> "RenderableType":

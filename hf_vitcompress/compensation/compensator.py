@@ -17,6 +17,7 @@ from ..images.images import ImageSource
 from ..planning.plan import CompressionPlan
 from ..planning.planner import Planner
 from ..runtime.checkpoints import Checkpoint
+from ..runtime.files import with_ending
 from ..runtime.run import Run
 from .course import CompensationPoint, CompensationReport
 from .distillation import Distillation, trained_parameters
@@ -122,6 +123,6 @@ class Compensator:
             known.append(self.planner.method)  # of plans alike, other scores make other models
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
         path = Path(self.checkpoint)
-        path = path.with_name(f"{path.name}.{stage}-{digest}")
+        path = with_ending(path, f".{stage}-{digest}")
         self.checkpoints.append(path)
         return Checkpoint(path, self.work.accelerator)

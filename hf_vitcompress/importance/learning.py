@@ -30,6 +30,7 @@ from ..images.images import Batch, ImageSource
 from ..runtime.checkpoints import Checkpoint
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import sum_in_place
+from ..runtime.files import with_ending
 from ..runtime.run import Run
 from ..runtime.weights import model_digest
 from ..training.loop import Learner, TrainingState, run_steps
@@ -180,4 +181,4 @@ def gate_checkpoint(beside: str | Path | None, model: PreTrainedModel, images: I
     known = [weights, settings, gated_layers(model, run.config), images.name, len(images)]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
     path = Path(beside)
-    return Checkpoint(path.with_name(f"{path.name}.gates-{digest}"), run.accelerator)
+    return Checkpoint(with_ending(path, f".gates-{digest}"), run.accelerator)

@@ -20,6 +20,7 @@ from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class, head
 from ..errors import QuantizationError, UnsupportedModelError
 from ..modeling_factored import factored_model_class
 from ..runtime.distributed import new_accelerator
+from ..runtime.outputs import complete_exchange
 
 
 def load_model(
@@ -39,6 +40,7 @@ def load_model(
         QuantizationError: the model is quantized already or cannot be quantized, or the library that quantized it is
             missing.
     """
+    complete_exchange(name)
     try:
         config = _load_config(name)
         if quantization_config is not None and hasattr(config, "quantization_config"):

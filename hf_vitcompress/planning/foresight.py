@@ -15,7 +15,7 @@ from ..evaluation.reference import check_classes
 from ..images.images import ImageSource
 from ..importance.gates import gated_layers
 from ..runtime.arguments import require
-from ..runtime.places import check_file_place
+from ..runtime.files import check_file
 from ..statistics.statistics import Statistics
 from .allocation import check_reachable
 from .groups.base import Given, LayerGroup
@@ -55,7 +55,7 @@ def check_arguments(*, needed: bool = False, **given: Any) -> None:
     for layer, scores in (given.get("importance") or {}).items():
         require(f"importance[{layer!r}]", scores, Tensor, "Give a score of each neuron or head.")
     if given.get("checkpoint") is not None:
-        check_file_place(given["checkpoint"], "checkpoint")
+        check_file(given["checkpoint"], renews=lambda _: True)
 
 
 def check_feasible(

@@ -11,7 +11,7 @@ from typing import Any
 from ..config.reading import read_json
 from ..errors import ConfigError, one_line, shown
 from ..model.assembly import Shapes
-from ..runtime.files import atomic_path
+from ..runtime.files import write_text
 from .groups.base import LayerGroup
 
 
@@ -25,6 +25,7 @@ class CompressionPlan:
             `{"qk_rank": r}`.
         predicted_loss: predicted loss increase (KL from the dense model, nats per image), scaled to measured losses;
             `None` where the metric predicts no loss, or after an edit.
+        predicted_interval: its 95 % interval, as far as the images differ that it was measured on.
         keep_ratio: parameters of the compressed model ÷ of the original.
         budget: what was asked for, plain data.
     """
@@ -33,13 +34,13 @@ class CompressionPlan:
     predicted_loss: float | None = None
     keep_ratio: float | None = None
     budget: dict[str, Any] = field(default_factory=dict)
+    predicted_interval: tuple[float, float] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionPlan":
@@ -52,6 +53,9 @@ class CompressionPlan:
         try:
             plan = cls(**content)
             plan.check_types()
+            if plan.predicted_interval is not None:
+                low, high = plan.predicted_interval
+                plan.predicted_interval = low, high
         except (TypeError, ConfigError) as error:  # the former if it is no mapping, or has other names
             raise ConfigError(
                 f'{shown(str(path))} is no plan: {_plainly(error)}. A plan is {{"layers": {{"<layer name>": {{"rank": '
@@ -76,9 +80,12 @@ class CompressionPlan:
                 )
         for key in ("predicted_loss", "keep_ratio"):
             value = getattr(self, key)
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if value is not None and not number:
+            if value is not None and not _is_number(value):
                 raise ConfigError(f"The plan's {key} must be a number or null, not {shown(value)}.")
+        interval = self.predicted_interval
+        pair = isinstance(interval, list | tuple) and len(interval) == 2 and all(map(_is_number, interval))
+        if interval is not None and not pair:
+            raise ConfigError(f"The plan's predicted_interval must be two numbers or null, not {shown(interval)}.")
         if not isinstance(self.budget, dict):
             raise ConfigError(f'The plan\'s budget must be like {{"keep_ratio": 0.5}}, not {shown(self.budget)}.')
 
@@ -105,9 +112,22 @@ class CompressionPlan:
             group.check(self.shapes_of(group))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _plainly(error: Exception) -> str:
     """Without the name of the method that Python's own message begins with."""
     return one_line(error).replace("CompressionPlan.__init__() ", "").replace("hf_vitcompress.planning.plan.", "")
+
+
+def is_plan(path: str | Path) -> bool:
+    """Whether a file is a plan."""
+    try:
+        CompressionPlan.load(path)
+    except ConfigError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from ..configuration_factored import TRAVELLING_FILES
 from ..errors import PublishError
 from ..model.loading import load_model
 from ..modeling_factored import CARD_FILE, INDEX_FILE, holds_weights
+from ..runtime.outputs import complete_exchange
 from ..runtime.weights import weight_files
 
 SINGLE_FILE = "model.safetensors"
@@ -33,6 +34,7 @@ def checked_folder(folder: str | Path) -> Path:
     Raises:
         PublishError: the folder is not a checkpoint, or a file is missing or damaged.
     """
+    complete_exchange(folder)
     root = Path(folder).resolve()
     index = root / INDEX_FILE
     weights = weight_files(root)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, shown
 from ..runtime.files import atomic_path
-from ..runtime.places import check_file_place
+
+SOFTWARE = "hf_vitcompress"
+"""What the metadata of a PNG name, so that a figure of this package is known again."""
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -102,20 +104,29 @@ def loss_over_seconds(axes: "Axes", points: Sequence["CompensationPoint"]) -> No
 
 
 def check_figure(path: str | Path) -> None:
-    """That a figure can be drawn and written there; see `save_figure`.
+    """That a figure can be drawn, and have that name.
 
     Raises:
         ConfigError: the name says that it is no PNG.
-        OutputError: see `check_file_place`.
         ImportError: matplotlib is missing.
     """
     if Path(path).suffix.lower() != ".png":
         raise ConfigError(f"The figure is a PNG; give it a name that ends in .png, not {shown(str(path))}.")
-    check_file_place(path, "figure")
     importlib.import_module("matplotlib.figure")
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write a PNG; an interruption leaves no half of one."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SOFTWARE})
+
+
+def is_our_figure(path: Path) -> bool:
+    """Whether a file is a PNG that `save_figure` wrote."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False

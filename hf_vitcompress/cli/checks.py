@@ -59,4 +59,5 @@ def check_use_of(validation: str | None, config: CompressionConfig) -> None:
 def _check_name(argument: str, name: str) -> None:
     longest = max(len(os.fsencode(part)) for part in name.split("/"))
     if longest > LONGEST_NAME or len(os.fsencode(name)) > PATH_BYTES:
-        raise ConfigError(f"The {argument.replace('_', ' ')} {shown(name)} has a name of {longest} bytes; {LONGEST_NAME} are taken.")
+        called = argument.replace("_", " ")
+        raise ConfigError(f"The {called} {shown(name)} has a name of {longest} bytes; {LONGEST_NAME} are taken.")

@@ -62,6 +62,13 @@ test-oldest:
 		--editable '.[adapters,export,quantization,test-tools]'
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/docs -k export
 
+# Damaged and odd inputs for some seconds each: SEED=1 SECONDS_EACH=600 for others, and more.
+fuzz: SEED ?= 0
+fuzz: SECONDS_EACH ?= 60
+fuzz: $(VENV)/installed
+	set -e; for drill in tests/drills/fuzz_*.py; do \
+		$(BIN)/python "$$drill" --seed $(SEED) --seconds $(SECONDS_EACH); done
+
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 

@@ -16,6 +16,7 @@ from .compensation.compensator import Compensator
 from .compensation.trials import search_compensated
 from .config import CompressionConfig
 from .errors import BudgetError, DataError
+from .evaluation.labels import checked_labels
 from .evaluation.reference import Reference, check_classes
 from .images.images import ImageSource
 from .images.shares import calibration_shares, validation_shares
@@ -168,8 +169,8 @@ class ViTCompressor:
 
     def open_images(self, images: Any, subject: Subject, limit: int | None = None) -> ImageSource:
         """Images of any kind, with labels in the model's terms; see `images.open_images`."""
-        label2id = subject.model.config.label2id
-        return open_images(images, on_bad_image=self.config.on_bad_image, label2id=label2id, limit=limit)
+        source = open_images(images, None, self.config.on_bad_image, subject.model.config.label2id, limit)
+        return checked_labels(source, subject.model, self.config)
 
     @unchanged_random_state()
     def calibrate(self, model: Model, images: Any, checkpoint: str | Path | None = None) -> Statistics:

@@ -67,5 +67,9 @@ class CompensationWarning(UserWarning):
     """The compensation ended early; its result is usable."""
 
 
+class DataWarning(UserWarning):
+    """Some images or labels are not used, or look wrong; the message names them."""
+
+
 class ConfigWarning(UserWarning):
     """A recipe names settings of an earlier version; the message says what became of them."""

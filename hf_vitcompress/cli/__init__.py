@@ -12,6 +12,7 @@ from .compression import compress, inspect_model, plan_budget
 from .evaluation import evaluate_checkpoint
 from .export import export_checkpoint
 from .help import GROUPED
+from .options import plain_warnings
 from .publishing import push_checkpoint
 from .quantization import quantize_checkpoint
 
@@ -48,6 +49,7 @@ def shared_options(
 
 def main() -> None:
     """Entry point: errors of the package end in one line on stderr and exit status 1."""
+    plain_warnings()
     try:
         app()
     except VitCompressError as error:

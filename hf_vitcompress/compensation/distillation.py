@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from ..architectures.layers import block_names
 from ..architectures.outputs import class_logits, divergence, outputs_of, thinned_classes
-from ..architectures.running import evaluation_mode
+from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
 from ..durations import Duration
 from ..errors import CompensationError, CompensationWarning
@@ -116,7 +116,9 @@ class Distillation(Learner[CompensationPoint]):
         """
         with evaluation_mode(self.dense), evaluation_mode(self.student, self.trained.values()):
             try:
-                return run_steps(self, duration, checkpoint, self.progress).points
+                points = run_steps(self, duration, checkpoint, self.progress).points
+                self.steps.images.account(self.accelerator)
+                return points
             finally:
                 with torch.no_grad():
                     for name, best in self.best.items():
@@ -181,8 +183,9 @@ class Distillation(Learner[CompensationPoint]):
         """Gradients of the mean loss over the batch of a step, summed over the processes; returns that loss."""
         total = torch.zeros((), device=self.student.device)
         for batch, draws in self.steps.own_part(step):
-            loss = self._loss(batch, draws) / self.steps.batch_size
-            loss.backward()
+            with passing(self.student, batch.pixel_values, lower="distill_batch_size"):
+                loss = self._loss(batch, draws) / self.steps.batch_size
+                loss.backward()
             total += loss.detach()
         sum_gradients(self.accelerator, self.trained.values())
         sum_in_place(self.accelerator, [total])

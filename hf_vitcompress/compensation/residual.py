@@ -169,8 +169,7 @@ class ResidualCompensation:
         subject = self.planner.subject
         streams = PairedBlockInputs((subject, subject.like(self.student)), blocks, self.images, self.work)
         images = streams.start(state["blocks"])
-        if images == 0:
-            raise self.images.unreadable()
+        self.images.account(self.work.accelerator)
         left, done = range(state["blocks"], len(blocks)), state["blocks"]
         bar = self.work.bar("solving residuals", "blocks", left, initial=done, total=len(blocks))
         for index in bar:

@@ -70,6 +70,13 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
         """
         return cls.from_dict({**overrides, "preset": name})
 
+    @property
+    def uses_labels(self) -> bool:
+        """Whether labels of the images are put to use."""
+        learns = self.compensation != "none" or self.criterion == "gates"
+        own_loss = self.calibration_loss == "task" and self.needs_gradients
+        return self.max_accuracy_drop is not None or own_loss or bool(learns and self.label_weight)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the settings that are `None` by default and still are."""
         values = asdict(self)

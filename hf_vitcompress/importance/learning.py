@@ -11,7 +11,6 @@ everything down alike, and what the model needs holds out. Adam follows the sum 
 
 import math
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..architectures.outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
-from ..architectures.running import evaluation_mode
+from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
 from ..errors import DataError
 from ..images.augmentation import augment
@@ -84,8 +83,7 @@ def learn_gates(
         learned = scores(model)
     finally:
         detach_gates(model)
-    if learner.images_read == 0:
-        raise images.unreadable()
+    images.account(run.accelerator)
     layers = layer_figures(learned)
     l1 = run.config.gate_l1
     report = GateReport(len(images), l1, GATE_LEARNING_RATE, state.points, layers, state.seconds)
@@ -93,11 +91,7 @@ def learn_gates(
 
 
 class GateLearner(Learner[GatePoint]):
-    """Trains the gates that are attached to `model`.
-
-    Attributes:
-        images_read: number of images that could be read so far, on all processes.
-    """
+    """Trains the gates that are attached to `model`."""
 
     doing = "learning scores"
     point_type = GatePoint
@@ -111,7 +105,6 @@ class GateLearner(Learner[GatePoint]):
         self.precision = resolve_precision(run.config.precision, self.model.device)
         self.remedy = 'Use precision="float32".'
         self.classes = is_classifier(self.model)
-        self.images_read = 0
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Follows a cosine to 0."""
@@ -126,26 +119,17 @@ class GateLearner(Learner[GatePoint]):
         """The share of scores that are nearly 0."""
         return f"{point.near_zero:.0%} below {NEAR_ZERO}"
 
-    def state_dict(self) -> dict[str, Any]:
-        """With the number of images that could be read."""
-        return {**super().state_dict(), "images_read": self.images_read}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """With the number of images that could be read."""
-        super().load_state_dict(saved)
-        self.images_read = saved["images_read"]
-
     def gradients(self, step: int) -> float:
         """Of the mean loss over the batch of a step and of the penalty; returns the loss without the penalty."""
         total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for batch, draws in self.steps.own_part(step):
-            loss = self._loss(batch, draws)
-            loss.backward()
+            with passing(self.model, batch.pixel_values, lower="the number of images in a step (learning.BATCH_SIZE)"):
+                loss = self._loss(batch, draws)
+                loss.backward()
             total += torch.stack([loss.detach().double(), total.new_tensor(len(batch.pixel_values))])
         sum_gradients(self.accelerator, self.trained.values())
         sum_in_place(self.accelerator, [total])
         loss_sum, count = total.tolist()
-        self.images_read += int(count)
         for gate in self.trained.values():
             if gate.grad is not None:
                 gate.grad /= max(count, 1)

@@ -125,6 +125,9 @@ class CompressionReport:
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
             rows.append((name, "0", _with_interval(self.predicted_loss, self.predicted_interval), ""))
+        if self.bad_images:
+            known = f"of {self.calibration_images + self.bad_images}"
+            rows.append(("left out of calibration", "", str(self.bad_images), known))
         if (gates := self.gates) is not None:
             shares = f"{gates.near_zero:.0%} below 0.1, {gates.below_half:.0%} below 0.5"
             rows.append(("scores of features", "1", f"mean {gates.points[-1].mean:.2f}", shares))

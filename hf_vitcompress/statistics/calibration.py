@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 from ..architectures.inputs import subject_inputs
 from ..architectures.layers import LayerInfo, feature_pairs
 from ..architectures.outputs import read_outputs
-from ..architectures.running import evaluation_mode
+from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..errors import CalibrationError, CalibrationWarning, DataError
+from ..images.digest import facts_of_images
 from ..images.images import Batch, ImageSource
 from ..metrics import METRICS
 from ..runtime.devices import autocast, resolve_precision
@@ -34,6 +35,7 @@ from .identity import IMAGES, identity_of
 from .moments import GradientMoment, Moment
 from .observer import Observer
 from .statistics import Statistics
+from .variety import Counts, Variety, check_variety
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -64,8 +66,9 @@ def calibrate(
             was killed ends with the same statistics as one that was not.
 
     Raises:
-        CalibrationError: an activation or a gradient is not finite, all gradients are 0, the checkpoint belongs to
-            something else, or the model has no loss of its own and `calibration_loss` asks for it.
+        CalibrationError: an activation or a gradient is not finite, all gradients are 0, all images are alike, the
+            checkpoint belongs to something else, or the model has no loss of its own and `calibration_loss` asks for
+            it.
         DataError: that loss needs targets and the images have none.
         DistributedError: another process failed or has ended; what all had seen at the last checkpoint is in it.
     """
@@ -78,32 +81,37 @@ def calibrate(
     observer = Observer(statistics, layers, sampler, config.token_weighting)
     passes = _Passes(subject, config, statistics.settings["precision"], observer)
     shapes: dict[int, list[int]] = {}
+    variety = Variety(images, Counts(**statistics.settings.get("variety", {})))
     bar = run.bar("calibrating", "images", total=len(images), initial=statistics.images + statistics.bad_images)
     with bar, evaluation_mode(model), observer.attached(model):
 
         def observe(share: range) -> None:
-            bad_before = len(images.bad_images)
+            bad_before = len(images.tally.bad)
             for batch in images.batches(subject.processor, config.batch_size, share):
                 if not shapes:
                     shapes[batch.index] = list(batch.pixel_values.shape[1:])
-                passes.observe(batch)
+                variety.look(batch, config.batch_size)
+                with passing(model, batch.pixel_values):
+                    passes.observe(batch)
                 statistics.images += len(batch.pixel_values)
                 bar.update(min(len(batch.pixel_values) * accelerator.num_processes, len(images) - round(bar.n)))
-            statistics.bad_images += len(images.bad_images) - bad_before
+            statistics.bad_images += len(images.tally.bad) - bad_before
             _check_finite(observer)
 
         count = images.batch_count(config.batch_size)
         for _ in _rounds(statistics, observe, range(done, count), accelerator, endless=checkpoint is None):
             bar.update(statistics.images + statistics.bad_images - bar.n)
             _record_shape(statistics, shapes, accelerator)
+            variety.gather(accelerator, statistics)
+            _record_left_out(statistics, images, accelerator, _learns_labels(config))
             if checkpoint is not None:
                 with local_work(accelerator, "Writing the checkpoint"):
                     if run.is_main:
                         statistics.save(checkpoint)
-    if statistics.images == 0:
-        raise images.unreadable()
+    images.account(accelerator, statistics.images, statistics.bad_images)
     _check_gradients(statistics, model)
     _warn_if_few_tokens(statistics, layers)
+    check_variety(statistics, layers, variety.counts, images.name)
     statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start
     return statistics
 
@@ -118,12 +126,16 @@ def _begin(
     settings["precision"] = resolve_precision(config.precision, model.device)
     settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
     settings["dataset"] = images.hub_id
-    learns = config.calibration_loss == "task" and config.needs_gradients
-    statistics = Statistics(settings=settings, identity=identity_of(subject, images, accelerator, labels=learns))
+    labels = _learns_labels(config)
+    statistics = Statistics(settings=settings, identity=identity_of(subject, images, accelerator, labels))
     with local_work(accelerator, "Reading the checkpoint"):
         if run.is_main and checkpoint is not None and Path(checkpoint).is_file():
-            statistics = _resume(checkpoint, statistics).to(model.device)
+            resumed = _resume(checkpoint, statistics, images, labels)
+            # Images that were left out count as done. Those that have been repaired since would never be read.
+            if not images.repaired(set(resumed.settings.get("left_out", ()))):
+                statistics = resumed.to(model.device)
     if statistics.images == 0:
+        statistics.bad_images = 0
         _allocate(statistics, layers, config, model.device)
     # The other processes may not see the main one's files.
     statistics.sum_over_processes(accelerator)
@@ -167,9 +179,25 @@ def _record_shape(statistics: Statistics, shapes: dict[int, list[int]], accelera
             statistics.settings["image_shape"] = min(found)[1]
 
 
+def _record_left_out(statistics: Statistics, images: ImageSource, accelerator: Accelerator, labels: bool) -> None:
+    """Note the numbers of the images that could not be read, so that they are tried again when this goes on.
+
+    Their content does not count any more: they may be repaired, or damaged in another way.
+    """
+    numbers = {number for own in gather_objects(accelerator, list(images.tally.bad)) for number in own}
+    known = statistics.settings.get("left_out", [])
+    statistics.settings["left_out"] = sorted(numbers.union(known))
+    if statistics.settings["left_out"] != known and accelerator.is_main_process:
+        statistics.identity[IMAGES] = facts_of_images(images, labels, statistics.settings["left_out"])
+    statistics.identity = from_main(accelerator, statistics.identity)
+
+
+def _learns_labels(config: CompressionConfig) -> bool:
+    return config.calibration_loss == "task" and config.needs_gradients
+
+
 def _check_targets(model: PreTrainedModel, images: ImageSource, config: CompressionConfig) -> None:
-    own_loss = config.calibration_loss == "task" and config.needs_gradients
-    if own_loss and takes_targets(model) and images.labels is None and images.targets is None:
+    if _learns_labels(config) and takes_targets(model) and images.labels is None and images.targets is None:
         raise DataError(
             f'calibration_loss="task" takes the loss that {type(model).__name__} computes for targets, and '
             f"{images.name} has none. Give labelled images, or a DataLoader whose batches have `labels` as the model "
@@ -276,12 +304,14 @@ def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> 
             return
 
 
-def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
+def _resume(checkpoint: str | Path, fresh: Statistics, images: ImageSource, labels: bool) -> Statistics:
     saved = Statistics.load(checkpoint)
     if saved.images == 0:
         return fresh  # there is nothing to lose, and images that could not be read may have been repaired
     saved.settings.setdefault("calibration_loss", "output")  # which is older than the setting
     then, now = saved.made_from, fresh.made_from
+    if left_out := saved.settings.get("left_out"):
+        now[IMAGES] = facts_of_images(images, labels, left_out)
     if saved.is_complete:  # in any order, and with any version of the same format
         now[IMAGES].pop("order")
         now.pop(PACKAGE)

@@ -81,7 +81,7 @@ class Reference:
             self.labels = None
             if self.accelerator.is_main_process:
                 instead = "They are not used; agreement with the dense model takes their place"
-                warn_of_guessing("The dense model's", top1, self.name, instead)
+                warn_of_guessing("The dense model's", top1, self.source.name, instead)
 
     def drop_of(self, model: PreTrainedModel) -> float:
         """Accuracy lost, as a fraction; without labels, share of images on which the two models differ."""

@@ -27,6 +27,7 @@ from .importance.report import LearnedImportance
 from .model.subject import open_subject
 from .model.towers import put_back
 from .planning.building import build_model
+from .planning.foresight import check_arguments, check_feasible
 from .planning.plan import CompressionPlan
 from .planning.planner import Planner, make_planner
 from .planning.search import measure_correction, search_accuracy
@@ -82,6 +83,7 @@ class ViTCompressor:
         accelerator: Accelerator | None = None,
         importance: Mapping[str, Tensor] | None = None,
     ) -> None:
+        check_arguments(config=config, accelerator=accelerator, image_processor=image_processor, importance=importance)
         self.run = Run(config or CompressionConfig(), accelerator or new_accelerator(), progress)
         self.image_processor = image_processor
         self.importance = importance
@@ -133,16 +135,11 @@ class ViTCompressor:
         """
         self.seconds, self.checkpoints = {}, []
         with local_work(self.accelerator, "Opening model and images"):
+            check_arguments(statistics=statistics, plan=plan, checkpoint=checkpoint)
             subject = self.open(model)
             source = None if images is None else self.open_images(images, subject, limit=self.run.images_wanted)
-            if plan is None and self.config.budget == "max_accuracy_drop":
-                check_classes(subject.model)  # before all the work, and not when the plan is made
             held_out, source = self._hold_out(source, validation, subject)
-        if self.config.compensation != "none" and source is None:
-            raise DataError(
-                f"compensation={self.config.compensation!r} learns from images: give some (images=…, --data), or use "
-                'compensation="none".'
-            )
+            check_feasible(subject, self.config, plan, source, held_out, self._given_importance)
         if statistics is None:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
         else:
@@ -152,7 +149,6 @@ class ViTCompressor:
         if plan is None:
             plan = self._plan(planner, held_out, source, checkpoint)
         else:
-            plan.check(planner.groups)
             plan = planner.completed(plan, self.config)
         small = self._build(planner, plan)
         if self.config.compensation != "none":
@@ -177,6 +173,7 @@ class ViTCompressor:
         """Collect the statistics of a model, and correct the predicted losses; see `statistics.calibration`."""
         config = self.config
         with local_work(self.accelerator, "Opening model and images"):
+            check_arguments(checkpoint=checkpoint)
             subject = self.open(model)
             if images is None:
                 raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
@@ -199,6 +196,7 @@ class ViTCompressor:
 
     def planner(self, model: Model, statistics: Statistics) -> Planner:
         """Predict the errors of every group of layers; budgets share the result."""
+        check_arguments(needed=True, statistics=statistics)
         subject = self.open(model)
         with self._timed("factorize"):
             return make_planner(subject, statistics, self.run, self.importance)
@@ -225,6 +223,7 @@ class ViTCompressor:
     @unchanged_random_state()
     def build(self, model: Model, statistics: Statistics, plan: CompressionPlan) -> PreTrainedModel:
         """The factored model of a plan, with its report in `report`."""
+        check_arguments(needed=True, plan=plan)
         planner = self.planner(model, statistics)
         plan.check(planner.groups)
         return self._build(planner, plan)

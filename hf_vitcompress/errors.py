@@ -1,5 +1,25 @@
 """The errors that a user can meet. Each names what is wrong, and what to do about it."""
 
+import reprlib
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 200, 60, 3
+
+
+def shown(value: Any) -> str:
+    """A value as a message names it: on one line, and shortened where it is long."""
+    try:
+        return _SHORT.repr(value)
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits, which Python does not write out
+        return f"a {type(value).__name__}"
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says in an error, on one line of at most 300 characters and without a full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 300 else f"{text[:297]}…").rstrip(".")
+
 
 class VitCompressError(Exception):
     """Base of every error this package raises on purpose.
@@ -37,6 +57,10 @@ class OutputError(VitCompressError, OSError):
 
 class ReportError(VitCompressError, ValueError):
     """The report of a compression is missing or damaged."""
+
+
+class EvaluationError(VitCompressError, RuntimeError):
+    """A model that is saved could not be judged."""
 
 
 class PublishError(VitCompressError, RuntimeError):

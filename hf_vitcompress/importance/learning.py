@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..architectures.outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
-from ..architectures.running import evaluation_mode, passing
+from ..architectures.running import evaluation_mode, own_turn, passing
 from ..architectures.subject import Subject
 from ..errors import DataError
 from ..images.augmentation import augment
@@ -74,15 +74,16 @@ def learn_gates(
         DataError: not one image can be read.
     """
     model = subject.model
-    attach_gates(model, run.config)
-    try:
-        learner = GateLearner(subject, images, run)
-        with evaluation_mode(model, learner.trained.values()):
-            kept = checkpoint or Checkpoint(None, run.accelerator)
-            state = run_steps(learner, run.config.gates_duration, kept, run.progress)
-        learned = scores(model)
-    finally:
-        detach_gates(model)
+    with own_turn(model):
+        attach_gates(model, run.config)
+        try:
+            learner = GateLearner(subject, images, run)
+            with evaluation_mode(model, learner.trained.values()):
+                kept = checkpoint or Checkpoint(None, run.accelerator)
+                state = run_steps(learner, run.config.gates_duration, kept, run.progress)
+            learned = scores(model)
+        finally:
+            detach_gates(model)
     images.account(run.accelerator)
     layers = layer_figures(learned)
     l1 = run.config.gate_l1

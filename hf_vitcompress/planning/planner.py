@@ -96,11 +96,7 @@ class Planner:
         if config.max_macs is not None:
             fixed = self.costs.macs - sum(group.choice({}).macs for group in self.groups)
             return Budget(config.max_macs, self.costs.macs, fixed, "macs")
-        if config.max_params is not None:
-            return Budget(config.max_params, self.costs.parameters, self.fixed_parameters)
-        assert config.keep_ratio is not None
-        limit = int(config.keep_ratio * self.costs.parameters)
-        return Budget(limit, self.costs.parameters, self.fixed_parameters, exact=True)
+        return parameter_budget(config, self.costs.parameters, self.fixed_parameters)
 
     def plan(
         self, config: CompressionConfig, weights: Mapping[str, float] | None = None, exact: bool = True
@@ -148,6 +144,19 @@ class Planner:
             if plan.predicted_loss is not None:
                 curve.append((ratio, plan.predicted_loss))
         return curve
+
+
+def parameter_budget(config: CompressionConfig, original: int, fixed: int) -> Budget:
+    """The bound that `max_params` or `keep_ratio` sets.
+
+    Args:
+        original: parameters of the dense model.
+        fixed: those of them that no plan changes.
+    """
+    if config.max_params is not None:
+        return Budget(config.max_params, original, fixed)
+    assert config.keep_ratio is not None
+    return Budget(int(config.keep_ratio * original), original, fixed, exact=True)
 
 
 def make_planner(

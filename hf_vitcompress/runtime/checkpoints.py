@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..errors import CompensationError
 from .distributed import from_main, local_work
-from .files import atomic_path
+from .files import atomic_path, with_ending
 from .identity import PACKAGE, Identity, differences, identity_digest, package_facts
 
 CHECKPOINT_SECONDS = 30.0
@@ -35,8 +35,7 @@ class Checkpoint:
     def beside(cls, path: str | Path, stage: str, identity: Identity, accelerator: Accelerator) -> "Checkpoint":
         """A file of that stage, named after `path` and all that its result is made from."""
         identity = {kind: facts for kind, facts in identity.items() if kind != PACKAGE}
-        path = Path(path)
-        path = path.with_name(f"{path.name}.{stage}-{identity_digest(identity)}")
+        path = with_ending(Path(path), f".{stage}-{identity_digest(identity)}")
         return cls(path, accelerator, {**identity, STAGE: {"name": stage}, PACKAGE: package_facts()})
 
     def load(self) -> dict[str, Any] | None:

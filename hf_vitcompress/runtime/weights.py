@@ -76,6 +76,15 @@ def disk_bytes(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).iterdir() if WEIGHT_FILE.fullmatch(path.name))
 
 
+def stored_sizes(files: Iterable[Path]) -> list[int]:
+    """Number of values of each tensor in safetensors files; only their headers are read."""
+    sizes = []
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    return sizes
+
+
 def stored_dtypes(folder: str | Path) -> list[str]:
     """Names of the types the weights of a folder are stored in, the one of the most values first."""
     counts: dict[str, int] = {}

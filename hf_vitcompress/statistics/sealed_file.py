@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import CalibrationError
+from ..errors import CalibrationError, shown
 from ..runtime.files import atomic_path
 from ..runtime.weights import tensor_digest
 
@@ -38,6 +39,8 @@ def read_sealed(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CalibrationError: the file is missing, damaged, edited, or of another format.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CalibrationError(f"Give the path of a statistics file, not {shown(path)}. {REMEDY}")
     if not Path(path).is_file():
         raise CalibrationError(f"There is no statistics file {str(path)!r}. {REMEDY}")
     try:

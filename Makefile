@@ -40,12 +40,6 @@ coverage: $(VENV)/installed
 drills: $(VENV)/installed
 	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m drills.outputs --every $(or $(EVERY),1)
 
-# Random damage to what comes from outside, each kind for so long; the seed makes it repeatable.
-fuzz: SEED ?= 0
-fuzz: SECONDS ?= 60
-fuzz: $(VENV)/installed
-	set -e; for script in tests/drills/fuzz_*.py; do $(BIN)/python $$script $(SEED) $(SECONDS); done
-
 # The newest of everything, to see what breaks upstream. `adapters` is left out while it excludes the newest
 # transformers; PEFT is there all the same, so that its tests say what is wrong with it, or run again.
 test-newest:

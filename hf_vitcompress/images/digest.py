@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO
 
 from accelerate import Accelerator
@@ -26,29 +26,41 @@ READY = "ready tensors"
 
 
 def images_facts(images: ImageSource, accelerator: Accelerator, labels: bool = False) -> dict[str, str]:
-    """The facts that tell these images from others: their `form`, their `content` in whatever order, and their `order`.
-
-    The main process looks at the images, once at each, and tells the others. A file is known by its size and a sample
-    of its bytes, so that 100,000 of them take seconds.
-
-    Args:
-        labels: whether labels and targets count, as they do where something is learnt from them.
-    """
+    """`facts_of_images`, found by the main process for all of them."""
     facts: dict[str, str] = {}
     with local_work(accelerator, "Looking at the images"):
         if accelerator.is_main_process:
-            digests, ready = [], True
-            for index in range(len(images)):
-                raw = images.images[index]
-                ready = ready and isinstance(raw, Tensor)
-                known = "".join(_text(value) for value in _known(images, index, labels))
-                digests.append(_digest(image_digest(raw) + known))
-            facts = {
-                "form": READY if ready else "images to process",
-                "content": _digest("".join(sorted(digests))),
-                "order": _digest("".join(digests)),
-            }
+            facts = facts_of_images(images, labels)
     return from_main(accelerator, facts)
+
+
+def facts_of_images(images: ImageSource, labels: bool = False, left_out: Collection[int] = ()) -> dict[str, str]:
+    """The facts that tell these images from others: their `form`, their `content` in whatever order, and their `order`.
+
+    Each is looked at once. A file is known by its size and a sample of its bytes, so that 100,000 of them take seconds.
+
+    Args:
+        labels: whether labels and targets count, as they do where something is learnt from them.
+        left_out: numbers of images whose content does not count.
+    """
+    if labels not in images.digests:
+        images.digests[labels] = [_digest_at(images, index, labels) for index in range(len(images))]
+    digests = [
+        UNREADABLE if images.number(index) in left_out else digest
+        for index, digest in enumerate(images.digests[labels])
+    ]
+    return {
+        "form": READY if all(digest.startswith(READY) for digest in digests) else "images to process",
+        "content": _digest("".join(sorted(digests))),
+        "order": _digest("".join(digests)),
+    }
+
+
+def _digest_at(images: ImageSource, index: int, labels: bool) -> str:
+    """Of the image and what is known about it; begins with `READY` where it needs no processor."""
+    raw = images.images[index]
+    known = "".join(_text(value) for value in _known(images, index, labels))
+    return (READY if isinstance(raw, Tensor) else "") + _digest(image_digest(raw) + known)
 
 
 def _known(images: ImageSource, index: int, labels: bool) -> list[Any]:

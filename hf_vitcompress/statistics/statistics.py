@@ -208,6 +208,7 @@ SETTING_FORMS: dict[str, Any] = {
     "layers": list[str],
     "prunable_inputs": list[str],
     "image_shape": list[int],
+    "left_out": list[int],
 }
 """The settings that are more than compared, and their types."""
 

@@ -1,9 +1,10 @@
-"""Random damage to recipes and plans, for a while: python tests/drills/fuzz_settings.py [SEED] [SECONDS]
+"""Random damage to recipes and plans, for a while: python tests/drills/fuzz_settings.py --seed 0 --seconds 60
 
 A finding is any error that is not one of the package's own, one that takes more than one line, and a file that takes
 longer than 5 seconds. Ends with exit code 1 if there is one.
 """
 
+import argparse
 import json
 import random
 import sys
@@ -143,10 +144,14 @@ def fuzz(seed: int, seconds: float, folder: Path) -> tuple[int, list[str]]:
 
 
 if __name__ == "__main__":
-    seed, seconds = (int(word) for word in [*sys.argv[1:3], *("0", "30")[len(sys.argv) - 1 :]])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=60)
+    options = parser.parse_args()
+    seed, seconds = options.seed, options.seconds
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as place:
         count, findings = fuzz(seed, seconds, Path(place))
     print(*findings, sep="\n")
-    print(f"settings: {count} recipes and plans in {seconds} s with seed {seed}, {len(findings)} findings")
+    print(f"settings: {count} recipes and plans in {seconds:g} s with seed {seed}, {len(findings)} findings")
     sys.exit(bool(findings))

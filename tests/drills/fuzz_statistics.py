@@ -1,9 +1,10 @@
-"""Random damage to statistics and checkpoints, for a while: python tests/drills/fuzz_statistics.py [SEED] [SECONDS]
+"""Random damage to statistics and checkpoints: python tests/drills/fuzz_statistics.py --seed 0 --seconds 60
 
 A damaged or edited file must be refused with one line, or hold to the bit what was written; one that was edited and has
 a checksum that fits must be refused, or be planned with. All else is a finding: the file is kept, and the exit code 1.
 """
 
+import argparse
 import json
 import random
 import shutil
@@ -188,7 +189,11 @@ class Fuzz:
 
 
 def main() -> int:
-    seed, seconds = (int(word) for word in [*sys.argv[1:3], *("0", "30")[len(sys.argv) - 1 :]])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=60)
+    options = parser.parse_args()
+    seed, seconds = options.seed, options.seconds
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         fuzz, end, count = Fuzz(Path(folder)), time.monotonic() + seconds, 0
@@ -197,7 +202,7 @@ def main() -> int:
             count += 1
     for outcome, times in sorted(fuzz.outcomes.items()):
         print(f"{times:6} {outcome}")
-    print(f"statistics: {count} files in {seconds} s with seed {seed}, {fuzz.findings} findings")
+    print(f"statistics: {count} files in {seconds:g} s with seed {seed}, {fuzz.findings} findings")
     return 1 if fuzz.findings else 0
 
 

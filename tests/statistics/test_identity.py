@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil, PreTrainedModel, ViTForImageClas
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor
 from hf_vitcompress.architectures.subject import Reading, Subject
-from hf_vitcompress.errors import CalibrationError
+from hf_vitcompress.errors import CalibrationError, DataWarning
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.runtime import identity
 from hf_vitcompress.statistics.identity import PROCESSOR, processor_facts, subject_identity
@@ -243,3 +243,28 @@ def test_moments_of_another_shape_are_named_with_their_layer(vit: PreTrainedMode
     statistics.gradients[name].second = torch.full_like(statistics.gradients[name].second, torch.nan)
     with pytest.raises(CalibrationError, match=rf"{name}.*not finite"):
         compressor().compress(vit, statistics=statistics)
+
+
+def test_images_that_were_left_out_may_be_repaired_or_damaged_in_another_way(
+    tmp_path: Path, vit: PreTrainedModel, processor: ViTImageProcessorPil, some: list[Image.Image]
+) -> None:
+    folder = in_folders(tmp_path / "photos", some, LABELS)
+    broken, sound = sorted(folder.rglob("*.png"))[3:5]
+    whole = broken.read_bytes()
+
+    def calibrated(checkpoint: Path) -> Statistics:
+        return compressor(processor).calibrate(vit, str(folder), checkpoint)
+
+    broken.write_bytes(b"no image")
+    with pytest.warns(DataWarning, match="1 of 24 images"):
+        first = calibrated(tmp_path / "stats")
+    broken.write_bytes(b"no image either")
+    with pytest.warns(DataWarning, match="1 of 24 images"):
+        assert same(calibrated(tmp_path / "stats"), first)
+    broken.write_bytes(whole)
+    repaired = calibrated(tmp_path / "stats")
+    assert (repaired.images, repaired.bad_images) == (24, 0)
+    assert same(repaired, calibrated(tmp_path / "new"))
+    sound.write_bytes(whole)
+    with pytest.raises(CalibrationError, match="other images"):
+        calibrated(tmp_path / "stats")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DistributedError, VitCompressError
+from ..runtime.text import printable
 from ..version import __version__
 from .compression import compress, inspect_model, plan_budget
 from .evaluation import evaluate_checkpoint
@@ -55,7 +56,7 @@ def main() -> None:
         # what one of them sees has been told to it. Only that a process has gone is for each of the others to say.
         is_main = os.environ.get("RANK", "0") == "0"
         if is_main or (isinstance(error, DistributedError) and not error.reported):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error), newlines=True)}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:  # how typer ends on Ctrl-C

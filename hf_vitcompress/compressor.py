@@ -18,6 +18,7 @@ from .config import CompressionConfig
 from .errors import BudgetError, DataError
 from .evaluation.reference import Reference, check_classes
 from .images.images import ImageSource
+from .images.shares import calibration_shares, validation_shares
 from .images.sources import open_images
 from .importance.gates import gated_layers
 from .importance.learning import gate_checkpoint, learn_gates
@@ -141,7 +142,7 @@ class ViTCompressor:
         if statistics is None:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
         else:
-            chosen = None if source is None else source.sample(self.config.num_images, self.config.seed)
+            chosen = None if source is None else calibration_shares(source, self.config)[0]
             self._choose_importance(subject, chosen, statistics.weights, checkpoint)
         planner = self.planner(subject, statistics)
         if plan is None:
@@ -174,15 +175,14 @@ class ViTCompressor:
             subject = self.open(model)
             if images is None:
                 raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
-            source = self.open_images(images, subject, config.num_images).sample(config.num_images, config.seed)
+            source, measured = calibration_shares(self.open_images(images, subject, config.num_images), config)
         layers = find_layers(subject.model, config.target_modules, config.skip_modules)
         statistics = self.statistics = calibrate(subject, layers, source, self.run, checkpoint)
         self._choose_importance(subject, source, statistics.weights, checkpoint)
         method = selection_method(config, self.importance)
-        if config.measuring_images and method not in statistics.corrections:
+        if len(measured) and method not in statistics.corrections:
             planner = self.planner(subject, statistics)
             with self._timed("measure"):
-                measured = source.select(range(min(config.measuring_images, len(source))))
                 reference = Reference.of(subject, measured, self.run)
                 statistics.corrections[method] = measure_correction(planner, reference, self.run)
             statistics.timing["measure"] = self.seconds["measure"]
@@ -335,9 +335,7 @@ class ViTCompressor:
             return None, source
         if validation is not None or source is None:
             return None if validation is None else self.open_images(validation, subject), source
-        count = min(self.config.validation_images, len(source) // 2)
-        shuffled = source.sample(None, self.config.seed)
-        return shuffled.select(range(count)), shuffled.select(range(count, len(shuffled)))
+        return validation_shares(source, self.config)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -161,16 +161,20 @@ class MethodSettings:
 class CalibrationSettings:
     """Which images are measured, and what is measured on them."""
 
-    num_images: Annotated[int | None, Range(1), Doc("Largest number of calibration images. `None`: all.")] = 1024
+    num_images: Annotated[
+        int | None,
+        Range(1),
+        Doc("Largest number of calibration images, those that measure losses included. `None`: all."),
+    ] = 1024
     batch_size: Annotated[int, Range(1), Doc("Images in a calibration batch.")] = 16
     measuring_images: Annotated[
         int,
         Range(0),
         Doc(
-            "Number of calibration images on which compressed models are tried, to correct predicted losses by "
-            "measured ones; 0: no correction."
+            "Number of calibration images that are kept out of the statistics, at most a quarter of them: compressed "
+            "models are tried on them, to correct predicted losses by measured ones; 0: no correction."
         ),
-    ] = 128
+    ] = 256
     calibration_loss: Annotated[
         CalibrationLoss,
         Doc(

@@ -22,6 +22,7 @@ class CompressionPlan:
             `{"qk_rank": r}`.
         predicted_loss: predicted loss increase (KL from the dense model, nats per image), scaled to measured losses;
             `None` where the metric predicts no loss, or after an edit.
+        predicted_interval: its 95 % interval, as far as the images differ that it was measured on.
         keep_ratio: parameters of the compressed model ÷ of the original.
         budget: what was asked for, plain data.
     """
@@ -30,6 +31,7 @@ class CompressionPlan:
     predicted_loss: float | None = None
     keep_ratio: float | None = None
     budget: dict[str, Any] = field(default_factory=dict)
+    predicted_interval: tuple[float, float] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -49,10 +51,13 @@ class CompressionPlan:
             plan = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
             if not isinstance(plan.layers, dict) or not all(isinstance(shape, dict) for shape in plan.layers.values()):
                 raise TypeError("`layers` must map layer names to shapes")
+            if plan.predicted_interval is not None:
+                low, high = plan.predicted_interval
+                plan.predicted_interval = low, high
             return plan
         except FileNotFoundError:
             raise ConfigError(f"There is no plan {str(path)!r}.") from None
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, TypeError, UnicodeDecodeError, ValueError) as error:
             raise ConfigError(
                 f'{str(path)!r} is no plan: {error}. A plan is {{"layers": {{"<layer name>": {{"rank": <rank>}}, …}}}}.'
             ) from error

@@ -121,11 +121,13 @@ class Planner:
     def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:
         """The plan with its keep ratio, predicted loss and budget filled in."""
         kept = sum(group.choice(plan.shapes_of(group)).parameters for group in self.groups)
+        loss = self.correction.loss(self.predicted(plan, self.correction.weights))
         return CompressionPlan(
             plan.layers,
-            self.correction.loss(self.predicted(plan, self.correction.weights)),
+            loss,
             (self.fixed_parameters + kept) / self.costs.parameters,
             {config.budget: getattr(config, config.budget)},
+            None if loss is None else self.correction.interval(loss),
         )
 
     def predicted(self, plan: CompressionPlan, weights: Mapping[str, float]) -> float:

@@ -44,8 +44,10 @@ class CompressionReport:
         compressed: costs of the compressed model.
         parts: one entry for each group of layers that could have been compressed.
         predicted_loss: predicted KL divergence from the dense model, nats per image, scaled to losses measured on
-            calibration images; `None` for metrics that predict no loss.
+            images that are kept out of the statistics; `None` for metrics that predict no loss.
+        predicted_interval: its 95 % interval, as far as those images differ.
         calibration_images: number of images behind the statistics.
+        measuring_images: number of others, on which the predicted losses were corrected.
         bad_images: number of images that could not be read.
         seconds: duration of each stage.
         settings: the recipe, as `CompressionConfig.to_dict` gives it.
@@ -67,6 +69,8 @@ class CompressionReport:
     parts: list[GroupReport]
     predicted_loss: float | None
     calibration_images: int
+    measuring_images: int = 0
+    predicted_interval: tuple[float, float] | None = None
     bad_images: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -97,7 +101,9 @@ class CompressionReport:
             compressed=count_costs(small, statistics.image_shape),
             parts=group_reports(planner, plan),
             predicted_loss=plan.predicted_loss,
+            predicted_interval=plan.predicted_interval,
             calibration_images=statistics.images,
+            measuring_images=planner.correction.images,
             bad_images=statistics.bad_images,
             settings=config.to_dict(),
             budget_curve=planner.budget_curve(config),
@@ -122,7 +128,7 @@ class CompressionReport:
         rows = comparison_rows(self.dense, self.compressed, None, None, self.evaluation, self.latency)
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
-            rows.append((name, "0", f"{self.predicted_loss:.4f}", ""))
+            rows.append((name, "0", _with_interval(self.predicted_loss, self.predicted_interval), ""))
         if (gates := self.gates) is not None:
             shares = f"{gates.near_zero:.0%} below 0.1, {gates.below_half:.0%} below 0.5"
             rows.append(("scores of features", "1", f"mean {gates.points[-1].mean:.2f}", shares))
@@ -228,6 +234,10 @@ def _without_infinities(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_infinities(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_interval(loss: float, interval: tuple[float, float] | None) -> str:
+    return f"{loss:.4f}" if interval is None else f"{loss:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
 
 
 def _loss(value: float | None) -> str:

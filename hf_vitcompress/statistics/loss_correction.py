@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 # One weight for the group and not one per role: with more, the search fits noise.
 WEIGHTED_ROLES = ("q", "k")
 PRIOR_WEIGHT = 2.0
+Z95 = 1.96
+"""Standard errors on each side of a 95 % interval."""
 
 
 @dataclass
@@ -16,10 +18,14 @@ class LossCorrection:
     Attributes:
         weights: factor on the error curves of each role; missing roles have 1.
         points: (predicted, measured) losses of whole models, nats per image, by rising prediction.
+        images: number of images that they were measured on.
+        error: standard error of the measured losses, relative to them, from the differences between the images.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
     points: list[tuple[float, float]] = field(default_factory=list)
+    images: int = 0
+    error: float = 0.0
 
     @classmethod
     def prior(cls, roles: Sequence[str]) -> "LossCorrection":
@@ -45,3 +51,8 @@ class LossCorrection:
         if x < usable[0][0]:
             return math.exp(usable[0][1] + max(slope, 1.0) * (x - usable[0][0]))
         return math.exp(y0 + slope * (x - x0))
+
+    def interval(self, loss: float) -> tuple[float, float]:
+        """The 95 % interval of a loss to expect, by the normal one of its logarithm: no loss is negative."""
+        factor = math.exp(Z95 * self.error)
+        return loss / factor, loss * factor

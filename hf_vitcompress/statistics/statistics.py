@@ -118,7 +118,7 @@ class Statistics:
             )
         for method, correction in plain["corrections"].items():
             points = [(predicted, measured) for predicted, measured in correction["points"]]
-            plain["corrections"][method] = LossCorrection(correction["weights"], points)
+            plain["corrections"][method] = LossCorrection(**{**correction, "points": points})
         moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
         return cls(**moments, **plain)
 

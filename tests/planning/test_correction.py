@@ -57,6 +57,23 @@ def test_without_points_no_loss_is_given(points: list[tuple[float, float]]) -> N
     assert LossCorrection(points=points).loss(0.3) is None
 
 
+def test_interval_is_as_wide_as_the_images_differ() -> None:
+    """Against the normal interval of a mean, which that of a logarithm is for small errors."""
+    losses = 0.2 + 0.01 * torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    correction = fit_correction(lambda weights, ratio: (1 - ratio, losses * (1 - ratio)), ["v"], False, 0.1)
+    low, high = correction.interval(0.2)
+    half = 1.96 * float(losses.std()) / 20
+    assert correction.images == 400
+    assert (low, high) == (pytest.approx(0.2 - half, rel=1e-3), pytest.approx(0.2 + half, rel=1e-3))
+    assert low * high == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("losses", [[0.3], [0.0, 0.0], [math.nan, 0.1]])
+def test_interval_is_a_point_where_no_spread_is_known(losses: list[float]) -> None:
+    correction = fit_correction(lambda weights, ratio: (1 - ratio, torch.tensor(losses)), ["v"], False, 0.1)
+    assert correction.interval(0.3) == (0.3, 0.3)
+
+
 class Measure:
     """Losses by the weight of `q` and the keep ratio; counts its calls, and gives up where they do not end.
 

@@ -35,7 +35,9 @@ def small_statistics() -> Statistics:
         settings={"metric": "fisher", "token_weighting": 0.2, "seed": 0},
         weights="0123456789abcdef",
         corrections={
-            "fisher/greedy/low_rank/low_rank/fisher/repaired": LossCorrection({"q": 4.0}, [(0.1, 0.3), (0.4, 0.5)]),
+            "fisher/greedy/low_rank/low_rank/fisher/repaired": LossCorrection(
+                {"q": 4.0}, [(0.1, 0.3), (0.4, 0.5)], 96, 0.07
+            ),
             "fisher/greedy/joint/auto/fisher/cut": LossCorrection({}, [(0.2, 0.3)]),
         },
         timing={"calibrate": 1.5},

@@ -108,6 +108,8 @@ def making(subject: CardSubject) -> list[str]:
     source = f"of `{report.calibration_dataset}`" if report.calibration_dataset else "from a source not on record"
     labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
     sentences = [f"Calibration: {report.calibration_images:,} images {source}; {labels}."]
+    if report.measuring_images:
+        sentences.append(f"Predicted losses are scaled to those measured on {report.measuring_images:,} other images.")
     if report.bad_images:
         sentences.append(f"{report.bad_images:,} images could not be read and were left out.")
     if (gates := report.gates) is not None:

@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 environment = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip install -qq $(2) $(BACKEND)
 INSTALL := install -qq --no-build-isolation
 
-.PHONY: quickstart test coverage test-newest test-oldest docs dist lock benchmarks support cards clean
+.PHONY: quickstart test coverage drills fuzz test-newest test-oldest docs dist lock benchmarks support cards clean
 
 quickstart: $(VENV)-quickstart/installed
 	@$(VENV)-quickstart/bin/python examples/quickstart.py
@@ -36,6 +36,16 @@ coverage: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
 	@echo "coverage of lines and branches: $$($(BIN)/coverage report --format=total) %"
 
+# Every command is killed before each of its changes to the disk; EVERY=8 kills before every eighth. Takes half an hour.
+drills: $(VENV)/installed
+	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m drills.outputs --every $(or $(EVERY),1)
+
+# Random damage to what comes from outside, each kind for so long; the seed makes it repeatable.
+fuzz: SEED ?= 0
+fuzz: SECONDS ?= 60
+fuzz: $(VENV)/installed
+	set -e; for script in tests/drills/fuzz_*.py; do $(BIN)/python $$script $(SEED) $(SECONDS); done
+
 # The newest of everything, to see what breaks upstream. `adapters` is left out while it excludes the newest
 # transformers; PEFT is there all the same, so that its tests say what is wrong with it, or run again.
 test-newest:
@@ -56,6 +66,13 @@ test-oldest:
 	$(OLDEST)/bin/pip $(INSTALL) $(TORCH) --constraint $(OLDEST)/second.txt \
 		--editable '.[adapters,export,quantization,test-tools]'
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/docs -k export
+
+# Damaged and odd inputs for some seconds each: SEED=1 SECONDS_EACH=600 for others, and more.
+fuzz: SEED ?= 0
+fuzz: SECONDS_EACH ?= 60
+fuzz: $(VENV)/installed
+	set -e; for drill in tests/drills/fuzz_*.py; do \
+		$(BIN)/python "$$drill" --seed $(SEED) --seconds $(SECONDS_EACH); done
 
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

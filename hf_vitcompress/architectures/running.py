@@ -6,11 +6,13 @@ import threading
 import weakref
 from collections.abc import Collection, Iterator
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_factored import inner_configs
-from .inputs import height_and_width
+from ..errors import DataError, UnsupportedModelError, VitCompressError
+from .inputs import height_and_width, image_shape
 
 EAGER_TOKENS = 640
 """Up to so many tokens of an image, eager attention has the faster backward pass on a CPU.
@@ -113,3 +115,58 @@ def evaluation_mode(model: PreTrainedModel, trained: Collection[nn.Parameter] = 
                 parameter.requires_grad_(requires_grad)
             if attention_implementations(model) != attention:
                 model.set_attn_implementation(attention)
+
+
+@contextlib.contextmanager
+def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_size") -> Iterator[None]:
+    """Within the block, these images pass through the model; says in one sentence why they do not.
+
+    Args:
+        pixel_values: (n, channels, height, width), or (n, patches, features).
+        lower: setting that makes batches smaller.
+
+    Raises:
+        DataError: the device has not enough memory for the batch, or the model takes images of another shape.
+    """
+    try:
+        yield
+    except VitCompressError:
+        raise
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if _out_of_memory(error):
+            raise DataError(
+                f"The device {str(model.device)!r} has not enough memory for {type(model).__name__} and a batch of "
+                f"{len(pixel_values)} images of shape {tuple(pixel_values.shape[1:])}. Lower {lower}."
+            ) from error
+        refusal = _other_shape(model, pixel_values)
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # Only CUDA's allocator has an error class of its own.
+    said = str(error)
+    kinds = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return kinds or "out of memory" in said or "can't allocate memory" in said
+
+
+def _other_shape(model: PreTrainedModel, pixel_values: Tensor) -> DataError | None:
+    """What to say where images are not what the config says; `None` where they are, or where it says nothing."""
+    found, name = tuple(pixel_values.shape[1:]), type(model).__name__
+    try:
+        channels, height, width = image_shape(model)
+    except UnsupportedModelError:
+        return None
+    if len(found) != 3 or found == (channels, height, width):
+        return None
+    if found[0] != channels:
+        return DataError(
+            f"Images arrive with {found[0]} channels, and the config of {name} says num_channels={channels}. Give a "
+            f"DataLoader of ready `pixel_values` (n, {channels}, {height}, {width})."
+        )
+    return DataError(
+        f"Images arrive with {found[1]} × {found[2]} pixels, and {name} takes {height} × {width} (image_size in its "
+        f"config). Set the image processor's size to that, in preprocessor_config.json or by image_processor=…; a "
+        "DataLoader has to give images of that size."
+    )

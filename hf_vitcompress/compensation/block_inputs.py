@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architectures.inputs import model_inputs
+from ..architectures.running import passing
 from ..architectures.subject import Subject
 from ..errors import CompensationError
 from ..images.images import Batch, ImageSource
@@ -61,7 +62,11 @@ class BlockInputs:
 
         handle = self.model.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
         try:
-            with contextlib.suppress(_Reached), autocast(self.model.device, self.precision):
+            with (
+                passing(self.model, batch.pixel_values),
+                contextlib.suppress(_Reached),
+                autocast(self.model.device, self.precision),
+            ):
                 self.model(**inputs)
                 raise CompensationError(
                     f"{type(self.model).__name__} does not use its block {block!r}, so that there is nothing to "
@@ -146,7 +151,8 @@ class PairedBlockInputs:
             return None
         model = self.streams[0].model
         inputs = model_inputs(model, batch.pixel_values, batch.inputs)
-        return observe_flow(model, self.blocks, inputs, self.precision)
+        with passing(model, batch.pixel_values):
+            return observe_flow(model, self.blocks, inputs, self.precision)
 
     def _share(self) -> Sequence[int]:
         """Batches that this process may read, or those that it has read before."""

@@ -118,5 +118,5 @@ def compare(
 
 def _image_shape(images: ImageSource, image_processor: Any, batch_size: int) -> tuple[int, ...]:
     """Of one image's `pixel_values`, in the first batch."""
-    batch = next(replace(images, bad_images=[]).batches(image_processor, batch_size))
+    batch = next(replace(images).batches(image_processor, batch_size))
     return tuple(batch.pixel_values.shape[1:])

@@ -1,6 +1,5 @@
 """Judging a compressed model: accuracy with its interval, agreement with the dense model, divergence from it."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,36 +11,27 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
-from ..architectures.running import without_dropout
+from ..architectures.running import passing, without_dropout
 from ..architectures.subject import Subject
 from ..errors import DataError
 from ..images.images import Batch, ImageSource
 from ..model.towers import compressed_part
 from ..runtime.devices import autocast, resolve_precision
-from ..runtime.distributed import gather_objects, local_work, new_accelerator, own_share, sum_numbers
+from ..runtime.distributed import gather_objects, local_work, new_accelerator, own_share
 from ..runtime.weights import model_digest
+from .checks import check_comparable, check_evaluation, check_same_form
+from .intervals import Interval, mean_interval, wilson_interval
+from .labels import checked_labels, is_guessing, warn_of_guessing
 from .metrics import Metrics
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
-
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 
 VALUES_PER_IMAGE = 2**16
 """At most about so many values of each term are kept, evenly over them: the logits of all pixels would fill memory."""
 
 Outputs = list[list[Term]]
 """Batch by batch, on the CPU."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -80,25 +70,6 @@ class Evaluation:
     reference_metrics: dict[str, float] = field(default_factory=dict)
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927), honest near 0 and 1 where the normal one is not."""
-    if trials == 0:
-        raise DataError("An interval needs at least one image.")
-    share = successes / trials
-    centre = share + Z95**2 / (2 * trials)
-    spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    scale = 1 + Z95**2 / trials
-    return Interval(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
-
-
-def mean_interval(values: Tensor) -> Interval:
-    """Mean of `values (n,)` with its normal interval; for paired 0/1 differences it is the paired interval."""
-    values = values.double()
-    mean = float(values.mean())
-    spread = Z95 * float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    return Interval(mean, mean - spread, mean + spread)
-
-
 def model_outputs(
     subject: Subject, batches: Iterable[Batch], precision: str = "float32", bar: Any = None, processes: int = 1
 ) -> tuple[Outputs, Tensor | None]:
@@ -109,7 +80,7 @@ def model_outputs(
     outputs, labels, model = [], [], subject.model
     with without_dropout(model):
         for batch in batches:
-            with torch.inference_mode(), autocast(model.device, precision):
+            with passing(model, batch.pixel_values), torch.inference_mode(), autocast(model.device, precision):
                 terms = thinned(outputs_of(subject, batch.pixel_values, batch.inputs), VALUES_PER_IMAGE)
             outputs.append([term.cpu() for term in terms])
             if batch.labels is not None:
@@ -155,13 +126,18 @@ def evaluate_model(
         precision: `"float32"` judges what a user runs; `"bfloat16"` and `"auto"` are faster where the device gains.
 
     Raises:
-        ConfigError: the precision is unknown; or a metric cannot be loaded, or not be computed from classes.
-        DataError: there are neither labels nor a model to compare with; or metrics, and no labels of classes.
+        ConfigError: an argument is of another kind, or the precision is unknown; a metric cannot be loaded, or not be
+            computed from classes; or the models have other classes or outputs of other shapes.
+        DataError: there are neither labels nor a model to compare with; or metrics, and no labels of classes; or a
+            label is past the model's last class, or most images cannot be read.
     """
+    check_evaluation(model, images, against, metrics, batch_size)
     subjects = [compressed_part(model, model, image_processor)]
     if against is not None:
         subjects.append(compressed_part(against, model, image_processor))
+        check_comparable(subjects[0].model, subjects[1].model)
     classes = is_classifier(subjects[0].model)
+    checked_labels(images, subjects[0].model)
     _check_can_judge(classes and images.labels is not None, against is not None, bool(metrics))
     precision = resolve_precision(precision, model.device)
     accelerator = accelerator or new_accelerator()
@@ -182,19 +158,28 @@ def evaluate_model(
                 found = model_outputs(subject, batches, precision, bar, accelerator.num_processes)
             results.append(found)
     outputs, labels = results[0]
-    bad_images = round(sum_numbers(accelerator, [len(own.bad_images)])[0])
+    bad_images = own.account(accelerator)
     figures = _image_figures(outputs, results[1][0] if against is not None else None, labels, classes)
     figures = _gathered(accelerator, figures if outputs else None)
-    if not figures:
-        raise own.unreadable()
+    judged = _evaluation(figures, bad_images)
+    if accelerator.is_main_process:
+        _distrust_guesses(judged, images.name, subjects[0].model.config.num_labels)
     return replace(
-        _evaluation(figures, bad_images),
+        judged,
         precision=precision,
         dataset=images.hub_id,
         weights=model_digest(model),
         metrics=_metric_values(chosen, figures, "predicted"),
         reference_metrics=_metric_values(chosen, figures, "reference"),
     )
+
+
+def _distrust_guesses(judged: Evaluation, name: str, classes: int | None) -> None:
+    whose, top1 = "The dense model's", judged.reference_top1
+    if top1 is None:
+        whose, top1 = "The model's", judged.top1
+    if top1 is not None and is_guessing(top1, judged.images, classes):
+        warn_of_guessing(whose, top1, name, "Accuracies on these labels say nothing")
 
 
 def _check_can_judge(labelled: bool, compared: bool, metrics: bool) -> None:
@@ -245,6 +230,8 @@ def _image_figures(
         if labels is not None:
             figures["label"] = labels
     if reference is not None:
+        for ours, theirs in zip(outputs[:1], reference[:1], strict=True):
+            check_same_form(ours, theirs)
         figures["kl"] = divergences(reference, outputs)
         if classes:
             figures["reference"] = predictions(reference)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..architectures.inputs import example_inputs
 from ..architectures.running import without_dropout
 from ..model.towers import compressed_part
+from ..runtime.arguments import require_count
 from ..runtime.devices import device_name
 
 LATENCY_BATCHES = (1, 32)
@@ -60,6 +61,7 @@ def measure_latency(
         batch_size, rounds: see `alternate_latency`.
         shape: of one image's `pixel_values`; by default that which the config is made for, see `example_inputs`.
     """
+    require_count("batch_size", batch_size)
     whole, part = (compressed_part(model, compressed).model for model in (dense, compressed))
     large, small = (example_inputs(model, batch_size, shape) for model in (whole, part))
     return alternate_latency(

@@ -14,6 +14,8 @@ from ..runtime.devices import resolve_precision
 from ..runtime.distributed import gather_rows, local_work, mean_over_processes, own_share, sum_numbers
 from ..runtime.run import Run
 from .evaluation import Outputs, divergences, model_outputs, predictions
+from .intervals import wilson_interval
+from .labels import is_guessing, warn_of_guessing
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Reference:
 
     Attributes:
         subject: the dense model.
-        name: of the images.
+        source: the images, not yet read.
         batches: this process's share of the images.
         outputs: of the dense model on them.
         labels: (n,), or `None`.
@@ -31,7 +33,7 @@ class Reference:
     """
 
     subject: Subject
-    name: str
+    source: ImageSource
     batches: list[Batch]
     precision: str
     outputs: Outputs
@@ -49,9 +51,8 @@ class Reference:
             batches = list(images.batches(subject.processor, 2 * config.batch_size, share))
             outputs, labels = model_outputs(subject, batches, precision)
         count = round(sum_numbers(accelerator, [sum(len(terms[0]) for terms in outputs)])[0])
-        if count == 0:
-            raise images.unreadable()
-        return cls(subject, images.name, batches, precision, outputs, labels, count, accelerator)
+        images.account(accelerator)
+        return cls(subject, images, batches, precision, outputs, labels, count, accelerator)
 
     @property
     def classes(self) -> bool:
@@ -69,6 +70,18 @@ class Reference:
     def loss_of(self, model: PreTrainedModel) -> float:
         """Their mean."""
         return float(self.losses_of(model).mean())
+
+    def distrust_guesses(self) -> None:
+        """Do without the labels where the dense model's accuracy on them is that of guessing, and say so."""
+        if self.labels is None or not self.classes:
+            return
+        known = gather_rows(self.accelerator, predictions(self.outputs) == self.labels)
+        top1 = wilson_interval(int(known.sum()), len(known))
+        if is_guessing(top1, len(known), self.subject.model.config.num_labels):
+            self.labels = None
+            if self.accelerator.is_main_process:
+                instead = "They are not used; agreement with the dense model takes their place"
+                warn_of_guessing("The dense model's", top1, self.source.name, instead)
 
     def drop_of(self, model: PreTrainedModel) -> float:
         """Accuracy lost, as a fraction; without labels, share of images on which the two models differ."""

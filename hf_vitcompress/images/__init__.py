@@ -1,6 +1,7 @@
 """Images from wherever people have them, as batches of tensors."""
 
-from .images import Batch, ImageSource, decode_image
+from .decoding import decode_image
+from .images import Batch, ImageSource
 from .sources import open_images
 
 __all__ = ["Batch", "ImageSource", "decode_image", "open_images"]

@@ -1,23 +1,24 @@
 """Images in a fixed order, decoded and preprocessed batch by batch, and what is known about each of them."""
 
-import io
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image, ImageOps
+from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 
 from ..config import OnBadImage
 from ..errors import DataError
+from ..runtime.distributed import gather_objects
+from .decoding import Raw, UnreadableImageError, decode_image, read_image
+from .preprocessing import preprocess, stacked
+from .tally import Tally, check_readable, tell_left_out
 
 T = TypeVar("T")
-
-Raw = Any
-"""An image not yet decoded: a path, bytes, `{"bytes": …, "path": …}`, a PIL image or a (channels, h, w) tensor."""
 
 
 @dataclass
@@ -61,24 +62,34 @@ class ImageSource:
         labels: class indices, or `None`.
         name: where they come from, for messages and reports.
         on_bad_image: what to do with an image that cannot be read.
-        bad_images: descriptions of those that were left out so far.
         hub_id: of the data set they come from; `None` for others.
         targets: for each image what the model's own loss takes as `labels`, where that is more than a class: a map of
             pixels, or a mapping with boxes; `None` without.
         inputs: for each image what else is known about it, by the name of the model's argument; `None` without.
+        numbers: of each image in what was opened, where this is a part of it; `None` for all of it.
+        tally: which were read so far, and which were left out, by these numbers; a copy begins anew.
     """
 
     images: Sequence[Raw]
     labels: Sequence[int] | None
     name: str
     on_bad_image: OnBadImage = "skip"
-    bad_images: list[str] = field(default_factory=list)
     hub_id: str | None = None
     targets: Sequence[Any] | None = None
     inputs: Sequence[Mapping[str, Tensor]] | None = None
+    numbers: Sequence[int] | None = None
+    tally: Tally = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(len(self.images))
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def bad_images(self) -> list[str]:
+        """Descriptions of the images that were left out so far, each with its place and the reason."""
+        return list(self.tally.bad.values())
 
     def select(self, indices: Sequence[int]) -> "ImageSource":
         """The images at `indices`, sharing nothing that changes."""
@@ -90,9 +101,9 @@ class ImageSource:
             self,
             images=[self.images[i] for i in indices],
             labels=chosen(self.labels),
-            bad_images=[],
             targets=chosen(self.targets),
             inputs=chosen(self.inputs),
+            numbers=chosen(range(len(self)) if self.numbers is None else self.numbers),
         )
 
     def sample(self, count: int | None, seed: int) -> "ImageSource":
@@ -107,24 +118,22 @@ class ImageSource:
             wanted: indices of the batches to read; by default all.
 
         Raises:
-            DataError: an image cannot be read and `on_bad_image` is `"error"`, or all are wanted and none can be read;
-                or images of a batch do not have one size.
+            DataError: an image cannot be read and `on_bad_image` is `"error"`, or most cannot be read; or images of a
+                batch do not have one size.
         """
-        readable = wanted is not None
         for index in range(self.batch_count(batch_size)) if wanted is None else wanted:
             start = index * batch_size
             indices = range(start, min(start + batch_size, len(self)))
             decoded = [(i, image) for i in indices if (image := self._decode(i)) is not None]
             if not decoded:
                 continue
-            readable = True
             kept = [i for i, _ in decoded]
             labels = None if self.labels is None else torch.tensor([self.labels[i] for i in kept])
             pixel_values, inputs = preprocess([image for _, image in decoded], processor)
             inputs |= self._inputs(kept)
             yield Batch(index, pixel_values, labels, [i - start for i in kept], inputs, self._targets(kept))
-        if not readable:
-            raise self.unreadable()
+        if wanted is None:
+            check_readable(self.name, len(self.tally.good), len(self.tally.bad), self.bad_images)
 
     def _inputs(self, indices: Sequence[int]) -> dict[str, Tensor]:
         if self.inputs is None:
@@ -144,101 +153,68 @@ class ImageSource:
     def batch_count(self, batch_size: int) -> int:
         return -(-len(self) // batch_size)
 
-    def unreadable(self) -> DataError:
-        """What to raise where not one image can be read."""
-        last = f"; the last was {self.bad_images[-1]}" if self.bad_images else ""
-        return DataError(f"None of the {len(self)} images of {self.name} can be read{last}.")
+    def account(self, accelerator: Accelerator, good: int | None = None, bad: int | None = None) -> int:
+        """How many images were left out on all processes; the main one warns of them.
+
+        Args:
+            good, bad: how many were read and left out in all, where that is more than what this source has seen.
+
+        Raises:
+            DataError: most could not be read.
+        """
+        read, left_out = self._gathered(accelerator)
+        good, bad = (read, len(left_out)) if good is None or bad is None else (good, bad)
+        check_readable(self.name, good, bad, left_out)
+        if accelerator.is_main_process:
+            tell_left_out(self.name, good, bad, left_out)
+        return bad
+
+    def check_any(self, accelerator: Accelerator) -> None:
+        """That at least one of the images tried on all processes could be read.
+
+        Raises:
+            DataError: none could.
+        """
+        read, left_out = self._gathered(accelerator)
+        if not read:
+            check_readable(self.name, read, len(left_out), left_out)
+
+    def _gathered(self, accelerator: Accelerator) -> tuple[int, list[str]]:
+        """How many images all processes have read, and which they have left out."""
+        tallies = gather_objects(accelerator, (len(self.tally.good), self.bad_images))
+        return sum(read for read, _ in tallies), [text for _, left_out in tallies for text in left_out]
 
     def decoded(self, index: int) -> Image.Image | Tensor:
         """The image at `index`, in RGB."""
         return decode_image(self.images[index])
 
+    def repaired(self, numbers: Collection[int]) -> bool:
+        """Whether some images that could not be read before can be read now; those that still cannot are noted."""
+        return any(self._decode(i) is not None for i in range(len(self)) if self._number(i) in numbers)
+
+    def describe(self, index: int) -> str:
+        """Where the image at `index` is found: its number in what was opened, and its path if it has one."""
+        return self._place(index, self.images[index])
+
+    def _place(self, index: int, raw: Raw) -> str:
+        path = raw.get("path") if isinstance(raw, Mapping) else raw
+        named = isinstance(path, str | os.PathLike) and path
+        return f"image {self._number(index)} of {self.name}{f' ({path})' if named else ''}"
+
+    def _number(self, index: int) -> int:
+        return index if self.numbers is None else self.numbers[index]
+
     def _decode(self, index: int) -> Image.Image | Tensor | None:
-        raw = self.images[index]
+        raw, number = self.images[index], self._number(index)
         try:
-            return decode_image(raw)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            # PIL reports a broken PNG as SyntaxError and a broken header as ValueError.
-            description = f"image {index} of {self.name}{_path_of(raw)}: {error}"
-        if self.on_bad_image == "error":
-            raise DataError(
-                f'Cannot read {description}. Remove it, or pass on_bad_image="skip" to leave such images out.'
-            )
-        self.bad_images.append(description)
-        return None
-
-
-def _path_of(raw: Raw) -> str:
-    path = raw.get("path") if isinstance(raw, Mapping) else raw if isinstance(raw, str | os.PathLike) else None
-    return f" ({path})" if path else ""
-
-
-def decode_image(raw: Raw) -> Image.Image | Tensor:
-    """An RGB image from any supported form; grey, palette, transparent, CMYK and 16-bit images are converted."""
-    if isinstance(raw, Tensor):
-        return raw
-    if isinstance(raw, Mapping):
-        raw = io.BytesIO(raw["bytes"]) if raw.get("bytes") else raw["path"]
-    elif isinstance(raw, bytes):
-        raw = io.BytesIO(raw)
-    if isinstance(raw, Image.Image):
-        return _as_rgb(raw)
-    if raw is None:
-        raise ValueError("there is no image")
-    with Image.open(raw) as image:
-        return _as_rgb(image)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # PIL clips 16-bit grey to 8 bits instead of scaling it.
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.mode in ("P", "PA", "LA"):
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        # Onto white: what hides under full transparency is arbitrary.
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def preprocess(images: Sequence[Any], processor: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """`pixel_values` (n, …) float32 of images, and what else the processor says about each of them.
-
-    Raises:
-        DataError: there is no processor for images that need one, or they do not become tensors of one size.
-    """
-    if all(isinstance(image, Tensor) for image in images):
-        return stacked(images, "Images").float(), {}
-    if processor is None:
-        raise DataError(
-            "Raw images need an image processor and the model has none beside it. Pass image_processor=…, or a "
-            "DataLoader of ready `pixel_values`."
-        )
-    try:
-        found = dict(processor(images=list(images), return_tensors="pt"))
-    except ValueError as error:
-        raise DataError(
-            f"{type(processor).__name__} makes no batch of these images ({str(error).splitlines()[0]}). Where they "
-            "keep different sizes, let it resize or pad them to one (do_resize, do_pad), or take batches of one image."
-        ) from error
-    pixel_values = found.pop("pixel_values")
-    if not isinstance(pixel_values, Tensor):
-        pixel_values = stacked(pixel_values, "Images")
-    about = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.dim() > 0}
-    return pixel_values.float(), {name: value for name, value in about.items() if len(value) == len(images)}
-
-
-def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
-    """(n, …) of tensors of one shape.
-
-    Raises:
-        DataError: their shapes differ.
-    """
-    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-    if len(shapes) > 1:
-        raise DataError(
-            f"{what} of one batch have different shapes, such as {shapes[0]} and {shapes[-1]}. Resize or pad them to "
-            "one, or take batches of one image."
-        )
-    return torch.stack(list(tensors))
+            image = read_image(raw)
+        except UnreadableImageError as error:
+            description = f"{self._place(index, raw)}: {error}"
+            if self.on_bad_image == "error":
+                raise DataError(
+                    f'Cannot read {description}. Remove it, or pass on_bad_image="skip" to leave such images out.'
+                ) from error
+            self.tally.add_bad(number, description, self.name)
+            return None
+        self.tally.add_good(number)
+        return image

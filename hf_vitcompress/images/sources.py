@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,16 @@ from torch import Tensor
 
 from ..config import OnBadImage
 from ..errors import DataError
+from ..runtime.random_state import unchanged_random_state
 from .images import ImageSource
+from .labels import class_ids, is_class, known_classes, known_targets
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
+@unchanged_random_state()
 def open_images(
     data: Any,
     split: str | None = None,
@@ -42,20 +44,33 @@ def open_images(
     if isinstance(data, ImageSource):
         return data
     if isinstance(data, str | os.PathLike):
-        source = _open_path(Path(data), str(data), split, on_bad_image, label2id)
+        try:
+            source = _open_path(Path(data), str(data), split, on_bad_image, label2id)
+        except OSError as error:
+            raise DataError(f"{str(data)!r} cannot be opened: {error.strerror or error}.") from error
     elif hasattr(data, "column_names") and hasattr(data, "features"):
         source = _from_dataset(data, "the data set", on_bad_image, label2id)
-    elif isinstance(data, Mapping):
+    elif isinstance(data, Mapping) and "pixel_values" not in data:
         source = _from_dataset(_one_split(data, "the data set", split), "the data set", on_bad_image, label2id)
-    elif isinstance(data, Tensor) or (isinstance(data, Sequence) and data and not isinstance(data[0], Mapping)):
-        source = ImageSource(list(data), None, "the list of images", on_bad_image)
-    elif isinstance(data, Iterable):
-        source = _from_batches(data, on_bad_image, limit)
     else:
-        raise DataError(f"Images cannot be taken from a {type(data).__name__}.")
+        source = _from_memory(data, on_bad_image, label2id, limit)
     if not len(source):
         raise DataError(f"No image found in {source.name}. Image files end in {', '.join(sorted(IMAGE_SUFFIXES))}.")
     return source
+
+
+def _from_memory(
+    data: Any, on_bad_image: OnBadImage, label2id: Mapping[str, Any] | None, limit: int | None
+) -> ImageSource:
+    """Images one by one, one batch of them, or an iterable of batches."""
+    if not isinstance(data, Iterable) or getattr(data, "ndim", 3) < 3:
+        raise DataError(f"Images cannot be taken from {_kind(data)}.")
+    if isinstance(data, Mapping):
+        return _from_batches([data], on_bad_image, label2id, limit)
+    if isinstance(data, Tensor) or (isinstance(data, Sequence) and data and not _is_batch(data[0])):
+        return ImageSource(list(data), None, "the list of images", on_bad_image)
+    one_batch = isinstance(data, Sequence) and len(data) == 2 and _is_batch(data[0]) and _are_labels(data[1])
+    return _from_batches([data] if one_batch else data, on_bad_image, label2id, limit)
 
 
 def _open_path(
@@ -63,7 +78,7 @@ def _open_path(
 ) -> ImageSource:
     import datasets
 
-    if path.is_dir() and (files := sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)):
+    if path.is_dir() and (files := _image_files(path)):
         return _from_folder(path, files, on_bad_image, label2id)
     parquet = [path] if path.suffix == ".parquet" else sorted(path.glob("*.parquet")) if path.is_dir() else []
     if parquet and all(p.is_file() for p in parquet):
@@ -89,6 +104,11 @@ def _open_path(
     return _from_dataset(_one_split(loaded, name, split), name, on_bad_image, label2id)
 
 
+def _image_files(folder: Path) -> list[Path]:
+    """In the order of their names; a folder may be called anything."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir())
+
+
 def _one_split(splits: Mapping[str, Any], name: str, split: str | None) -> Any:
     chosen = split or ("train" if "train" in splits else next(iter(splits), "train"))
     if chosen not in splits:
@@ -102,7 +122,7 @@ def _from_folder(
     classes = sorted({p.relative_to(root).parts[0] for p in files if len(p.relative_to(root).parts) > 1})
     labels = None
     if classes and all(len(p.relative_to(root).parts) > 1 for p in files):
-        to_id = _class_ids(classes, label2id)
+        to_id = class_ids(classes, label2id)
         labels = None if to_id is None else [to_id[p.relative_to(root).parts[0]] for p in files]
     return ImageSource([str(p) for p in files], labels, root.name, on_bad_image)
 
@@ -110,6 +130,8 @@ def _from_folder(
 def _from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, label2id: Mapping[str, Any] | None) -> ImageSource:
     import datasets
 
+    if not isinstance(dataset, datasets.Dataset):
+        raise DataError(f"Images cannot be taken from a {type(dataset).__name__}. Give a `datasets.Dataset`.")
     features = dataset.features
     column = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
     column = column or next((c for c in IMAGE_COLUMNS if c in features), None)
@@ -123,13 +145,11 @@ def _from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, label2id: M
     if label_column is not None:
         values = list(dataset[label_column])
         names = getattr(features[label_column], "names", None)
-        to_id = None if names is None else _class_ids(names, label2id)
+        to_id = None if names is None else class_ids(names, label2id)
         if names is None:
-            labels = values if all(isinstance(v, int) for v in values) else None
-        elif to_id is not None:
-            labels = [to_id[names[v]] if v >= 0 else -1 for v in values]
-        if labels is not None and min(labels, default=0) < 0:
-            labels = None  # -1 is how data sets say that a label is withheld
+            labels = known_classes(values, label2id, name) if all(map(is_class, values)) else None
+        elif to_id is not None and (known := known_classes(values, label2id, name)) is not None:
+            labels = [to_id[names[v]] for v in known]
     return ImageSource(dataset[column], labels, name, on_bad_image, hub_id=_hub_id(dataset))
 
 
@@ -140,35 +160,25 @@ def _hub_id(dataset: Any) -> str | None:
     return ids.pop() if len(ids) == 1 else None
 
 
-def _class_ids(names: Sequence[str], label2id: Mapping[str, Any] | None) -> dict[str, int] | None:
-    """Class name → the model's index; by position where the model's classes have no names of their own."""
-    if label2id and all(name in label2id for name in names):
-        return {name: int(label2id[name]) for name in names}
-    if not label2id or all(name.startswith("LABEL_") for name in label2id):
-        return {name: i for i, name in enumerate(names)}
-    return None  # other classes than the model's: the images are unlabelled for it
+def _is_batch(item: Any) -> bool:
+    """Whether an item of a sequence is a batch, and not an image."""
+    return isinstance(item, Mapping | list | tuple) or (isinstance(item, Tensor) and item.dim() > 3)
 
 
-def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage, limit: int | None) -> ImageSource:
+def _are_labels(item: Any) -> bool:
+    """Whether the second of two items are labels of the first, and not a batch of its own."""
+    return not _is_batch(item) or (isinstance(item, list | tuple) and not any(map(_is_batch, item)))
+
+
+def _from_batches(
+    batches: Iterable[Any], on_bad_image: OnBadImage, label2id: Mapping[str, Any] | None, limit: int | None
+) -> ImageSource:
     """Ready batches: tensors, or mappings with `pixel_values` and perhaps `labels` and more about each image."""
     images: list[Tensor] = []
     labels: list[Any] = []
     inputs: list[dict[str, Tensor]] = []
     for batch in batches:
-        about: dict[str, Tensor] = {}
-        if isinstance(batch, Mapping) and "pixel_values" in batch:
-            pixel_values, batch_labels = batch["pixel_values"], batch.get("labels")
-            others = {name: value for name, value in batch.items() if name not in ("pixel_values", "labels")}
-            tensors = {name: value for name, value in others.items() if isinstance(value, Tensor) and value.dim() > 0}
-            about = {name: value for name, value in tensors.items() if len(value) == len(pixel_values)}
-        elif isinstance(batch, Tensor):
-            pixel_values, batch_labels = batch, None
-        elif isinstance(batch, Sequence) and batch and isinstance(batch[0], Tensor):
-            pixel_values, batch_labels = batch[0], batch[1] if len(batch) > 1 else None
-        else:
-            raise DataError(
-                f"A batch is a {type(batch).__name__}; give tensors or mappings with `pixel_values` (and `labels`)."
-            )
+        pixel_values, batch_labels, about = _parts_of(batch)
         images.extend(pixel_values)
         inputs.extend({name: value[i] for name, value in about.items()} for i in range(len(pixel_values)))
         if batch_labels is not None:
@@ -177,15 +187,55 @@ def _from_batches(batches: Iterable[Any], on_bad_image: OnBadImage, limit: int |
             break
     source = ImageSource(images, None, "the DataLoader", on_bad_image, inputs=inputs if any(inputs) else None)
     if labels and len(labels) == len(images):
-        if all(_is_class(label) for label in labels):
-            source.labels = [int(label) for label in labels]
+        if all(map(is_class, labels)):
+            source.labels = known_classes(labels, label2id, source.name)
         else:
-            source.targets = labels
+            source.targets = known_targets(labels, source.name)
     return source
 
 
-def _is_class(label: Any) -> bool:
-    """Whether it is the index of a class, and not a map of pixels, some boxes or a number that is to be predicted."""
-    if isinstance(label, Tensor):
-        return label.dim() == 0 and not label.is_floating_point()
-    return isinstance(label, Integral)
+def _parts_of(batch: Any) -> tuple[Tensor, Sequence[Any] | Tensor | None, dict[str, Tensor]]:
+    """`pixel_values`, labels and what else there is about each image.
+
+    Raises:
+        DataError: it is not a batch.
+    """
+    about: dict[str, Tensor] = {}
+    pixel_values, labels = batch, None
+    if isinstance(batch, Mapping):
+        pixel_values, labels = batch.get("pixel_values"), batch.get("labels")
+        others = {name: value for name, value in batch.items() if name not in ("pixel_values", "labels")}
+        about = {name: value for name, value in others.items() if isinstance(value, Tensor) and value.dim() > 0}
+    elif isinstance(batch, Sequence) and len(batch):
+        pixel_values, labels = batch[0], batch[1] if len(batch) > 1 else None
+    if not isinstance(pixel_values, Tensor) or pixel_values.dim() < 3:
+        raise DataError(
+            f"A batch is {_kind(batch)}. Give tensors (n, channels, height, width), or mappings with such "
+            "`pixel_values` (and `labels`), or pairs of such a tensor and labels."
+        )
+    count = len(pixel_values)
+    if labels is not None and _length(labels) != count:
+        raise DataError(
+            f"A batch holds `pixel_values` of shape {tuple(pixel_values.shape)} and {_kind(labels)} as its labels. "
+            "There has to be one label for each image; samples become batches in a DataLoader."
+        )
+    return pixel_values, labels, {name: value for name, value in about.items() if len(value) == count}
+
+
+def _length(labels: Any) -> int | None:
+    """`None` of a single value."""
+    try:
+        return len(labels)
+    except TypeError:
+        return None
+
+
+def _kind(value: Any) -> str:
+    """What it is, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a mapping with {', '.join(map(str, value)) or 'nothing in it'}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {', '.join(type(item).__name__ for item in value[:3]) or 'nothing'}"
+    return f"a {type(value).__name__}"

@@ -9,29 +9,27 @@ gated model are the same object, its gates off and on. At scores of 1 the KL has
 everything down alike, and what the model needs holds out. Adam follows the sum and a cosine lets it settle.
 """
 
-import hashlib
-import json
 import math
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from ..architectures.outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
-from ..architectures.running import evaluation_mode, own_turn
+from ..architectures.running import evaluation_mode, own_turn, passing
 from ..architectures.subject import Subject
+from ..errors import DataError
 from ..images.augmentation import augment
 from ..images.images import Batch, ImageSource
 from ..runtime.checkpoints import Checkpoint
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import sum_in_place
+from ..runtime.identity import SETTINGS, facts_of
 from ..runtime.run import Run
-from ..runtime.weights import model_digest
+from ..statistics.identity import identity_of
 from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
 from .gates import (
@@ -86,8 +84,7 @@ def learn_gates(
             learned = scores(model)
         finally:
             detach_gates(model)
-    if learner.images_read == 0:
-        raise images.unreadable()
+    images.account(run.accelerator)
     layers = layer_figures(learned)
     l1 = run.config.gate_l1
     report = GateReport(len(images), l1, GATE_LEARNING_RATE, state.points, layers, state.seconds)
@@ -95,11 +92,7 @@ def learn_gates(
 
 
 class GateLearner(Learner[GatePoint]):
-    """Trains the gates that are attached to `model`.
-
-    Attributes:
-        images_read: number of images that could be read so far, on all processes.
-    """
+    """Trains the gates that are attached to `model`."""
 
     doing = "learning scores"
     point_type = GatePoint
@@ -113,7 +106,6 @@ class GateLearner(Learner[GatePoint]):
         self.precision = resolve_precision(run.config.precision, self.model.device)
         self.remedy = 'Use precision="float32".'
         self.classes = is_classifier(self.model)
-        self.images_read = 0
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """Follows a cosine to 0."""
@@ -128,26 +120,17 @@ class GateLearner(Learner[GatePoint]):
         """The share of scores that are nearly 0."""
         return f"{point.near_zero:.0%} below {NEAR_ZERO}"
 
-    def state_dict(self) -> dict[str, Any]:
-        """With the number of images that could be read."""
-        return {**super().state_dict(), "images_read": self.images_read}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """With the number of images that could be read."""
-        super().load_state_dict(saved)
-        self.images_read = saved["images_read"]
-
     def gradients(self, step: int) -> float:
         """Of the mean loss over the batch of a step and of the penalty; returns the loss without the penalty."""
         total = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for batch, draws in self.steps.own_part(step):
-            loss = self._loss(batch, draws)
-            loss.backward()
+            with passing(self.model, batch.pixel_values, lower="the number of images in a step (learning.BATCH_SIZE)"):
+                loss = self._loss(batch, draws)
+                loss.backward()
             total += torch.stack([loss.detach().double(), total.new_tensor(len(batch.pixel_values))])
         sum_gradients(self.accelerator, self.trained.values())
         sum_in_place(self.accelerator, [total])
         loss_sum, count = total.tolist()
-        self.images_read += int(count)
         for gate in self.trained.values():
             if gate.grad is not None:
                 gate.grad /= max(count, 1)
@@ -171,14 +154,30 @@ class GateLearner(Learner[GatePoint]):
         return loss
 
 
-def gate_checkpoint(beside: str | Path | None, model: PreTrainedModel, images: ImageSource, run: Run) -> Checkpoint:
-    """A checkpoint beside that file, named after everything that the scores depend on; `None` keeps none."""
+def gates_for(
+    subject: Subject, images: ImageSource | None, run: Run, beside: str | Path | None
+) -> tuple[LearnedImportance, Checkpoint]:
+    """`learn_gates` with a checkpoint beside that file.
+
+    Raises:
+        DataError: there are no images, or none that can be read.
+    """
+    if images is None:
+        raise DataError(
+            'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were learned '
+            "before (importance=…)."
+        )
+    kept = gate_checkpoint(beside, subject, images, run)
+    return learn_gates(subject, images, run, kept), kept
+
+
+def gate_checkpoint(beside: str | Path | None, subject: Subject, images: ImageSource, run: Run) -> Checkpoint:
+    """A checkpoint beside that file, named after everything that the scores are made from; `None` keeps none."""
     if beside is None:
         return Checkpoint(None, run.accelerator)
+    config = run.config
     names = ("gate_l1", "gate_duration", "label_weight", "augmentation", "precision", "seed")
-    settings = [getattr(run.config, name) for name in names]
-    weights = model_digest(model, by_name=True)
-    known = [weights, settings, gated_layers(model, run.config), images.name, len(images)]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-    path = Path(beside)
-    return Checkpoint(path.with_name(f"{path.name}.gates-{digest}"), run.accelerator)
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings["scores"] = gated_layers(subject.model, config)
+    identity = identity_of(subject, images, run.accelerator, labels=config.label_weight > 0)
+    return Checkpoint.beside(beside, "gates", {**identity, SETTINGS: facts_of(settings)}, run.accelerator)

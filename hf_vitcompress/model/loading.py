@@ -19,6 +19,7 @@ from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class, head
 from ..errors import QuantizationError, UnsupportedModelError
 from ..modeling_factored import factored_model_class
 from ..runtime.distributed import new_accelerator
+from ..runtime.outputs import complete_exchange
 from .boundary import config_content, damaged_processor, explained
 from .completeness import check_complete, check_size, without_report
 from .making import MAKING
@@ -44,6 +45,7 @@ def load_model(
         QuantizationError: the model is quantized already or cannot be quantized, or the library that quantized it is
             missing.
     """
+    complete_exchange(name)
     place = accelerator or new_accelerator()
     with explained(str(name), quantizing=quantization_config is not None):
         config = _load_config(str(name))

@@ -49,7 +49,8 @@ def search_accuracy(
 ) -> CompressionPlan:
     """The smallest plan that loses no more than `max_accuracy_drop`, by bisection of the keep ratio.
 
-    Where the images have no labels, agreement with the dense model takes the place of accuracy.
+    Where the images have no labels, or those are not the model's, agreement with the dense model takes the place of
+    accuracy.
 
     Args:
         drop_of: accuracy lost by a plan's model; by default that of the closed form alone.
@@ -61,6 +62,7 @@ def search_accuracy(
     config = run.config
     allowed = config.max_accuracy_drop or 0.0
     check_classes(planner.subject.model)
+    reference.distrust_guesses()
 
     def closed_form_drop(plan: CompressionPlan) -> float:
         return reference.drop_of(_trial(planner, plan, run))

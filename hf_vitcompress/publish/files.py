@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import PublishError
 from ..model.loading import load_model
 from ..modeling_factored import INDEX_FILE, holds_weights
+from ..runtime.outputs import complete_exchange
 from ..runtime.weights import weight_files
 from .names import is_inside, published_files
 
@@ -21,6 +22,7 @@ def checked_folder(folder: str | Path) -> Path:
     Raises:
         PublishError: the folder is not a checkpoint, or a file is missing or damaged.
     """
+    complete_exchange(folder)
     root = Path(folder).resolve()
     index = root / INDEX_FILE
     weights = weight_files(root)

@@ -17,7 +17,7 @@ from ..evaluation.latency import Latency
 from ..importance.report import GateReport
 from ..planning.plan import CompressionPlan, GroupReport
 from ..planning.planner import Planner
-from ..runtime.files import atomic_path
+from ..runtime.files import write_text
 from ..runtime.text import printable
 from ..runtime.weights import model_digest
 from .outside import for_markdown, problem_of
@@ -129,6 +129,9 @@ class CompressionReport:
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
             rows.append((name, "0", _with_interval(self.predicted_loss, self.predicted_interval), ""))
+        if self.bad_images:
+            known = f"of {self.calibration_images + self.bad_images}"
+            rows.append(("left out of calibration", "", str(self.bad_images), known))
         if (gates := self.gates) is not None:
             shares = f"{gates.near_zero:.0%} below 0.1, {gates.below_half:.0%} below 0.5"
             rows.append(("scores of features", "1", f"mean {gates.points[-1].mean:.2f}", shares))
@@ -186,8 +189,7 @@ class CompressionReport:
 
         path = Path(folder) / REPORT_NAME
         for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
-            with atomic_path(path.with_suffix(suffix)) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(path.with_suffix(suffix), text)
         title = f"{self.title}: {self.keep_ratio:.1%} of the parameters kept"
         point = None if self.predicted_loss is None else (self.keep_ratio, self.predicted_loss)
         course = () if self.compensation is None else self.compensation.points

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..evaluation.costs import Costs
-from ..evaluation.evaluation import Evaluation, Interval
+from ..evaluation.evaluation import Evaluation
+from ..evaluation.intervals import Interval
 from ..evaluation.latency import Latency, latency_row
 from ..runtime.text import printable
 
@@ -90,6 +91,8 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         kl = evaluation.kl
         name = "KL measured" if evaluation.agreement is not None else "relative error"
         rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
+    if evaluation.bad_images:
+        rows.append(("images left out", "", str(evaluation.bad_images), ""))
     return [*rows, *_metric_rows(evaluation)]
 
 

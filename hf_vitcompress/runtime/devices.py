@@ -8,13 +8,22 @@ from typing import Any, get_args
 import torch
 
 from ..config import Precision
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what names no precision.
+
+    Raises:
+        ConfigError: with the names there are.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision is one of {', '.join(get_args(Precision))}, not {shown(precision)}.")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`"bfloat16"` or `"float32"`; `"auto"` asks the device whether it computes in bfloat16."""
-    if precision not in get_args(Precision):
-        raise ConfigError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}.")
+    check_precision(precision)
     if precision != "auto":
         return precision
     if device.type == "cuda":

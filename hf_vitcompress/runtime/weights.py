@@ -46,11 +46,12 @@ def _tensors(files: Iterable[Path]) -> Iterator[Tensor]:
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
-    contents = sorted(_content(part) for tensor in tensors for part in plain_tensors(tensor))
+    contents = sorted(tensor_digest(part) for tensor in tensors for part in plain_tensors(tensor))
     return hashlib.sha256("".join(contents).encode()).hexdigest()
 
 
-def _content(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
+    """Digest of a tensor's type, shape and values."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     hashed = hashlib.sha256(f"{flat.dtype} {tuple(tensor.shape)}".encode())
     hashed.update(flat.view(torch.uint8).numpy().data)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..architectures.inputs import subject_inputs
 from ..architectures.layers import LayerInfo, feature_pairs
 from ..architectures.outputs import read_outputs
-from ..architectures.running import evaluation_mode
+from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..errors import CalibrationError, CalibrationWarning, DataError
@@ -26,13 +26,15 @@ from ..images.images import Batch, ImageSource
 from ..metrics import METRICS
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import from_main, gather_objects, local_work, own_share
+from ..runtime.identity import PACKAGE, SETTINGS, differences
 from ..runtime.run import Run
-from ..runtime.weights import model_digest
 from .accumulators import Sampler
 from .fisher_probes import probe_losses, takes_targets, task_loss
+from .identity import IMAGES, identity_of
 from .moments import GradientMoment, Moment
 from .observer import Observer
 from .statistics import Statistics
+from .variety import Counts, Variety, check_variety
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -63,8 +65,9 @@ def calibrate(
             was killed ends with the same statistics as one that was not.
 
     Raises:
-        CalibrationError: an activation or a gradient is not finite, all gradients are 0, the checkpoint belongs to
-            something else, or the model has no loss of its own and `calibration_loss` asks for it.
+        CalibrationError: an activation or a gradient is not finite, all gradients are 0, all images are alike, the
+            checkpoint belongs to something else, or the model has no loss of its own and `calibration_loss` asks for
+            it.
         DataError: that loss needs targets and the images have none.
         DistributedError: another process failed or has ended; what all had seen at the last checkpoint is in it.
     """
@@ -77,32 +80,37 @@ def calibrate(
     observer = Observer(statistics, layers, sampler, config.token_weighting)
     passes = _Passes(subject, config, statistics.settings["precision"], observer)
     shapes: dict[int, list[int]] = {}
+    variety = Variety(images, Counts(**statistics.settings.get("variety", {})))
     bar = run.bar("calibrating", "images", total=len(images), initial=statistics.images + statistics.bad_images)
     with bar, evaluation_mode(model), observer.attached(model):
 
         def observe(share: range) -> None:
-            bad_before = len(images.bad_images)
+            bad_before = len(images.tally.bad)
             for batch in images.batches(subject.processor, config.batch_size, share):
                 if not shapes:
                     shapes[batch.index] = list(batch.pixel_values.shape[1:])
-                passes.observe(batch)
+                variety.look(batch, config.batch_size)
+                with passing(model, batch.pixel_values):
+                    passes.observe(batch)
                 statistics.images += len(batch.pixel_values)
                 bar.update(min(len(batch.pixel_values) * accelerator.num_processes, len(images) - round(bar.n)))
-            statistics.bad_images += len(images.bad_images) - bad_before
+            statistics.bad_images += len(images.tally.bad) - bad_before
             _check_finite(observer)
 
         count = images.batch_count(config.batch_size)
         for _ in _rounds(statistics, observe, range(done, count), accelerator, endless=checkpoint is None):
             bar.update(statistics.images + statistics.bad_images - bar.n)
             _record_shape(statistics, shapes, accelerator)
+            variety.gather(accelerator, statistics)
+            _record_left_out(statistics, images, accelerator)
             if checkpoint is not None:
                 with local_work(accelerator, "Writing the checkpoint"):
                     if run.is_main:
                         statistics.save(checkpoint)
-    if statistics.images == 0:
-        raise images.unreadable()
+    images.account(accelerator, statistics.images, statistics.bad_images)
     _check_gradients(statistics, model)
     _warn_if_few_tokens(statistics, layers)
+    check_variety(statistics, layers, variety.counts, images.name)
     statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start
     return statistics
 
@@ -117,16 +125,21 @@ def _begin(
     settings["precision"] = resolve_precision(config.precision, model.device)
     settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
     settings["dataset"] = images.hub_id
-    statistics = Statistics(settings=settings, weights=model_digest(model, by_name=True))
+    learns = config.calibration_loss == "task" and config.needs_gradients
+    statistics = Statistics(settings=settings, identity=identity_of(subject, images, accelerator, labels=learns))
     with local_work(accelerator, "Reading the checkpoint"):
         if run.is_main and checkpoint is not None and Path(checkpoint).is_file():
-            statistics = _resume(checkpoint, statistics).to(model.device)
+            resumed = _resume(checkpoint, statistics)
+            # Images that were left out count as done. Those that have been repaired since would never be read.
+            if not images.repaired(set(resumed.settings.get("left_out", ()))):
+                statistics = resumed.to(model.device)
     if statistics.images == 0:
+        statistics.bad_images = 0
         _allocate(statistics, layers, config, model.device)
     # The other processes may not see the main one's files.
     statistics.sum_over_processes(accelerator)
-    plain = statistics.corrections, statistics.timing, statistics.settings
-    statistics.corrections, statistics.timing, statistics.settings = from_main(accelerator, plain)
+    plain = statistics.corrections, statistics.timing, statistics.settings, statistics.identity
+    statistics.corrections, statistics.timing, statistics.settings, statistics.identity = from_main(accelerator, plain)
     return statistics
 
 
@@ -163,6 +176,12 @@ def _record_shape(statistics: Statistics, shapes: dict[int, list[int]], accelera
         found = [item for own in gather_objects(accelerator, shapes) for item in own.items()]
         if found:
             statistics.settings["image_shape"] = min(found)[1]
+
+
+def _record_left_out(statistics: Statistics, images: ImageSource, accelerator: Accelerator) -> None:
+    """Note the numbers of the images that could not be read, so that they are tried again when this goes on."""
+    numbers = {number for own in gather_objects(accelerator, list(images.tally.bad)) for number in own}
+    statistics.settings["left_out"] = sorted(numbers.union(statistics.settings.get("left_out", ())))
 
 
 def _check_targets(model: PreTrainedModel, images: ImageSource, config: CompressionConfig) -> None:
@@ -276,15 +295,19 @@ def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> 
 
 def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
     saved = Statistics.load(checkpoint)
+    if saved.images == 0:
+        return fresh  # there is nothing to lose, and images that could not be read may have been repaired
     saved.settings.setdefault("calibration_loss", "output")  # which is older than the setting
-    differing = [name for name, value in fresh.settings.items() if saved.settings.get(name) != value]
+    then, now = saved.made_from, fresh.made_from
+    if saved.is_complete:  # in any order, and with any version of the same format
+        now[IMAGES].pop("order")
+        now.pop(PACKAGE)
     if set(fresh.settings["prunable_inputs"]) <= set(saved.settings.get("prunable_inputs", [])):
-        differing = [name for name in differing if name != "prunable_inputs"]  # it knows more than is asked
-    if saved.weights != fresh.weights:
-        differing.insert(0, "model")
-    if differing:
+        now[SETTINGS].pop("prunable_inputs")  # it knows more than is asked
+    if different := differences(then, now):
         raise CalibrationError(
-            f"The calibration in {str(checkpoint)!r} belongs to another model or to other settings (different: "
-            f"{', '.join(differing)}). Delete that file to start again, or give another name."
+            f"The statistics in {str(checkpoint)!r}, of {saved.settings.get('images')} images of "
+            f"{saved.settings.get('data')}, were made with {different}. Delete that file to start again, or give "
+            "another one (--statistics)."
         )
     return saved

@@ -32,11 +32,15 @@ class Steps:
         self.images, self.processor, self.seed, self.accelerator = images, image_processor, seed, accelerator
         self.batch_size = min(batch_size, len(images))
         self.per_epoch = len(images) // self.batch_size
+        self._begun = False
 
     def own_part(self, step: int) -> list[tuple[Batch, Tensor]]:
         """This process's images of a step, and a draw in [0, 1) for each of them (n,).
 
         Which they are depends on the step and the seed alone.
+
+        Raises:
+            DataError: most of the images cannot be read, or none of the first step.
         """
         epoch, position = divmod(step, self.per_epoch)
         order = torch.randperm(len(self.images), generator=self._generator(0, epoch))
@@ -47,8 +51,12 @@ class Steps:
         with local_work(self.accelerator, "Reading images"):
             if len(chosen[own]):
                 images = self.images.select(chosen[own].tolist())
+                images.tally = self.images.tally
                 batches = images.batches(self.processor, len(images), wanted=[0])
                 part = [(batch, draws[own][batch.positions]) for batch in batches]
+        if not self._begun:
+            self._begun = True
+            self.images.check_any(self.accelerator)
         return part
 
     def _generator(self, purpose: int, number: int) -> torch.Generator:

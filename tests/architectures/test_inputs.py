@@ -22,7 +22,7 @@ from hf_vitcompress.architectures.inputs import example_inputs, image_shape, mod
 from hf_vitcompress.architectures.outputs import divergence, outputs_of
 from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import DataError, UnsupportedModelError
-from hf_vitcompress.images.images import preprocess
+from hf_vitcompress.images.preprocessing import preprocess
 from hf_vitcompress.images.sources import open_images
 from support.models import TINY, seeded, tiny_config
 from support.zoo import HEADS, Head

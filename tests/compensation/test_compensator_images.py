@@ -90,6 +90,7 @@ def test_held_out_images_of_which_none_can_be_read_are_refused(dense: PreTrained
         compressor.compress(dense, broken, statistics=statistics)
 
 
+@pytest.mark.filterwarnings("ignore:.*of the list of images cannot be read:hf_vitcompress.errors.DataWarning")
 def test_some_unreadable_images_are_no_obstacle(dense: PreTrainedModel, images: Tensor) -> None:
     broken: list[Any] = list(images)
     broken[::9] = [b"no image"] * len(broken[::9])

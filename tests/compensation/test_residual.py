@@ -10,7 +10,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.compensation import block_inputs
-from hf_vitcompress.errors import CompensationError, DataError
+from hf_vitcompress.errors import CompensationError, DataError, DataWarning
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.layers_factored import FactoredLinear
 from hf_vitcompress.modeling_factored import compressed_modules
@@ -217,5 +217,6 @@ def test_images_that_cannot_be_read_are_left_out() -> None:
     case = compressed()
     images = list(case.train.images)
     case.train = ImageSource([*images[:5], b"no image", *images[5:20], b"none", *images[20:30]], None, "the images")
-    points = case.residual(case.student()).run(checkpoint())
+    with pytest.warns(DataWarning, match="2 of 32 images of the images cannot be read.*image 5 of the images"):
+        points = case.residual(case.student()).run(checkpoint())
     assert points[-1].images == 30

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 
 from hf_vitcompress import CompressionConfig, CompressionPlan, FactoredLinear, Statistics, ViTCompressor, evaluate_model
-from hf_vitcompress.errors import BudgetError, CalibrationError, ConfigError, DataError
+from hf_vitcompress.errors import BudgetError, CalibrationError, ConfigError, DataError, DataWarning
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.model.shapes import layout_of
@@ -192,7 +192,8 @@ def test_unreadable_images_are_in_the_report(vit: PreTrainedModel, pictures: lis
     settings = {"keep_ratio": 0.6, "rank_multiple": 1, "measuring_images": 0, "batch_size": 8, "precision": "float32"}
     config = CompressionConfig(**settings)
     compressor = ViTCompressor(config, image_processor=processor, progress=False)
-    compressor.compress(vit, [*pictures, b"broken", b"broken too"])
+    with pytest.warns(DataWarning, match="2 of 50 images of the list of images cannot be read"):
+        compressor.compress(vit, [*pictures, b"broken", b"broken too"])
     assert compressor.report is not None
     assert (compressor.report.calibration_images, compressor.report.bad_images) == (48, 2)
 

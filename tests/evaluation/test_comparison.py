@@ -18,6 +18,7 @@ from hf_vitcompress.images.sources import open_images
 from support.zoo import HEADS
 
 
+@pytest.mark.filterwarnings("ignore:1 of 7 images of images cannot be read:hf_vitcompress.errors.DataWarning")
 def test_costs_and_times_are_for_the_images_that_are_judged(
     pictures: list[Image.Image], processor: ViTImageProcessorPil, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_a_checkpoint_is_compared_with_its_name_and_size(
     assert figures.evaluation.agreement.value == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*no better than guessing:hf_vitcompress.errors.DataWarning")
 def test_without_a_dense_model_nothing_is_said_of_it(vit: PreTrainedModel, pixels: Tensor) -> None:
     batches = DataLoader(TensorDataset(pixels, torch.zeros(96).long()), batch_size=32)
     figures = compare(Candidate("me/vit", vit, None), None, open_images(batches), latency=True, progress=False)

@@ -16,12 +16,16 @@ from transformers import (
 )
 
 from hf_vitcompress.architectures.subject import Subject
-from hf_vitcompress.errors import ConfigError, DataError
+from hf_vitcompress.errors import ConfigError, DataError, DataWarning
 from hf_vitcompress.evaluation import evaluation
-from hf_vitcompress.evaluation.evaluation import evaluate_model, mean_interval, wilson_interval
+from hf_vitcompress.evaluation.evaluation import evaluate_model
+from hf_vitcompress.evaluation.intervals import mean_interval, wilson_interval
 from hf_vitcompress.images.sources import open_images
 from support.models import DIGITS, TINY, seeded, tiny_config
 from support.zoo import HEADS, Head
+
+random_labels = pytest.mark.filterwarnings("ignore:.*no better than guessing:hf_vitcompress.errors.DataWarning")
+"""A random model has no better accuracy than guessing on labels that are not made from its own answers."""
 
 
 def labelled(pixels: Tensor, labels: Tensor) -> DataLoader:
@@ -116,6 +120,7 @@ def test_kl_and_agreement_follow_their_definitions(
     assert result.top1 is None
 
 
+@random_labels
 def test_drop_is_paired(vit: PreTrainedModel, other: PreTrainedModel, pixels: Tensor) -> None:
     labels = torch.arange(96) % 5
     before, after = (outputs(model, pixels).argmax(-1) == labels for model in (vit, other))
@@ -127,6 +132,7 @@ def test_drop_is_paired(vit: PreTrainedModel, other: PreTrainedModel, pixels: Te
     assert result.top1_drop.value == pytest.approx(float(before.double().mean() - after.double().mean()))
 
 
+@random_labels
 def test_a_model_against_itself_agrees_entirely(vit: PreTrainedModel, pixels: Tensor) -> None:
     result = evaluate_model(vit, open_images(labelled(pixels, torch.zeros(96).long())), against=vit, progress=False)
     assert result.agreement is not None
@@ -226,6 +232,7 @@ def test_the_model_is_left_as_it_was(vit: PreTrainedModel, pixels: Tensor) -> No
     assert vit.training
 
 
+@random_labels
 def test_batch_size_changes_no_figure(vit: PreTrainedModel, other: PreTrainedModel, pixels: Tensor) -> None:
     images = open_images(labelled(pixels, torch.arange(96) % TINY["num_labels"]))  # type: ignore[operator]
     one, two = (evaluate_model(other, images, against=vit, batch_size=n, progress=False) for n in (96, 17))
@@ -238,8 +245,9 @@ def test_batch_size_changes_no_figure(vit: PreTrainedModel, other: PreTrainedMod
 def test_unreadable_images_are_reported(vit: PreTrainedModel, processor: object) -> None:
     source = open_images(DIGITS / "test.parquet")
     part = source.select(range(6))
-    part.images = [*part.images[:5], b"broken"]
-    result = evaluate_model(vit, part, processor, progress=False)
+    part.images, part.labels = [*part.images[:5], b"broken"], [0] * 6
+    with pytest.warns(DataWarning, match=r"1 of 6 images of test\.parquet cannot be read.*image 5 of test\.parquet"):
+        result = evaluate_model(vit, part, processor, progress=False)
     assert (result.images, result.bad_images) == (5, 1)
 
 

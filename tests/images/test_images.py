@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import ViTImageProcessorPil
 
 from hf_vitcompress.errors import DataError
-from hf_vitcompress.images.images import ImageSource, decode_image
+from hf_vitcompress.images.decoding import decode_image
+from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.images.sources import open_images
 from support.models import DIGITS
 from support.pictures import CLASSES, LABELLED, LABELS, as_dataset, in_folders, png

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hf_vitcompress import CompressionReport, Evaluation
 from hf_vitcompress.evaluation.costs import Costs
-from hf_vitcompress.evaluation.evaluation import Interval, mean_interval
+from hf_vitcompress.evaluation.intervals import Interval, mean_interval
 from hf_vitcompress.planning.plan import GroupReport
 from hf_vitcompress.report.tables import comparison_rows, format_bytes
 from support.reports import EVALUATION, LATENCY

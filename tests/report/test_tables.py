@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from hf_vitcompress.evaluation.costs import Costs
-from hf_vitcompress.evaluation.evaluation import Evaluation, Interval
+from hf_vitcompress.evaluation.evaluation import Evaluation
+from hf_vitcompress.evaluation.intervals import Interval
 from hf_vitcompress.report.tables import NOT_MEASURED, comparison_rows, format_bytes, table
 from support.reports import EVALUATION, LATENCY
 

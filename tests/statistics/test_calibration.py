@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.architectures.subject import Subject
+from hf_vitcompress.errors import DataWarning
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.statistics.calibration import calibrate
@@ -187,4 +188,5 @@ def test_the_shape_is_that_of_the_first_image_that_can_be_read(
     vit: PreTrainedModel, pictures: list[Any], processor: ViTImageProcessorPil
 ) -> None:
     images = ImageSource([*([b"broken"] * 16), *pictures], None, "pictures")
-    assert run(vit, images, config(), processor=processor).image_shape == (3, 16, 16)
+    with pytest.warns(DataWarning, match="16 of 64 images of pictures cannot be read.*image 0 of pictures"):
+        assert run(vit, images, config(), processor=processor).image_shape == (3, 16, 16)

@@ -132,6 +132,7 @@ def test_seed_draws_other_signs_and_nothing_else(vit: PreTrainedModel, pixels: T
         assert torch.equal(moment.second, other.inputs[input_name].second)
 
 
+@pytest.mark.filterwarnings("ignore:Many images.*repeat another one:hf_vitcompress.errors.CalibrationWarning")
 def test_every_batch_draws_its_own_signs(vit: PreTrainedModel, pixels: Tensor) -> None:
     settings = config(fisher_probes=1, token_weighting=0.0)
     once, twice = (run(vit, pixels[:16].repeat(times, 1, 1, 1), settings) for times in (1, 2))

@@ -1,7 +1,7 @@
 """Reports of compressions that never were."""
 
 from hf_vitcompress import Evaluation
-from hf_vitcompress.evaluation.evaluation import Interval, wilson_interval
+from hf_vitcompress.evaluation.intervals import Interval, wilson_interval
 from hf_vitcompress.evaluation.latency import Latency
 
 EVALUATION = Evaluation(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from hf_vitcompress.compensation.course import CompensationReport
-from hf_vitcompress.evaluation.evaluation import Evaluation, Interval
+from hf_vitcompress.evaluation.evaluation import Evaluation
+from hf_vitcompress.evaluation.intervals import Interval
 from hf_vitcompress.planning.plan import GroupReport
 from hf_vitcompress.report.card_file import Card
 from hf_vitcompress.report.provenance import Origin

@@ -150,7 +150,8 @@ class FactoredModelMixin:
         os.makedirs(target, exist_ok=True)
         _refuse_other_model(target)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
-            if os.path.isfile(card := os.path.join(target, CARD_FILE)):
+            card = os.path.join(target, CARD_FILE)
+            if os.path.isfile(card) and not os.path.islink(card):  # a link may lead to what is not for others
                 shutil.copyfile(card, os.path.join(staging, CARD_FILE))
             yield staging
             written = [

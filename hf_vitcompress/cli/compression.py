@@ -7,6 +7,7 @@ import typer
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
+from ..runtime.text import printable
 from .checks import check_use_of
 from .ending import goes_on_from
 from .judging import judge, saved_unjudged
@@ -100,7 +101,7 @@ def compress(
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
                 file.unlink(missing_ok=True)
             Console().print(compressor.report.render())
-            Console().print(f"saved to {output}")
+            print(f"saved to {printable(str(output))}")
             say_stale_programs(place.path)
         if failure is not None:
             raise saved_unjudged(output, failure) from failure
@@ -165,7 +166,7 @@ def inspect_model(
     if figure is not None:
         point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
         save_figure(compression_figure(title, parts, curve, point), figure)
-        console.print(f"figure in {figure}")
+        print(f"figure in {printable(str(figure))}")
 
 
 @with_recipe
@@ -206,7 +207,8 @@ def plan_budget(
         print(plan.to_json(), end="")
     else:
         plan.save(output)
-        print(f"predicted KL {plan.predicted_loss}, keep ratio {plan.keep_ratio:.4f}, saved to {output}")
+        place = printable(str(output))
+        print(f"predicted KL {plan.predicted_loss}, keep ratio {plan.keep_ratio:.4f}, saved to {place}")
 
 
 def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import DistributedError, VitCompressError, one_line
+from ..runtime.text import printable
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "VITCOMPRESS_DEBUG"
@@ -35,7 +36,7 @@ _checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
 def tell(text: str) -> None:
     """Write a line to stderr, unless it is closed."""
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text, newlines=True), file=sys.stderr, flush=True)
 
 
 def take_any_text() -> None:

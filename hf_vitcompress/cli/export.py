@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..runtime.text import printable
 from .options import Quiet, holds, silence_libraries
 
 
@@ -49,6 +50,6 @@ def export_checkpoint(
         model, to, output, against=against, overwrite=overwrite, tolerance=tolerance, max_batch=max_batch
     )
     Console().print(result.render())
-    Console().print(f"saved to {result.folder}")
+    print(f"saved to {printable(str(result.folder))}")
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2) + "\n")

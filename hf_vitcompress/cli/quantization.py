@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..runtime.text import printable
 from .options import Quiet, say_stale_programs, silence_libraries
 
 
@@ -21,8 +22,6 @@ def quantize_checkpoint(
 
     Example: vitcompress quantize deit-40 --scheme int8-dynamic --output deit-40-int8
     """
-    from rich.console import Console
-
     from ..deploy.quantization import quantize
     from ..model.assembly import is_factored
     from ..model.loading import load_image_processor
@@ -40,5 +39,5 @@ def quantize_checkpoint(
             if processor is not None:
                 processor.save_pretrained(folder)
     before = f", {format_bytes(disk_bytes(model))} before" if Path(model).is_dir() else ""
-    Console().print(f"saved to {output}: {format_bytes(disk_bytes(output))} of weights{before}")
+    print(f"saved to {printable(str(output))}: {format_bytes(disk_bytes(output))} of weights{before}")
     say_stale_programs(output)

@@ -37,8 +37,10 @@ coverage: $(VENV)/installed
 	@echo "coverage of lines and branches: $$($(BIN)/coverage report --format=total) %"
 
 # Every command is killed before each of its changes to the disk; EVERY=8 kills before every eighth. Takes half an hour.
+# Then terminals and signals as they are.
 drills: $(VENV)/installed
 	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m drills.outputs --every $(or $(EVERY),1)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/drills/terminals.py
 
 # The newest of everything, to see what breaks upstream. `adapters` is left out while it excludes the newest
 # transformers; PEFT is there all the same, so that its tests say what is wrong with it, or run again.

@@ -340,11 +340,7 @@ def interruptible(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-<<<<<<< HEAD
     """What is left of a run that was killed after 128 images."""
-=======
-    """What is left of a run that was killed after 128 of 223 images."""
->>>>>>> files
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-c", KILLED, *interruptible(folder)]
     killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
@@ -366,11 +362,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     monkeypatch.setattr(Observer, "finish_batch", counted)
     done = run(*interruptible(tmp_path))
     assert done.code == 0, done.err
-<<<<<<< HEAD
-    assert len(batches) == 3, "223 of 297 images in batches of 32, 128 of them seen before"
-=======
     assert len(batches) == 3, "223 images in batches of 32, 128 of them seen before; 74 measure the losses"
->>>>>>> files
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
     assert same_weights(tmp_path / "small", first / "small")
 

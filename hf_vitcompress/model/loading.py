@@ -45,9 +45,9 @@ def load_model(
         QuantizationError: the model is quantized already or cannot be quantized, or the library that quantized it is
             missing.
     """
-    complete_exchange(name)
     place = accelerator or new_accelerator()
     with explained(str(name), quantizing=quantization_config is not None):
+        complete_exchange(name)
         config = _load_config(str(name))
         if quantization_config is not None and hasattr(config, "quantization_config"):
             raise QuantizationError(

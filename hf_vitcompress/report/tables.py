@@ -33,7 +33,7 @@ def comparison_rows(
     rows = []
     for name, before, after, show in counts:
         if after is not None:
-            change = "" if before is None else f"{after / before:.1%} kept"
+            change = f"{after / before:.1%} kept" if before else ""
             rows.append((name, "" if before is None else show(before), show(after), change))
     rows += _evaluation_rows(evaluation)
     return [*rows, *map(latency_row, latencies)]

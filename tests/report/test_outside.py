@@ -221,6 +221,11 @@ def test_a_report_that_is_a_pipe_or_too_large_is_not_read(made: Made, tmp_path: 
         CompressionReport.load(tmp_path)
 
 
+@pytest.mark.parametrize("place", [("dense", "bytes"), ("dense", "macs"), ("origin", "disk_bytes")], ids=".".join)
+def test_a_cost_of_0_has_no_share(place: tuple[str, ...], report: dict[str, Any], scratch: Path) -> None:
+    assert shown(scratch, changed(report, place, 0)) is not None
+
+
 @pytest.mark.parametrize("content", ["[]", "3", "{", '{"architectures": 3}', "[" * 100_000])
 def test_a_card_of_a_damaged_config_is_refused(content: str, made: Made, scratch: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(scratch, tmp_path / "small"))

@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 environment = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip install -qq $(2) $(BACKEND)
 INSTALL := install -qq --no-build-isolation
 
-.PHONY: quickstart test coverage fuzz test-newest test-oldest docs dist lock benchmarks support cards clean
+.PHONY: quickstart test coverage drills fuzz test-newest test-oldest docs dist lock benchmarks support cards clean
 
 quickstart: $(VENV)-quickstart/installed
 	@$(VENV)-quickstart/bin/python examples/quickstart.py
@@ -35,6 +35,12 @@ test: $(VENV)/installed
 coverage: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
 	@echo "coverage of lines and branches: $$($(BIN)/coverage report --format=total) %"
+
+# Every command is killed before each of its changes to the disk; EVERY=8 kills before every eighth. Takes half an hour.
+# Then terminals and signals as they are.
+drills: $(VENV)/installed
+	cd tests && PYTHONPATH=.. OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m drills.outputs --every $(or $(EVERY),1)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/drills/terminals.py
 
 # The newest of everything, to see what breaks upstream. `adapters` is left out while it excludes the newest
 # transformers; PEFT is there all the same, so that its tests say what is wrong with it, or run again.

@@ -6,6 +6,11 @@ Importing the package registers the `Factored…` classes with the Auto classes;
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .starting import end_quietly_on_interruption, is_command_line
+
+if is_command_line():
+    end_quietly_on_interruption()  # before the imports that take seconds
+
 from . import modeling_factored
 from .architectures.registration import MODEL_TYPES, register
 from .layers_factored import Attention, FactoredLinear

@@ -22,11 +22,12 @@ from .images.images import ImageSource
 from .images.shares import calibration_shares, validation_shares
 from .images.sources import open_images
 from .importance.gates import gated_layers
-from .importance.learning import gate_checkpoint, learn_gates
+from .importance.learning import gates_for
 from .importance.report import LearnedImportance
 from .model.subject import open_subject
 from .model.towers import put_back
 from .planning.building import build_model
+from .planning.foresight import check_arguments, check_feasible
 from .planning.plan import CompressionPlan
 from .planning.planner import Planner, make_planner
 from .planning.search import measure_correction, search_accuracy
@@ -35,6 +36,8 @@ from .publish.record import CompressionRecord
 from .report.provenance import Environment, Origin
 from .report.report import CompressionReport
 from .runtime.distributed import local_work, new_accelerator
+from .runtime.identity import identity_digest
+from .runtime.random_state import unchanged_random_state
 from .runtime.run import Run
 from .runtime.weights import model_digest
 from .statistics.calibration import calibrate
@@ -80,6 +83,7 @@ class ViTCompressor:
         accelerator: Accelerator | None = None,
         importance: Mapping[str, Tensor] | None = None,
     ) -> None:
+        check_arguments(config=config, accelerator=accelerator, image_processor=image_processor, importance=importance)
         self.run = Run(config or CompressionConfig(), accelerator or new_accelerator(), progress)
         self.image_processor = image_processor
         self.importance = importance
@@ -89,7 +93,7 @@ class ViTCompressor:
         self.seconds: dict[str, float] = {}
         self._given_importance = importance
         self._learned: dict[str, LearnedImportance] = {}
-        """By the digest of the weights that the scores were learned on."""
+        """By the identity of the statistics that the scores were learned with."""
 
     @property
     def config(self) -> CompressionConfig:
@@ -101,6 +105,7 @@ class ViTCompressor:
         """The device, and the processes that share the work."""
         return self.run.accelerator
 
+    @unchanged_random_state()
     def compress(
         self,
         model: Model,
@@ -130,26 +135,20 @@ class ViTCompressor:
         """
         self.seconds, self.checkpoints = {}, []
         with local_work(self.accelerator, "Opening model and images"):
+            check_arguments(statistics=statistics, plan=plan, checkpoint=checkpoint)
             subject = self.open(model)
             source = None if images is None else self.open_images(images, subject, limit=self.run.images_wanted)
-            if plan is None and self.config.budget == "max_accuracy_drop":
-                check_classes(subject.model)  # before all the work, and not when the plan is made
             held_out, source = self._hold_out(source, validation, subject)
-        if self.config.compensation != "none" and source is None:
-            raise DataError(
-                f"compensation={self.config.compensation!r} learns from images: give some (images=…, --data), or use "
-                'compensation="none".'
-            )
+            check_feasible(subject, self.config, plan, source, held_out, self._given_importance)
         if statistics is None:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
         else:
             chosen = None if source is None else calibration_shares(source, self.config)[0]
-            self._choose_importance(subject, chosen, statistics.weights, checkpoint)
+            self._choose_importance(subject, chosen, statistics, checkpoint)
         planner = self.planner(subject, statistics)
         if plan is None:
             plan = self._plan(planner, held_out, source, checkpoint)
         else:
-            plan.check(planner.groups)
             plan = planner.completed(plan, self.config)
         small = self._build(planner, plan)
         if self.config.compensation != "none":
@@ -169,17 +168,19 @@ class ViTCompressor:
         source = open_images(images, None, self.config.on_bad_image, subject.model.config.label2id, limit)
         return checked_labels(source, subject.model, self.config)
 
+    @unchanged_random_state()
     def calibrate(self, model: Model, images: Any, checkpoint: str | Path | None = None) -> Statistics:
         """Collect the statistics of a model, and correct the predicted losses; see `statistics.calibration`."""
         config = self.config
         with local_work(self.accelerator, "Opening model and images"):
+            check_arguments(checkpoint=checkpoint)
             subject = self.open(model)
             if images is None:
                 raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
             source, measured = calibration_shares(self.open_images(images, subject, config.num_images), config)
         layers = find_layers(subject.model, config.target_modules, config.skip_modules)
         statistics = self.statistics = calibrate(subject, layers, source, self.run, checkpoint)
-        self._choose_importance(subject, source, statistics.weights, checkpoint)
+        self._choose_importance(subject, source, statistics, checkpoint)
         method = selection_method(config, self.importance)
         if len(measured) and method not in statistics.corrections:
             planner = self.planner(subject, statistics)
@@ -195,10 +196,12 @@ class ViTCompressor:
 
     def planner(self, model: Model, statistics: Statistics) -> Planner:
         """Predict the errors of every group of layers; budgets share the result."""
+        check_arguments(needed=True, statistics=statistics)
         subject = self.open(model)
         with self._timed("factorize"):
             return make_planner(subject, statistics, self.run, self.importance)
 
+    @unchanged_random_state()
     def plan(
         self,
         model: Model,
@@ -217,12 +220,15 @@ class ViTCompressor:
         """
         return self._plan(self.planner(model, statistics), validation, images, checkpoint)
 
+    @unchanged_random_state()
     def build(self, model: Model, statistics: Statistics, plan: CompressionPlan) -> PreTrainedModel:
         """The factored model of a plan, with its report in `report`."""
+        check_arguments(needed=True, plan=plan)
         planner = self.planner(model, statistics)
         plan.check(planner.groups)
         return self._build(planner, plan)
 
+    @unchanged_random_state()
     def compensate(
         self,
         small: PreTrainedModel,
@@ -238,24 +244,18 @@ class ViTCompressor:
     # ---- their parts
 
     def _choose_importance(
-        self, subject: Subject, images: ImageSource | None, weights: str, checkpoint: str | Path | None
+        self, subject: Subject, images: ImageSource | None, statistics: Statistics, checkpoint: str | Path | None
     ) -> None:
         """Set `importance` to the scores for this model: those that were given, or learned ones."""
         config = self.config
         self.importance = self._given_importance
         if config.criterion != "gates" or self._given_importance is not None or not gated_layers(subject.model, config):
             return
-        if weights not in self._learned:
-            if images is None:
-                raise DataError(
-                    'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were '
-                    "learned before (importance=…)."
-                )
-            kept = gate_checkpoint(checkpoint, subject.model, images, self.run)
-            self.checkpoints += [] if kept.path is None else [kept.path]
+        if (key := identity_digest(statistics.identity)) not in self._learned:
             with self._timed("gates"):
-                self._learned[weights] = learn_gates(subject, images, self.run, kept)
-        self.importance = self._learned[weights].scores
+                self._learned[key], kept = gates_for(subject, images, self.run, checkpoint)
+            self.checkpoints += [] if kept.path is None else [kept.path]
+        self.importance = self._learned[key].scores
 
     def _plan(self, planner: Planner, validation: Any, images: Any, checkpoint: str | Path | None) -> CompressionPlan:
         if self.config.budget == "max_accuracy_drop":
@@ -282,7 +282,7 @@ class ViTCompressor:
     def _build(self, planner: Planner, plan: CompressionPlan) -> PreTrainedModel:
         with self._timed("build"):
             small = build_model(planner.subject.model, plan, planner.groups, self.accelerator)
-        learned = self._learned.get(planner.statistics.weights)
+        learned = self._learned.get(identity_digest(planner.statistics.identity))
         gates = learned.report if learned is not None and learned.scores is self.importance else None
         self.report = CompressionReport.of(
             planner,

@@ -93,14 +93,21 @@ def unguarded(content: dict[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(compression := content.get("compression"), dict):
         return content
-    if (version := compression.get("version", FORMAT_VERSION)) > FORMAT_VERSION:
+    version, guarded = compression.get("version", FORMAT_VERSION), compression.get("guarded", {})
+    target = compression.get("target")
+    if type(version) is not int or not isinstance(guarded, dict) or not isinstance(target, str | None):
+        raise ValueError(
+            f"compression in config.json was edited: its version is {version!r}, its target {target!r}, and guarded "
+            f"a {type(guarded).__name__}. Restore the file."
+        )
+    if version > FORMAT_VERSION:
         raise ValueError(
             f"A newer hf_vitcompress wrote this checkpoint (its format is {version}, this version reads up to "
             f"{FORMAT_VERSION}). Run `pip install --upgrade hf-vitcompress`."
         )
     kept = {name: compression[name] for name in ("layers", "target") if name in compression}
     # Before there was a version, the guarded values stood beside `layers`.
-    values = compression.get("guarded") or {path: compression[path] for path in compression.keys() - PLAIN_KEYS}
+    values = guarded or {path: compression[path] for path in compression.keys() - PLAIN_KEYS}
     restored: dict[str, Any] = {**content, "compression": kept}
     for path, value in values.items():
         *inner, field = path.split(".")

@@ -1,10 +1,11 @@
 """How long something is trained: minutes of this machine, or passes over the images."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
 
 FORM = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(min(?:ute)?s?|epochs?)\s*")
 
@@ -25,11 +26,11 @@ class Duration:
         """The duration in `text`, such as `"5 minutes"`, `"5min"` or `"1 epoch"`.
 
         Raises:
-            ConfigError: the text is not a duration, or the duration is 0.
+            ConfigError: the text is not a duration, or the duration is 0 or infinite.
         """
         found = FORM.fullmatch(text)
-        if found is None or float(found[1]) == 0:
-            raise ConfigError(f"{text!r} is no duration. Give one above 0, such as '5 minutes' or '2 epochs'.")
+        if found is None or float(found[1]) in (0, math.inf):
+            raise ConfigError(f"{shown(text)} is no duration. Give one above 0, such as '5 minutes' or '2 epochs'.")
         return cls(float(found[1]), "epochs" if found[2].startswith("epoch") else "minutes")
 
     @property

@@ -1,5 +1,25 @@
 """The errors that a user can meet. Each names what is wrong, and what to do about it."""
 
+import reprlib
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 200, 60, 3
+
+
+def shown(value: Any) -> str:
+    """A value as a message names it: on one line, and shortened where it is long."""
+    try:
+        return _SHORT.repr(value)
+    except (ValueError, RecursionError):  # whole numbers of thousands of digits, which Python does not write out
+        return f"a {type(value).__name__}"
+
+
+def one_line(error: BaseException) -> str:
+    """What another library says in an error, on one line of at most 300 characters and without a full stop."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return (text if len(text) <= 300 else f"{text[:297]}…").rstrip(".")
+
 
 class VitCompressError(Exception):
     """Base of every error this package raises on purpose.
@@ -39,6 +59,10 @@ class ReportError(VitCompressError, ValueError):
     """The report of a compression is missing or damaged."""
 
 
+class EvaluationError(VitCompressError, RuntimeError):
+    """A model that is saved could not be judged."""
+
+
 class PublishError(VitCompressError, RuntimeError):
     """The Hub did not accept the model; the files on this disk are unchanged."""
 
@@ -61,6 +85,10 @@ class ExportError(VitCompressError, RuntimeError):
 
 class CalibrationWarning(UserWarning):
     """The statistics are usable, but less reliable than they should be."""
+
+
+class CompensationWarning(UserWarning):
+    """The compensation ended early; its result is usable."""
 
 
 class DataWarning(UserWarning):

@@ -183,6 +183,11 @@ def resized(
             f"{dense.out_features} × {dense.in_features}."
         )
     bias, device, dtype = dense.bias is not None, dense.weight.device, dense.weight.dtype
+    if rank is not None and rank > min(dense.in_features, dense.out_features):
+        raise ValueError(
+            f"config.compression gives {name!r} the rank {rank}, more than the dense layer of {dense.out_features} × "
+            f"{dense.in_features} can have."
+        )
     if rank is None:
         return nn.Linear(inputs, outputs, bias, device, dtype)
     return FactoredLinear(inputs, outputs, rank, bias, device, dtype)
@@ -215,6 +220,10 @@ def share_down(attention: nn.Module, rank: int, layer: str) -> None:
         raise _unknown_attention(type(attention), layer)
     q: Any = getattr(attention, names.query)
     k: Any = getattr(attention, names.key)
+    if rank > q.in_features:
+        raise ValueError(
+            f"config.compression gives {layer!r} the qk_rank {rank}, more than the {q.in_features} features it reads."
+        )
     attention.qk_down = nn.Linear(q.in_features, rank, bias=False, device=q.weight.device, dtype=q.weight.dtype)
     for name, dense in ((names.query, q), (names.key, k)):
         narrow = nn.Linear(

@@ -1,21 +1,34 @@
 """What factored models can do where the package is installed, beyond what travels with their checkpoints."""
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from .modeling_factored import FactoredModelMixin
+from .runtime.outputs import is_staging, reserved
 
 
 class PackageModelMixin(FactoredModelMixin):
-    """Methods of every factored model where the package is installed: publishing with a card, and the dense model."""
+    """Methods of every factored model where the package is installed: saving, publishing, and `to_dense`."""
 
     def to_dense(self) -> PreTrainedModel:
         """The dense model that computes the same; see `hf_vitcompress.to_dense`."""
         from .model.dense import to_dense
 
         return to_dense(self)  # type: ignore[arg-type]
+
+    @contextlib.contextmanager
+    def replacing(self, target: str) -> Iterator[str]:
+        """As without the package; an exchange of files that is interrupted is completed by whoever comes next."""
+        if is_staging(Path(target)):
+            yield target
+            return
+        with reserved(target, "renew") as output, output.replaced() as staging:
+            yield str(staging)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """As in transformers, with a model card; see `publish.push.push_model`.

@@ -9,10 +9,12 @@ For any model class `X` of transformers, or one that is registered with its Auto
 `factored_config_class` and reachable as attributes of this module.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any, cast
 
 import transformers
@@ -22,6 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, conversion_mapping
 from . import configuration_factored, layers_factored
 from .configuration_factored import (
     FACTORED,
+    MODEL_TYPE_PREFIX,
     PUBLIC,
     TRAVELLING_FILES,
     factored_config_class,
@@ -37,6 +40,16 @@ from .layers_factored import (
 )
 
 CARD_FILE = "README.md"
+
+CONFIG_FILE = "config.json"
+
+MANIFEST_FILE = ".vitcompress-files.json"
+"""Names and digests of what the package wrote into a folder."""
+
+READY = ".vitcompress-ready"
+"""Folder in a folder whose files the package is replacing by those in it."""
+
+TRAINER_FILE = "training_args.bin"
 
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -63,10 +76,12 @@ class FactoredModelMixin:
 
     def _resize_layers(self) -> None:
         layers = (getattr(self.config, "compression", None) or {}).get("layers", {})  # type: ignore[attr-defined]
+        if not isinstance(layers, dict):
+            raise ValueError(f"config.compression['layers'] is a {type(layers).__name__}; it maps layers to shapes.")
         narrowed = {}
         for name, shape in layers.items():
             module_name, module = self.find_layer(name)
-            known = isinstance(shape, dict) and bool(shape)
+            known = isinstance(shape, dict) and bool(shape) and all(type(size) is int for size in shape.values())
             if known and isinstance(module, nn.Linear) and set(shape) <= {"rank", "in_features", "out_features"}:
                 self.set_submodule(module_name, resized(name, module, **shape))  # type: ignore[attr-defined]
                 parent, _, child = module_name.rpartition(".")
@@ -101,8 +116,9 @@ class FactoredModelMixin:
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers, with tensors under their in-memory names, this file, and the model's `companions`.
 
-        Everything is written beside `save_directory` first and then moved in, so that a full disk or an interruption
-        leaves no half-written checkpoint.
+        Everything is written to a folder of its own first and then moved in. An interruption at any moment leaves the
+        old checkpoint, the new one, or one without `config.json`, which does not load until it is saved again. Other
+        files of the folder stay as they are.
         """
         kwargs.setdefault("save_original_format", False)
         target = os.path.abspath(save_directory)
@@ -118,24 +134,38 @@ class FactoredModelMixin:
             self.save_pretrained(target, *args, **kwargs)
             self.publish(target, settings.pop("repo_id", os.path.basename(target)), **settings)
             return
-        os.makedirs(target, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
+        with self.replacing(target) as staging:
             super().save_pretrained(staging, *args, **kwargs)  # type: ignore[misc]
             for name in TRAVELLING_FILES:
                 shutil.copyfile(os.path.join(os.path.dirname(__file__), name), os.path.join(staging, name))
-            if os.path.isfile(card := os.path.join(target, CARD_FILE)):
-                shutil.copyfile(card, os.path.join(staging, CARD_FILE))  # companions may renew a part of it
             for companion in self.companions:
                 companion.save_pretrained(staging)
+
+    @contextlib.contextmanager
+    def replacing(self, target: str) -> Iterator[str]:
+        """Yield a folder for new files, and move them into `target` when the block ends well.
+
+        The card that is there is in that folder, too, so that companions can renew a part of it.
+        """
+        os.makedirs(target, exist_ok=True)
+        _refuse_other_model(target)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
+            card = os.path.join(target, CARD_FILE)
+            if os.path.isfile(card) and not os.path.islink(card):  # a link may lead to what is not for others
+                shutil.copyfile(card, os.path.join(staging, CARD_FILE))
+            yield staging
             written = [
                 os.path.relpath(os.path.join(root, n), staging) for root, _, names in os.walk(staging) for n in names
             ]
-            for name in written:
+            # The config goes first and comes last: without it the folder does not load.
+            for name in (CONFIG_FILE, MANIFEST_FILE, *filter(holds_weights, os.listdir(target))):
+                if name not in written or not holds_weights(name):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(os.path.join(target, name))
+            shutil.rmtree(os.path.join(target, READY), ignore_errors=True)
+            for name in sorted(written, key=lambda name: name == CONFIG_FILE):
                 os.makedirs(os.path.dirname(os.path.join(target, name)), exist_ok=True)
                 os.replace(os.path.join(staging, name), os.path.join(target, name))
-            for name in os.listdir(target):
-                if name not in written and holds_weights(name):
-                    os.remove(os.path.join(target, name))  # of an earlier save in another number of shards
 
     def publish(self, folder: str, repo_id: str, **settings: Any) -> None:
         """Publish what was saved to `folder`: here as transformers does it, from the model."""
@@ -144,6 +174,16 @@ class FactoredModelMixin:
 
 model_mixin = FactoredModelMixin
 """What factored models are made with; the package sets a subclass that publishes with a card and multiplies out."""
+
+
+def _refuse_other_model(folder: str) -> None:
+    """A Trainer replaces what it has saved to its own folder; nobody else's model is replaced."""
+    config = os.path.join(folder, CONFIG_FILE)
+    if not os.path.isfile(config) or os.path.exists(os.path.join(folder, TRAINER_FILE)):
+        return
+    with open(config, encoding="utf-8") as file:
+        if f'"{MODEL_TYPE_PREFIX}' not in file.read():
+            raise FileExistsError(f"{folder!r} holds another model. Choose another folder, or remove that model first.")
 
 
 def holds_weights(name: str) -> bool:

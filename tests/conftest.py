@@ -3,8 +3,10 @@
 import gc
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: no test needs a network
 
@@ -39,6 +41,13 @@ def pytest_collection_finish() -> None:
 def one_thread() -> None:
     """Tiny products are slower on several threads, and much slower where the machine is busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_disks() -> Iterator[None]:
+    """A process sees what it has written; what a power failure leaves is not for these tests."""
+    with mock.patch.object(os, "fsync"):
+        yield
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ ORDER = [
     ("configuration_factored",),
     ("config",),
     ("durations", "metrics"),
-    ("errors", "version"),
+    ("errors", "version", "starting"),
 ]
 """From the top down: what stands in a row imports from rows below it, and nothing else."""
 

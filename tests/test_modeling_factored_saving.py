@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel, ViTForImageClassification
 
+from hf_vitcompress.errors import OutputError
+from hf_vitcompress.modeling_factored import FactoredModelMixin
 from support.factored import assert_same_outputs, factored, files_of
-from support.models import seeded
+from support.kills import killed_before
+from support.models import seeded, tiny_config
 
 
 class Broken:
@@ -102,3 +105,57 @@ def test_a_path_that_is_a_file_is_refused(tmp_path):
     with pytest.raises(NotADirectoryError, match="taken"):
         factored().save_pretrained(path)
     assert path.read_text() == "something else"
+
+
+@pytest.fixture
+def without_the_package(monkeypatch):
+    """Models save as what travels with a checkpoint does by itself."""
+
+    def save():
+        monkeypatch.setattr(type(factored()), "replacing", FactoredModelMixin.replacing)
+
+    return save
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_a_dense_model_is_not_replaced(package, without_the_package, tmp_path):
+    dense = seeded(ViTForImageClassification, tiny_config())
+    dense.save_pretrained(tmp_path)
+    before = files_of(tmp_path)
+    if not package:
+        without_the_package()
+    with pytest.raises(OutputError if package else FileExistsError, match="another folder"):
+        factored().save_pretrained(tmp_path)
+    assert files_of(tmp_path) == before
+    (tmp_path / "training_args.bin").write_text("of a Trainer, which replaces what it saved")
+    factored().save_pretrained(tmp_path)
+    assert "FactoredViT" in (tmp_path / "config.json").read_text()
+
+
+def test_without_the_package_a_kill_leaves_old_or_new_or_no_config(without_the_package, tmp_path):
+    old, new = factored(), factored(intermediate_size=64)
+    original = {}
+    for name, model in (("old", old), ("new", new)):
+        model.save_pretrained(tmp_path / name)
+        original[name] = {file: text for file, text in files_of(tmp_path / name).items() if not file.startswith(".")}
+    without_the_package()
+    change, killed, seen = 0, True, set()
+    while killed:
+        place = tmp_path / f"{change}" / "out"
+        old.save_pretrained(place)
+        killed = killed_before(lambda place=place: new.save_pretrained(place), place, change)
+        found = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+        state = next((name for name, files in original.items() if found == files), None)
+        assert state is not None or "config.json" not in found
+        seen.add(state)
+        change += 1
+    assert seen == {"old", "new", None}
+
+
+def test_without_the_package_nothing_of_its_exchanges_is_left(without_the_package, tmp_path):
+    model = factored()
+    model.save_pretrained(tmp_path)
+    (tmp_path / ".vitcompress-ready").mkdir()
+    without_the_package()
+    model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -52,7 +52,7 @@ def subject_inputs(subject: Subject, pixel_values: Tensor, extra: Mapping[str, T
 
 
 def example_inputs(model: PreTrainedModel, images: int = 1, shape: Sequence[int] | None = None) -> dict[str, Any]:
-    """Arguments of the model's forward pass for random images.
+    """Arguments of the model's forward pass for random images; on the meta device for images without numbers.
 
     Args:
         shape: shape of one image's `pixel_values`, (channels, height, width) or (patches, features); by default the
@@ -63,7 +63,10 @@ def example_inputs(model: PreTrainedModel, images: int = 1, shape: Sequence[int]
         shape = (config.num_patches, config.num_channels * config.patch_size**2)
     elif shape is None:
         shape = image_shape(model)
-    return model_inputs(model, torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)))
+    inputs = model_inputs(model, torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)))
+    if model.device.type == "meta" and "pixel_attention_mask" in inputs:
+        inputs["pixel_attention_mask"] = None  # whether it is full can be asked only of numbers; and it is
+    return inputs
 
 
 def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import threading
+import weakref
 from collections.abc import Collection, Iterator
 
 import torch
@@ -51,32 +53,68 @@ def _scores(config: PreTrainedConfig) -> int | None:
     return tokens * (tokens if window is None else min(tokens, math.prod(height_and_width(window))))
 
 
+_turns: dict[int, threading.RLock] = {}
+"""By the id of a config: who runs the models that have it."""
+_new_turn = threading.Lock()
+
+
+@contextlib.contextmanager
+def own_turn(model: PreTrainedModel) -> Iterator[None]:
+    """Other threads that want a turn with this model, a model in it or one with the same config object wait meanwhile.
+
+    Modes, hooks and the attention implementation belong to those, and not to a thread.
+    """
+    configs = {id(part.config): part.config for part in model.modules() if isinstance(part, PreTrainedModel)}
+    with contextlib.ExitStack() as turns:
+        for _, config in sorted(configs.items()):  # in one order, so that no two threads wait for each other
+            turns.enter_context(_turn_of(config))
+        yield
+
+
+def _turn_of(config: PreTrainedConfig) -> threading.RLock:
+    with _new_turn:
+        if id(config) not in _turns:
+            _turns[id(config)] = threading.RLock()
+            weakref.finalize(config, _turns.pop, id(config))
+        return _turns[id(config)]
+
+
+@contextlib.contextmanager
+def without_dropout(model: PreTrainedModel) -> Iterator[None]:
+    """A turn with the model in evaluation mode; afterwards every module is in the mode that it was in."""
+    with own_turn(model):
+        training = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: PreTrainedModel, trained: Collection[nn.Parameter] = ()) -> Iterator[None]:
     """No dropout, gradients of `trained` parameters only, eager attention where `EAGER_TOKENS` says that it is faster.
 
-    Undone afterwards.
+    Undone afterwards; other threads wait for their turn with the model.
     """
-    training = {module: module.training for module in model.modules()}
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
-    attention = attention_implementations(model)
-    eager = {name: "eager" if used == "sdpa" else used for name, used in attention.items()}
-    settable = model.device.type == "cpu" and model._can_set_attn_implementation() and _eager_pays(model)
-    model.eval()
-    model.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    if settable and eager != attention:
-        model.set_attn_implementation(eager)
-    try:
-        yield
-    finally:
-        for parameter, requires_grad in zip(model.parameters(), wanted, strict=True):
-            parameter.requires_grad_(requires_grad)
-        if attention_implementations(model) != attention:
-            model.set_attn_implementation(attention)
-        for module, mode in training.items():
-            module.training = mode
+    with without_dropout(model):
+        wanted = [parameter.requires_grad for parameter in model.parameters()]
+        attention = attention_implementations(model)
+        eager = {name: "eager" if used == "sdpa" else used for name, used in attention.items()}
+        settable = model.device.type == "cpu" and model._can_set_attn_implementation() and _eager_pays(model)
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        try:
+            if settable and eager != attention:
+                model.set_attn_implementation(eager)
+            yield
+        finally:
+            for parameter, requires_grad in zip(model.parameters(), wanted, strict=True):
+                parameter.requires_grad_(requires_grad)
+            if attention_implementations(model) != attention:
+                model.set_attn_implementation(attention)
 
 
 @contextlib.contextmanager

@@ -141,7 +141,7 @@ class CompressionCallback(StructureCallback):
         if not self.evaluate or trainer.eval_dataset is None:
             return {}
         planned = trainer.control.should_log, trainer.control.should_evaluate
-        with own_random_state(trainer.args.device, self.config.seed):
+        with own_random_state(self.config.seed):
             metrics = dict(trainer.evaluate(metric_key_prefix=prefix))
         # An evaluation takes back what the Trainer has planned to do at this step.
         trainer.control.should_log, trainer.control.should_evaluate = planned

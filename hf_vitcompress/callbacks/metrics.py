@@ -68,7 +68,7 @@ class CompressionMetricsCallback(TrainerLink):
         super().on_train_begin(args, state, control, **kwargs)
         self._original, self._figures, self._measured = None, {}, False  # `model_init` may have made another model
         if self.dense is not None and self._reference is None:
-            with own_random_state(args.device, 0):
+            with own_random_state(0):
                 self._reference = self._refer(self.trainer, self.dense)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -76,7 +76,7 @@ class CompressionMetricsCallback(TrainerLink):
         evaluated = any(name.startswith("eval_") for name in logs)
         if not evaluated and "loss" not in logs:
             return
-        with own_random_state(args.device, 0):
+        with own_random_state(0):
             figures = self._current(kwargs["model"], evaluated)
         logs.update(figures)
         state.log_history[-1].update(figures)  # a copy of the logs, made before

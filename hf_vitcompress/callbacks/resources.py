@@ -5,32 +5,21 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy
-import torch
 from accelerate.data_loader import IterableDatasetShard
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, set_seed
 
 from ..config import CompressionConfig
 from ..errors import DataError
+from ..runtime.random_state import unchanged_random_state
 
 
 @contextlib.contextmanager
-def own_random_state(device: torch.device, seed: int) -> Iterator[None]:
-    """A block with random states of its own, the same on all processes; afterwards the Trainer's are back.
-
-    Args:
-        device: the device that the model is trained on.
-        seed: what the block's random states are made from.
-    """
-    states = random.getstate(), numpy.random.get_state()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            set_seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
+def own_random_state(seed: int) -> Iterator[None]:
+    """A block with random states of its own, made from `seed` alone; afterwards the Trainer's are back."""
+    with unchanged_random_state():
+        set_seed(seed % 2**32)
+        yield
 
 
 def image_processor_of(trainer: Trainer) -> Any:

@@ -19,6 +19,7 @@ from ..publish.push import check_repository, push_model
 from ..publish.record import SavedFiles
 from ..report.report import CompressionReport
 from ..runtime.distributed import local_work
+from ..runtime.outputs import check_renewable
 from .link import TrainerLink
 from .resources import image_processor_of, own_random_state, training_images
 from .wrappers import renew_wrappers
@@ -63,6 +64,8 @@ class StructureCallback(TrainerLink):
         refuse_sharded_model(trainer, type(self).__name__)
         if self.push_to_hub is not None:
             check_repository(self.push_to_hub, trainer.args.hub_token)
+        if self.output_dir is not None:
+            check_renewable(self.output_dir)
         check_model(trainer.model)
         super().meet(trainer)
         self._roles = {}
@@ -90,7 +93,7 @@ class StructureCallback(TrainerLink):
             importance: learned scores, as `ViTCompressor` takes them.
         """
         trainer = self.trainer
-        with own_random_state(trainer.args.device, config.seed):
+        with own_random_state(config.seed):
             compressor = ViTCompressor(
                 config,
                 image_processor_of(trainer),

@@ -6,15 +6,31 @@ from typing import Annotated
 
 import typer
 
-from ..errors import DistributedError, VitCompressError
 from ..version import __version__
 from .compression import compress, inspect_model, plan_budget
+from .ending import (
+    DEBUG_FLAG,
+    DEBUG_VARIABLE,
+    INTERRUPTED,
+    TERMINATED,
+    ended_by_sigterm,
+    flush_output,
+    goes_on_from,
+    take_any_text,
+    tell,
+    tell_error,
+    tell_interruption,
+    warnings_on_one_line,
+)
 from .evaluation import evaluate_checkpoint
 from .export import export_checkpoint
 from .help import GROUPED
-from .options import plain_warnings
+from .hints import hints
 from .publishing import push_checkpoint
 from .quantization import quantize_checkpoint
+
+USAGE = 2
+"""How typer ends where a flag or an argument is wrong."""
 
 app = typer.Typer(
     help="Compress Vision Transformers of transformers, and get transformers models back.",
@@ -43,23 +59,33 @@ def shared_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(DEBUG_FLAG, help=f"Show where an error happened; anywhere, or as {DEBUG_VARIABLE}=1."),
+    ] = False,
 ) -> None:
     """What comes before the command."""
 
 
 def main() -> None:
-    """Entry point: errors of the package end in one line on stderr and exit status 1."""
-    plain_warnings()
-    try:
-        app()
-    except VitCompressError as error:
-        # Every process started by `accelerate launch` comes here; what all of them see is said by the main one, and
-        # what one of them sees has been told to it. Only that a process has gone is for each of the others to say.
-        is_main = os.environ.get("RANK", "0") == "0"
-        if is_main or (isinstance(error, DistributedError) and not error.reported):
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except SystemExit as end:
-        if end.code == 130:  # how typer ends on Ctrl-C
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise
+    """Entry point: whatever goes wrong ends in one line on stderr; see `ending` for the exit codes."""
+    words = sys.argv[1:]
+    debug = DEBUG_FLAG in words or bool(os.environ.get(DEBUG_VARIABLE))
+    words = [word for word in words if word != DEBUG_FLAG]
+    goes_on_from(None)
+    take_any_text()
+    with warnings_on_one_line(), ended_by_sigterm():
+        try:
+            app(words)
+        except SystemExit as end:
+            if end.code in (INTERRUPTED, TERMINATED):
+                tell_interruption()
+            if end.code == USAGE:
+                for hint in hints(typer.main.get_command(app).commands, words):  # type: ignore[attr-defined]
+                    tell(f"Hint: {hint}")
+            raise
+        except Exception as error:  # the last resort: a user needs the sentence, and no library has a common base
+            tell_error(error, debug)
+            sys.exit(1)
+        finally:
+            flush_output()

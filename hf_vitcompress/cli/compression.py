@@ -1,6 +1,5 @@
 """`vitcompress compress | inspect | plan`."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +7,11 @@ import typer
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
-from .options import Quiet, silence_libraries
+from ..runtime.text import printable
+from .checks import check_use_of
+from .ending import goes_on_from
+from .judging import judge, saved_unjudged
+from .options import Quiet, say_stale_programs, silence_libraries
 from .recipe import with_recipe
 
 if TYPE_CHECKING:
@@ -17,8 +20,13 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.")]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Calibration images: a folder, a parquet file or a Hub data set. Labels are not used."),
+    typer.Option(
+        "--data",
+        help="Calibration images: a folder, a parquet file or a Hub data set. Labels are not used.",
+    ),
 ]
+MODEL, IMAGES = "the model", "the images (--data)"
+"""What errors call them."""
 StatisticsFile = Annotated[
     Path | None,
     typer.Option(
@@ -31,6 +39,7 @@ StatisticsFile = Annotated[
 
 @with_recipe
 def compress(
+    context: typer.Context,
     model: Model,
     config: CompressionConfig,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.")],
@@ -40,7 +49,7 @@ def compress(
     validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
     test: Annotated[str | None, typer.Option(help="Images to judge the result on, against MODEL.")] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time both models, alternately.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT if it exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in OUTPUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Compress MODEL to a budget and save it as an ordinary transformers model.
@@ -49,52 +58,53 @@ def compress(
     """
     from rich.console import Console
 
-    from ..evaluation.evaluation import evaluate_model
-    from ..evaluation.latency import LATENCY_BATCHES, measure_latency
     from ..planning.plan import CompressionPlan
     from ..runtime.distributed import local_work
-    from ..runtime.files import atomic_path, check_new_folder
+    from ..runtime.outputs import reserved, work_path
     from ..statistics.statistics import Statistics
 
+    check_use_of(validation, config)
+    # Kept beside the output until that is complete, so that the same command goes on after an interruption.
+    checkpoint = statistics or work_path(output, ".calibration.safetensors")
+    goes_on_from(checkpoint)
     compressor = _compressor(config, quiet)
     accelerator = compressor.accelerator
-    # Kept beside the output until that is complete, so that the same command goes on after an interruption.
-    folder_name = Path(os.path.abspath(output))
-    checkpoint = statistics or folder_name.with_name(f".{folder_name.name}.calibration.safetensors")
+    inputs = {
+        MODEL: model,
+        IMAGES: data,
+        "the statistics (--statistics)": statistics,
+        "the plan (--plan)": plan,
+        "the validation images (--validation)": validation,
+        "the test images (--test)": test,
+    }
     with local_work(accelerator, "The start"):
-        check_new_folder(output, overwrite)
         given_plan = None if plan is None else CompressionPlan.load(plan)
+        if statistics is not None:
+            _check_statistics(statistics, model, data)
+        if accelerator.is_main_process:
+            kept = reserved(output, "overwrite" if overwrite else "new", inputs)
+            place = context.with_resource(kept)
         subject = compressor.open(model)
+        test_images = None if test is None else compressor.open_images(test, subject)
         known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
         subject, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
     assert compressor.report is not None
-    if test is not None:
-        with local_work(accelerator, "Opening the test images"):
-            images = compressor.open_images(test, subject)
-        compressor.report.evaluation = evaluate_model(
-            small,
-            images,
-            subject.processor,
-            subject.whole,
-            precision=config.precision,
-            progress=not quiet,
-            accelerator=accelerator,
-        )
+    shape = (known or compressor.statistics or Statistics()).image_shape
+    failure = judge(compressor, small, subject, test_images, shape, latency)
     with local_work(accelerator, "Saving"):
         if accelerator.is_main_process:
-            if latency:
-                shape = (known or compressor.statistics or Statistics()).image_shape
-                compressor.report.latency = [
-                    measure_latency(subject.whole, small, n, shape=shape) for n in LATENCY_BATCHES
-                ]
-            with atomic_path(output, folder=True) as folder:
+            with place.replaced() as folder:
                 small.save_pretrained(folder)
+            goes_on_from(None)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
                 file.unlink(missing_ok=True)
             Console().print(compressor.report.render())
-            Console().print(f"saved to {output}")
+            print(f"saved to {printable(str(output))}")
+            say_stale_programs(place.path)
+        if failure is not None:
+            raise saved_unjudged(output, failure) from failure
 
 
 @with_recipe
@@ -114,15 +124,25 @@ def inspect_model(
     """
     from rich.console import Console
 
-    from ..report.figures import compression_figure, save_figure
+    from ..planning.foresight import check_reach
+    from ..report.figures import check_figure, compression_figure, is_our_figure, save_figure
     from ..report.report import group_reports
     from ..report.tables import table
     from ..runtime.distributed import local_work
+    from ..runtime.files import check_file
 
+    goes_on_from(statistics)
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
+        if statistics is not None:
+            _check_statistics(statistics, model, data)
+        if figure is not None:
+            check_figure(figure)
+            inputs = {MODEL: model, IMAGES: data, "the statistics (--statistics)": statistics}
+            check_file(figure, inputs, beside=(MODEL,), renews=is_our_figure)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
+        check_reach(subject, config)
     known = known or compressor.calibrate(subject, data, statistics)
     plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:
@@ -146,7 +166,7 @@ def inspect_model(
     if figure is not None:
         point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
         save_figure(compression_figure(title, parts, curve, point), figure)
-        console.print(f"figure in {figure}")
+        print(f"figure in {printable(str(figure))}")
 
 
 @with_recipe
@@ -157,16 +177,28 @@ def plan_budget(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Images to compensate candidates on, where asked.")] = None,
     validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier plan in OUTPUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a plan from saved statistics: JSON that can be edited and given to compress --plan.
 
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
+    from ..planning.plan import is_plan
     from ..runtime.distributed import local_work
+    from ..runtime.files import check_file
 
+    check_use_of(validation, config)
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):
+        if output is not None:
+            inputs = {
+                MODEL: model,
+                IMAGES: data,
+                "the statistics (--statistics)": statistics,
+                "the validation images (--validation)": validation,
+            }
+            check_file(output, inputs, beside=(MODEL,), renews=lambda file: overwrite and is_plan(file))
         subject, known = compressor.open(model), _known_statistics(statistics)
     plan = compressor.plan(subject, known, validation, data)
     if not compressor.accelerator.is_main_process:
@@ -175,7 +207,8 @@ def plan_budget(
         print(plan.to_json(), end="")
     else:
         plan.save(output)
-        print(f"predicted KL {plan.predicted_loss}, keep ratio {plan.keep_ratio:.4f}, saved to {output}")
+        place = printable(str(output))
+        print(f"predicted KL {plan.predicted_loss}, keep ratio {plan.keep_ratio:.4f}, saved to {place}")
 
 
 def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
@@ -184,6 +217,13 @@ def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
     if quiet:
         silence_libraries()
     return ViTCompressor(config, progress=not quiet)
+
+
+def _check_statistics(file: Path, model: str, data: str | None) -> None:
+    """That calibration can write its file; one that is there is read first, which refuses anything else."""
+    from ..runtime.files import check_file
+
+    check_file(file, {MODEL: model, IMAGES: data}, beside=(MODEL,), renews=lambda _: True)
 
 
 def _known_statistics(path: Path | None) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
-from .options import Quiet, silence_libraries
+from .options import Quiet, holds, silence_libraries
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_checkpoint(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model to judge: a Hub id or a folder.")],
+    model: Annotated[str, typer.Argument(help="Model to judge: a Hub id or a folder.", metavar="MODEL")],
     data: Annotated[str, typer.Option("--data", help="Test images: a folder, a parquet file or a Hub data set.")],
     against: Annotated[str | None, typer.Option(help="Dense model to compare with.")] = None,
     metric: Annotated[
@@ -47,12 +47,21 @@ def evaluate_checkpoint(
     from ..images.sources import open_images
     from ..model.loading import load_image_processor
     from ..report.report import CompressionReport
+    from ..runtime.devices import check_precision
     from ..runtime.distributed import local_work, new_accelerator
+    from ..runtime.files import check_file, write_text
+    from ..runtime.outputs import check_renewable
 
     if quiet:
         silence_libraries()
-    _check_flags(latency, against, dataset)
+    _check_flags(latency, against, dataset, update_card)
+    check_precision(precision)
+    if json_file is not None:
+        models = {"the model": model, "the dense model (--against)": against}
+        check_file(json_file, {**models, "the images": data}, tuple(models), holds("evaluation", "costs"))
     report = CompressionReport.load(model) if update_card else None
+    if report is not None:
+        check_renewable(model)
     accelerator = new_accelerator()
     with local_work(accelerator, "The start"):
         candidate = Candidate.load(model, accelerator)
@@ -73,20 +82,22 @@ def evaluate_checkpoint(
     )
     if not accelerator.is_main_process:
         return
-    if report is not None:
-        _update_card(model, report, figures, dataset)
     Console().print(_rendered(figures))
     if json_file is not None:
-        json_file.write_text(json.dumps(asdict(figures), indent=2) + "\n", encoding="utf-8")
+        write_text(json_file, json.dumps(asdict(figures), indent=2) + "\n")
+    if report is not None:
+        _update_card(model, report, figures, dataset)
 
 
-def _check_flags(latency: bool, against: str | None, dataset: str | None) -> None:
+def _check_flags(latency: bool, against: str | None, dataset: str | None, update_card: bool) -> None:
     from ..report.provenance import is_repo_id
 
     if latency and against is None:
         raise ConfigError("--latency compares two models in one run; name the other with --against.")
     if dataset is not None and not is_repo_id(dataset):
         raise ConfigError(f"--dataset takes the Hub id of a data set, such as uoft-cs/cifar10, not {dataset!r}.")
+    if dataset is not None and not update_card:
+        raise ConfigError("--dataset names the images in the card; give it together with --update-card.")
 
 
 def _update_card(folder: str, report: "CompressionReport", figures: "Comparison", dataset: str | None) -> None:
@@ -96,11 +107,13 @@ def _update_card(folder: str, report: "CompressionReport", figures: "Comparison"
         dataset: Hub id to name the images by; by default that of the images, if they have one.
     """
     from ..publish.cards import write_card
+    from ..runtime.outputs import reserved
 
     report.evaluation = replace(figures.evaluation, dataset=dataset or figures.evaluation.dataset)
     report.latency = figures.latency or report.latency
-    report.save(folder)
-    write_card(folder, report)
+    with reserved(folder, "renew") as output, output.replaced() as new:
+        report.save(new)
+        write_card(folder, report, into=new)
 
 
 def _rendered(figures: "Comparison") -> "RenderableType":

@@ -6,22 +6,29 @@ from typing import Annotated
 
 import typer
 
-from .options import Quiet, silence_libraries
+from ..runtime.text import printable
+from .options import Quiet, holds, silence_libraries
 
 
 def export_checkpoint(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Compressed or dense model: a folder or a Hub id.")],
+    model: Annotated[str, typer.Argument(help="Compressed or dense model: a folder or a Hub id.", metavar="MODEL")],
     to: Annotated[str, typer.Option("--to", help="onnx, torch-export, openvino or executorch.")] = "onnx",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for the program. Default: one named as the format, inside MODEL."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the program. Default: one named as the format, inside MODEL.",
+        ),
     ] = None,
     against: Annotated[str | None, typer.Option(help="Dense model to export, too, and to time both.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference from torch's outputs.")] = 1e-4,
     max_batch: Annotated[
         int | None, typer.Option(help="Images it takes at most; executorch only, which reserves memory. Default: 32.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier program in the output folder.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -32,13 +39,17 @@ def export_checkpoint(
     from rich.console import Console
 
     from ..deploy.export import export_model
+    from ..runtime.files import check_file, write_text
 
     if quiet:
         silence_libraries()
+    if json_file is not None:
+        models = {"the model": model, "the dense model (--against)": against}
+        check_file(json_file, models, beside=tuple(models), renews=holds("folder", "report"))
     result = export_model(
         model, to, output, against=against, overwrite=overwrite, tolerance=tolerance, max_batch=max_batch
     )
     Console().print(result.render())
-    Console().print(f"saved to {result.folder}")
+    print(f"saved to {printable(str(result.folder))}")
     if json_file is not None:
-        json_file.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(json_file, json.dumps(result.to_dict(), indent=2) + "\n")

@@ -4,9 +4,21 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from .checks import check_paths, check_words
+
 
 class GroupedCommand(TyperCommand):
     """A command whose flags are listed under the titles that they name as `rich_help_panel`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command line; empty ones are refused."""
+        check_words(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, unless a path cannot be one."""
+        check_paths(ctx.params)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the sections of arguments and flags."""

@@ -1,27 +1,43 @@
 """What several commands share."""
 
-import warnings
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import DataWarning
-
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
-def plain_warnings() -> None:
-    """Print warnings of this package in one line, without the place in its code that they come from."""
-    former = warnings.formatwarning
+LARGEST_FIGURES = 2**24
+"""Bytes of a JSON file of figures, at most."""
 
-    def formatted(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
-        if category.__module__ == DataWarning.__module__:
-            return f"warning: {message}\n"
-        return former(message, category, filename, lineno, line)
 
-    warnings.formatwarning = formatted
+def holds(*keys: str) -> Callable[[Path], bool]:
+    """Whether a file is JSON with these keys, and so one of figures that a command wrote and may renew."""
+
+    def found(file: Path) -> bool:
+        if file.stat().st_size > LARGEST_FIGURES:
+            return False
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(content, dict) and set(keys) <= content.keys()
+
+    return found
+
+
+def say_stale_programs(folder: Path) -> None:
+    """Name the exported programs that stayed in a folder whose model was replaced."""
+    from rich.console import Console
+
+    from ..deploy.export_formats import FORMATS
+
+    for name in FORMATS:
+        if (folder / name).is_dir():
+            Console().print(f"{name}/ in it is a program of the model that was there before; export it again")
 
 
 def silence_libraries() -> None:

@@ -1,11 +1,9 @@
 """Repair after the closed form: residual tensors, then distillation, and what came of them."""
 
 import dataclasses
-import hashlib
-import json
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -13,10 +11,13 @@ from ..config import BUDGETS
 from ..durations import Duration
 from ..errors import DataError
 from ..evaluation.reference import Reference
+from ..images.digest import images_facts
 from ..images.images import ImageSource
+from ..model.assembly import Shapes
 from ..planning.plan import CompressionPlan
 from ..planning.planner import Planner
 from ..runtime.checkpoints import Checkpoint
+from ..runtime.identity import SETTINGS, Identity, facts_of
 from ..runtime.run import Run
 from .course import CompensationPoint, CompensationReport
 from .distillation import Distillation, trained_parameters
@@ -110,18 +111,42 @@ class Compensator:
     def _stage(self, stage: str, plan: CompressionPlan, share: float) -> Checkpoint:
         return self.checkpoint_for(stage, plan.layers) if share == 1.0 else Checkpoint(None, self.work.accelerator)
 
-    def checkpoint_for(self, stage: str, *depends_on: Any) -> Checkpoint:
-        """Named after all that the result of a stage depends on, so that no other run goes on with it."""
+    def checkpoint_for(
+        self, stage: str, layers: Shapes | None = None, validation: Reference | None = None
+    ) -> Checkpoint:
+        """Named after all that the result of a stage is made from, so that no other run goes on with it.
+
+        Args:
+            layers: of the plan that the stage compensates.
+            validation: the images that the stage measures an accuracy on.
+        """
+        accelerator, statistics = self.work.accelerator, self.planner.statistics
         if self.checkpoint is None:
-            return Checkpoint(None, self.work.accelerator)
-        settings = {name: value for name, value in self.config.to_dict().items() if name not in BUDGETS}
-        images = [self.train.name, len(self.train), self.reference.images]
-        statistics = self.planner.statistics
-        known = [statistics.weights, statistics.settings, settings, images, *depends_on]
-        if self.config.criterion == "gates":
-            known.append(self.planner.method)  # of plans alike, other scores make other models
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-        path = Path(self.checkpoint)
-        path = path.with_name(f"{path.name}.{stage}-{digest}")
-        self.checkpoints.append(path)
-        return Checkpoint(path, self.work.accelerator)
+            return Checkpoint(None, accelerator)
+        config = {name: value for name, value in self.config.to_dict().items() if name not in BUDGETS}
+        # Of plans alike, other scores make other models.
+        method = self.planner.method if self.config.criterion == "gates" else self.config.method
+        made_from = statistics.made_from
+        identity = {
+            "statistics of other settings": made_from.pop(SETTINGS),
+            **made_from,
+            **self._images,
+            SETTINGS: facts_of({**config, "method": method}),
+        }
+        if layers is not None:
+            identity["another plan"] = facts_of({"layers": layers})
+        if validation is not None:
+            identity["other validation images"] = images_facts(validation.source, accelerator, labels=True)
+        kept = Checkpoint.beside(self.checkpoint, stage, identity, accelerator)
+        if kept.path is not None:
+            self.checkpoints.append(kept.path)
+        return kept
+
+    @cached_property
+    def _images(self) -> Identity:
+        """Those that are learnt from and those that judge."""
+        accelerator, labels = self.work.accelerator, self.config.label_weight > 0
+        return {
+            "other images to learn from": images_facts(self.train, accelerator, labels),
+            "other images to judge by": images_facts(self.reference.source, accelerator, labels),
+        }

@@ -12,6 +12,7 @@ segmentation a part that lies evenly over them is compared.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -26,6 +27,7 @@ from ..architectures.outputs import class_logits, divergence, outputs_of, thinne
 from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
 from ..durations import Duration
+from ..errors import CompensationError, CompensationWarning
 from ..evaluation.reference import Reference
 from ..images.augmentation import augment
 from ..images.images import Batch, ImageSource
@@ -96,7 +98,6 @@ class Distillation(Learner[CompensationPoint]):
         )
         self.steps = Steps(images, subject.processor, config.distill_batch_size, config.seed, self.accelerator)
         self.precision = resolve_precision(config.precision, student.device)
-        self.remedy = f"The best state so far is kept. Lower learning_rate ({config.learning_rate:g})."
         blocks = block_names(subject.model)
         chosen = {math.ceil(len(blocks) * (i + 1) / FEATURE_LAYERS) for i in range(FEATURE_LAYERS)}
         self.compared = [blocks[i - 1] for i in sorted(chosen)] if config.feature_weight else []
@@ -108,8 +109,10 @@ class Distillation(Learner[CompensationPoint]):
     def run(self, duration: Duration, checkpoint: Checkpoint) -> list[CompensationPoint]:
         """Train for `duration` and return the course; the student ends in its best state.
 
+        A loss that is not finite ends it there, with a warning.
+
         Raises:
-            CompensationError: the loss is not finite; the student is then in its best state, too.
+            CompensationError: the loss is not finite before anything was learnt; the student is then as it was.
         """
         with evaluation_mode(self.dense), evaluation_mode(self.student, self.trained.values()):
             try:
@@ -129,9 +132,12 @@ class Distillation(Learner[CompensationPoint]):
         done = (step - warm_up) / max(1, total_steps - warm_up)
         return self.config.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
-    def point(self, state: TrainingState[CompensationPoint]) -> CompensationPoint:
+    def point(self, state: TrainingState[CompensationPoint]) -> CompensationPoint | None:
         """Judge the student on the held-out images, and keep its parameters if they are the best so far."""
         loss = self.reference.loss_of(self.student)
+        if not math.isfinite(loss):
+            self.diverged(state, loss)
+            return None
         if loss < self.best_loss:
             self.best_loss = loss
             self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
@@ -144,6 +150,25 @@ class Distillation(Learner[CompensationPoint]):
     def gives_up(self, state: TrainingState[CompensationPoint]) -> bool:
         """Whether the held-out loss only rises, in the second half of the steps."""
         return state.step >= state.total_steps / 2 and only_rises(state.points)
+
+    def diverged(self, state: TrainingState[CompensationPoint], loss: float) -> None:
+        """The best state so far is the result, with a warning; before the first change there is none."""
+        config = self.config
+        if state.step < 2:  # the first step warms up, at a learning rate of 0
+            raise CompensationError(
+                f"The loss of the distillation is {loss} before anything has been learnt. Use "
+                f'precision="float32" (now {self.precision!r}), or smaller weights in the loss (feature_weight '
+                f"{config.feature_weight:g}, label_weight {config.label_weight:g}, 1 / temperature "
+                f"{1 / config.temperature:g}); or check the images and the dense model's outputs."
+            )
+        if self.accelerator.is_main_process:
+            warnings.warn(
+                f"The loss became {loss} after {state.step} steps of distilling, and the training ended there. The "
+                f"result is the best state before that, with a held-out loss of {self.best_loss:.4f}. Lower "
+                f"learning_rate ({config.learning_rate:g}) to go further.",
+                CompensationWarning,
+                stacklevel=2,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """With the best state so far."""

@@ -144,10 +144,11 @@ class ResidualCompensation:
         """Returns the held-out losses on the way."""
         start = time.perf_counter()
         state = checkpoint.load() or {"blocks": 0, "layers": {}, "points": [], "seconds": 0.0}
-        start -= state["seconds"]
         original = {name: self._read(name) for name in compressed_modules(self.student)}
-        for name, tensors in state["layers"].items():
-            self._write(name, tensors)
+        with checkpoint.restoring():
+            start -= state["seconds"]
+            for name, tensors in state["layers"].items():
+                self._write(name, tensors)
         with evaluation_mode(self.dense), evaluation_mode(self.student), torch.no_grad():
             if not state["points"]:
                 self._judge(state, images=0)

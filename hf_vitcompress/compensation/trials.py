@@ -22,7 +22,7 @@ def search_compensated(compensator: Compensator, reference: Reference, known: Co
         known: a plan that holds it without compensation.
     """
     planner, run = compensator.planner, compensator.work
-    kept = compensator.checkpoint_for("search", reference.name, reference.images)
+    kept = compensator.checkpoint_for("search", validation=reference)
     drops: dict[str, float] = kept.load() or {}
 
     def drop_of(candidate: CompressionPlan) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError, shown
 from .fields import documented, fields_of
 from .former import updated
 from .groups import (
@@ -22,6 +22,7 @@ from .groups import (
     RunSettings,
 )
 from .presets import PRESETS
+from .reading import read_json, read_yaml
 
 
 # A dataclass takes the fields of its last base first.
@@ -68,6 +69,7 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
         Raises:
             ConfigError: there is no preset of that name, or an override is wrong.
         """
+        _preset(name)  # which None is not the name of
         return cls.from_dict({**overrides, "preset": name})
 
     @property
@@ -93,19 +95,28 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
         Raises:
             ConfigError: a name is unknown, or a value is wrong.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"The settings must be a mapping of names to values, not {shown(values)}.")
         values = updated(values)
         if (preset := values.pop("preset", None)) is not None:
             values = {**_preset(preset), **values}
         known = [field.name for field in SETTINGS]
         for name in values:
             if name not in known:
-                raise ConfigError(f"Unknown setting {name!r}.{_suggestion(name, known)}")
+                raise ConfigError(f"Unknown setting {shown(name)}.{_suggestion(name, known)}")
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
-        """Write as YAML, or as JSON if the name ends in `.json`."""
+        """Write as YAML, or as JSON if the name ends in `.json`.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         text = json.dumps(self.to_dict(), indent=2) if Path(path).suffix == ".json" else yaml.safe_dump(self.to_dict())
-        Path(path).write_text(text, encoding="utf-8")
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"The recipe cannot be written to {shown(str(path))}: {error.strerror}.") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionConfig":
@@ -123,21 +134,18 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or it holds something else.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"The config file {str(path)!r} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{str(path)!r} is neither YAML nor JSON: {error}") from error
+    is_json = isinstance(path, str | Path) and Path(path).suffix == ".json"
+    values = read_json(path, "config file") if is_json else read_yaml(path, "config file")
+    if values is None:
+        raise ConfigError(f"The config file {shown(str(path))} is empty; it must hold `name: value` lines.")
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ConfigError(f"{str(path)!r} must hold `name: value` lines.")
+        raise ConfigError(f"The config file {shown(str(path))} must hold `name: value` lines.")
     return updated(values)
 
 
 def _preset(name: Any) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(f"Unknown preset {name!r}.{_suggestion(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
+        raise ConfigError(f"Unknown preset {shown(name)}.{_suggestion(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 

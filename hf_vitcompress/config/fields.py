@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ..durations import Duration
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 
 Class = TypeVar("Class", bound=type)
 
@@ -44,8 +44,10 @@ class Range:
         if above and value <= self.high and value < math.inf:
             return
         if self.high == math.inf:
-            raise ConfigError(f"{name} must be {'above' if self.low_open else 'at least'} {self.low}, not {value!r}.")
-        raise ConfigError(f"{name} must lie in {'(' if self.low_open else '['}{self.low}, {self.high}], not {value!r}.")
+            bound = f"be {'above' if self.low_open else 'at least'} {self.low}"
+        else:
+            bound = f"lie in {'(' if self.low_open else '['}{self.low}, {self.high}]"
+        raise ConfigError(f"{name} must {bound}, not {shown(value)}.")
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,12 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
     """Refuse a value of another type; an int is a float, but a bool is neither."""
     if get_origin(kind) is Literal:
         if not isinstance(value, str) or value not in get_args(kind):
-            raise ConfigError(f"{name} is one of {', '.join(get_args(kind))}, not {value!r}.")
+            raise ConfigError(f"{name} is one of {', '.join(get_args(kind))}, not {shown(value)}.")
     elif get_origin(kind) is list:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{name} must be a list of patterns, not {value!r}.")
+            raise ConfigError(f"{name} must be a list of patterns, not {shown(value)}.")
     elif not isinstance(value, int | float if kind is float else kind) or (
         isinstance(value, bool) and kind is not bool
     ):
         wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-        raise ConfigError(f"{name} must be {wanted}, not {value!r}.")
+        raise ConfigError(f"{name} must be {wanted}, not {shown(value)}.")

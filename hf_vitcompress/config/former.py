@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError, ConfigWarning
+from ..errors import ConfigError, ConfigWarning, shown
 
 RENAMED = {"selector": "criterion"}
 """Former name → today's."""
@@ -52,9 +52,11 @@ def _merge_durations(found: dict[str, Any]) -> list[str]:
         used = {name: value for name, value in given.items() if value is not None}
         if used:
             name, value = next(iter(used.items()))
+            if not isinstance(value, int | float | str):
+                raise ConfigError(f"{name} must be a number, not {shown(value)}; it is called {duration} now.")
             text = f"{value} {name.rpartition('_')[2]}".replace(".0 ", " ")
             _set(found, duration, text, name)
-            notes.append(f"{' and '.join(given)} became {duration}, here {text!r}")
+            notes.append(f"{' and '.join(given)} became {duration}, here {shown(text)}")
     return notes
 
 
@@ -71,8 +73,8 @@ def _drop_fixed(found: dict[str, Any]) -> list[str]:
     for name in names:
         if (value := found.pop(name)) != FIXED[name]:
             raise ConfigError(
-                f"{name} is no setting any more: it is always {FIXED[name]:g}, not {value!r}. Leave it out, or use the "
-                "version of this package that wrote the recipe."
+                f"{name} is no setting any more: it is always {FIXED[name]:g}, not {shown(value)}. Leave it out, or "
+                "use the version of this package that wrote the recipe."
             )
     return [f"{name} is always {FIXED[name]:g} now" for name in names]
 

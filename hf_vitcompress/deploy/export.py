@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,12 +23,13 @@ from ..model.assembly import dense_class, dense_config, empty_model
 from ..model.loading import check_model_type, load_dense_model, load_image_processor
 from ..model.shapes import layout_of
 from ..model.towers import compressed_part, takes_only_images
-from ..runtime.files import atomic_path, check_new_folder
+from ..runtime.outputs import Output, reserved
 from .export_formats import IMAGES, UNMASKED, Format, load_program, program_files, require_format, trace
 from .export_report import ExportReport, ExportResult, Port
 
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 3)
+MODEL = "the model"
 
 
 def export_model(
@@ -55,7 +56,7 @@ def export_model(
         output: folder for the program; by default a folder inside the model's that has the name of the format.
         against: the dense model. It is exported to the same format, and both programs are timed in turn, with as many
             threads as torch uses; its program is not kept.
-        overwrite: whether to replace `output` if it exists.
+        overwrite: whether to replace a program of this package in `output`.
         tolerance: largest absolute difference of an output from torch's.
         max_batch: largest number of images, for `executorch`, which reserves memory for them. Default: 32.
 
@@ -65,12 +66,23 @@ def export_model(
     Raises:
         ConfigError: the format is unknown, or `output`, `against` or `max_batch` does not fit the model or the format.
         ExportError: a package is missing, the model cannot be traced, or the program's outputs differ.
-        OutputError: `output` exists, or cannot be written.
+        OutputError: `output` exists, holds something else, is or contains a model, or cannot be written.
         UnsupportedModelError: a model cannot be found, or its architecture is not supported.
     """
     chosen = _with_limit(require_format(to), max_batch)
     folder = _output_folder(model, to, output)
-    check_new_folder(folder, overwrite)
+    inputs = {MODEL: model, "the dense model (against)": against}
+    with reserved(folder, "overwrite" if overwrite else "new", inputs, beside=(MODEL,)) as place:
+        return _exported(place, model, chosen, against, tolerance)
+
+
+def _exported(
+    output: Output,
+    model: str | Path | PreTrainedModel,
+    chosen: Format,
+    against: str | Path | PreTrainedModel | None,
+    tolerance: float,
+) -> ExportResult:
     whole = _load(model)
     ours, theirs = _for_images(whole, whole), None if against is None else _for_images(_load(against), whole)
     if theirs is not None and image_shape(ours) != image_shape(theirs):
@@ -79,15 +91,16 @@ def export_model(
             "timed against each other. Give against (--against) the dense model that was compressed."
         )
     processor = _image_processor(model, whole)
-    report = _export(ours, chosen, folder, tolerance, processor)
+    with output.replaced() as staging:
+        report = _export(ours, chosen, staging, tolerance, processor)
     if theirs is None:
-        return ExportResult(folder, report)
+        return ExportResult(output.path, report)
     with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # Windows removes no file that a runtime has open
-        dense = _export(theirs, chosen, Path(place) / to, tolerance)
-        large, small = load_program(Path(place) / to, chosen), load_program(folder, chosen)
+        dense = _export(theirs, chosen, Path(place), tolerance)
+        large, small = load_program(Path(place), chosen), load_program(output.path, chosen)
         sizes = _allowed(LATENCY_BATCHES, chosen)
         latency = [_latency(large, small, size, image_shape(ours)) for size in sizes]
-    return ExportResult(folder, report, dense, latency)
+    return ExportResult(output.path, report, dense, latency)
 
 
 # ---- before
@@ -167,23 +180,22 @@ def _export(
         exported = trace(twin, chosen, shape)
     exported.config = dense_config(twin.config)
     exported.config.update({"architectures": [dense_class(type(twin)).__name__], "dtype": torch.float32})
-    with atomic_path(folder, folder=True) as staging:
-        exported.save_pretrained(staging)
-        if processor is not None:
-            processor.save_pretrained(staging)
-        difference = _checked_difference(staging, chosen, batches, expected, tolerance)
-        report = ExportReport(
-            format=chosen.name,
-            model=name,
-            files={file: (staging / file).stat().st_size for file in program_files(exported)},
-            inputs=[_port(IMAGES, batches[1], chosen)],
-            outputs=[_port(output, tensor, chosen) for output, tensor in expected[1].items()],
-            max_batch=chosen.max_batch,
-            checked_batches=list(batches),
-            max_difference=difference,
-            packages={package: _version(package) for package in ("torch", *chosen.packages)},
-        )
-        report.save(staging)
+    exported.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    difference = _checked_difference(folder, chosen, batches, expected, tolerance)
+    report = ExportReport(
+        format=chosen.name,
+        model=name,
+        files={file: (folder / file).stat().st_size for file in program_files(exported)},
+        inputs=[_port(IMAGES, batches[1], chosen)],
+        outputs=[_port(output, tensor, chosen) for output, tensor in expected[1].items()],
+        max_batch=chosen.max_batch,
+        checked_batches=list(batches),
+        max_difference=difference,
+        packages={package: _version(package) for package in ("torch", *chosen.packages)},
+    )
+    report.save(folder)
     return report
 
 
@@ -192,7 +204,7 @@ def _float32_twin(model: PreTrainedModel) -> PreTrainedModel:
     twin = empty_model(model, layout_of(model))
     state = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
     twin.load_state_dict(state, assign=True)
-    return twin.eval()
+    return cast(Any, twin).to("cpu", torch.float32).eval()  # what no checkpoint holds, too
 
 
 def _named_outputs(model: PreTrainedModel, images: Tensor) -> dict[str, Tensor]:

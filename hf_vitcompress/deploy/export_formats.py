@@ -9,11 +9,13 @@ import importlib.util
 import io
 import logging
 import math
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import torch
 from torch import Tensor
@@ -127,11 +129,16 @@ def program_files(exported: Any) -> list[str]:
     return exporter.program_files(f"{exporter.program_prefix}{name}{exporter.program_suffix}")
 
 
+_one_exporter = threading.RLock()
+"""What exporters say is turned off for the whole process; two threads would put it back in the wrong order."""
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without what exporters say to their own developers; what they get wrong shows when the program is run."""
     loggers = {logging.getLogger(name): logging.NOTSET for name in ("transformers.exporters", "torch.onnx")}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch.onnx prints its progress
+    # torch.onnx prints its progress.
+    with _one_exporter, warnings.catch_warnings(), contextlib.redirect_stdout(_OthersOnly(sys.stdout)):
         warnings.filterwarnings("ignore", ".*(treespec|var_to_val)", FutureWarning)  # inside torch and transformers
         warnings.filterwarnings("ignore", "This API is experimental", Warning)  # ExecuTorch's runtime, all of it
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # between the libraries
@@ -144,6 +151,16 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in loggers.items():
                 logger.setLevel(level)
+
+
+class _OthersOnly(io.TextIOBase):
+    """A standard output without what the thread writes that makes it."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out, self.silent = out, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.silent else self.out.write(text)
 
 
 # ---- formats

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.latency import Latency, latency_row
 from ..report.tables import format_bytes, table
+from ..runtime.files import write_text
+from ..runtime.manifest import EXPORT_REPORT_FILE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-EXPORT_REPORT_FILE = "export_report.json"
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class ExportReport:
 
     def save(self, folder: str | Path) -> None:
         """Write `export_report.json` into `folder`."""
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        (Path(folder) / EXPORT_REPORT_FILE).write_text(text, encoding="utf-8")
+        write_text(Path(folder) / EXPORT_REPORT_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
 """What a model costs, counted and not measured: parameters, multiply-accumulates, bytes."""
 
+import contextlib
 import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architectures.inputs import example_inputs
 from ..architectures.layers import constructor_options
+from ..model.making import without_storage
 from ..runtime.weights import plain_tensors
 
 
@@ -82,11 +83,7 @@ class Blueprint:
         """The model in evaluation mode, on the meta device, its attention spelled out in products."""
         # A copy: `_from_config` writes the attention implementation and the dtype into the config it is given.
         config = copy.deepcopy(self.config)
-        with init_empty_weights(include_buffers=True):
-            model = self.model_class._from_config(
-                config, attn_implementation="eager", dtype=torch.float32, **dict(self.options)
-            )
-        return model.eval()
+        return without_storage(self.model_class, config, "eager", torch.float32, **dict(self.options)).eval()
 
 
 @functools.lru_cache(maxsize=256)
@@ -94,8 +91,14 @@ def macs_of(blueprint: Blueprint, shape: tuple[int, ...] | None) -> int:
     """What `count_macs` says of any model that is built like that."""
     model = blueprint.build()
     inputs = example_inputs(model, shape=shape)
-    if "pixel_attention_mask" in inputs:
-        inputs["pixel_attention_mask"] = None  # whether it is full can be asked only of numbers; and it is
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = cast(Any, _NoTracker())
+    with counter, torch.no_grad():
         model(**inputs)
     return counter.get_total_flops() // 2
+
+
+class _NoTracker(contextlib.nullcontext[None]):
+    """In place of the counter's own, which tells modules apart and for that hooks into all of them, in every thread."""
+
+    parents = ("Global",)

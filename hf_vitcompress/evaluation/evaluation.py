@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
-from ..architectures.running import passing
+from ..architectures.running import passing, without_dropout
 from ..architectures.subject import Subject
 from ..errors import DataError
 from ..images.images import Batch, ImageSource
@@ -19,6 +19,7 @@ from ..model.towers import compressed_part
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import gather_objects, local_work, new_accelerator, own_share
 from ..runtime.weights import model_digest
+from .checks import check_comparable, check_evaluation, check_same_form
 from .intervals import Interval, mean_interval, wilson_interval
 from .labels import checked_labels, is_guessing, warn_of_guessing
 from .metrics import Metrics
@@ -77,9 +78,7 @@ def model_outputs(
     `bar` advances for all `processes` that do the same.
     """
     outputs, labels, model = [], [], subject.model
-    training = model.training
-    model.eval()
-    try:
+    with without_dropout(model):
         for batch in batches:
             with passing(model, batch.pixel_values), torch.inference_mode(), autocast(model.device, precision):
                 terms = thinned(outputs_of(subject, batch.pixel_values, batch.inputs), VALUES_PER_IMAGE)
@@ -88,8 +87,6 @@ def model_outputs(
                 labels.append(batch.labels)
             if bar is not None:
                 bar.update(min(processes * len(batch.pixel_values), bar.total - bar.n))
-    finally:
-        model.train(training)
     return outputs, torch.cat(labels) if labels and len(labels) == len(outputs) else None
 
 
@@ -129,13 +126,16 @@ def evaluate_model(
         precision: `"float32"` judges what a user runs; `"bfloat16"` and `"auto"` are faster where the device gains.
 
     Raises:
-        ConfigError: the precision is unknown; or a metric cannot be loaded, or not be computed from classes.
+        ConfigError: an argument is of another kind, or the precision is unknown; a metric cannot be loaded, or not be
+            computed from classes; or the models have other classes or outputs of other shapes.
         DataError: there are neither labels nor a model to compare with; or metrics, and no labels of classes; or a
             label is past the model's last class, or most images cannot be read.
     """
+    check_evaluation(model, images, against, metrics, batch_size)
     subjects = [compressed_part(model, model, image_processor)]
     if against is not None:
         subjects.append(compressed_part(against, model, image_processor))
+        check_comparable(subjects[0].model, subjects[1].model)
     classes = is_classifier(subjects[0].model)
     checked_labels(images, subjects[0].model)
     _check_can_judge(classes and images.labels is not None, against is not None, bool(metrics))
@@ -230,6 +230,8 @@ def _image_figures(
         if labels is not None:
             figures["label"] = labels
     if reference is not None:
+        for ours, theirs in zip(outputs[:1], reference[:1], strict=True):
+            check_same_form(ours, theirs)
         figures["kl"] = divergences(reference, outputs)
         if classes:
             figures["reference"] = predictions(reference)

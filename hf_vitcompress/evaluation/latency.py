@@ -10,7 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architectures.inputs import example_inputs
+from ..architectures.running import without_dropout
 from ..model.towers import compressed_part
+from ..runtime.arguments import require_count
 from ..runtime.devices import device_name
 
 LATENCY_BATCHES = (1, 32)
@@ -59,6 +61,7 @@ def measure_latency(
         batch_size, rounds: see `alternate_latency`.
         shape: of one image's `pixel_values`; by default that which the config is made for, see `example_inputs`.
     """
+    require_count("batch_size", batch_size)
     whole, part = (compressed_part(model, compressed).model for model in (dense, compressed))
     large, small = (example_inputs(model, batch_size, shape) for model in (whole, part))
     return alternate_latency(
@@ -118,15 +121,12 @@ def peak_memory_bytes() -> int:
 
 @torch.inference_mode()
 def _time_forward(model: PreTrainedModel, inputs: dict[str, Any]) -> float:
-    training = model.training
-    model.eval()
-    _synchronize(model.device)
-    start = time.perf_counter()
-    model(**inputs)
-    _synchronize(model.device)
-    seconds = time.perf_counter() - start
-    model.train(training)
-    return seconds
+    with without_dropout(model):
+        _synchronize(model.device)
+        start = time.perf_counter()
+        model(**inputs)
+        _synchronize(model.device)
+        return time.perf_counter() - start
 
 
 def _synchronize(device: torch.device) -> None:

@@ -24,7 +24,7 @@ class Reference:
 
     Attributes:
         subject: the dense model.
-        name: of the images.
+        source: the images, not yet read.
         batches: this process's share of the images.
         outputs: of the dense model on them.
         labels: (n,), or `None`.
@@ -33,7 +33,7 @@ class Reference:
     """
 
     subject: Subject
-    name: str
+    source: ImageSource
     batches: list[Batch]
     precision: str
     outputs: Outputs
@@ -52,7 +52,7 @@ class Reference:
             outputs, labels = model_outputs(subject, batches, precision)
         count = round(sum_numbers(accelerator, [sum(len(terms[0]) for terms in outputs)])[0])
         images.account(accelerator)
-        return cls(subject, images.name, batches, precision, outputs, labels, count, accelerator)
+        return cls(subject, images, batches, precision, outputs, labels, count, accelerator)
 
     @property
     def classes(self) -> bool:
@@ -81,7 +81,7 @@ class Reference:
             self.labels = None
             if self.accelerator.is_main_process:
                 instead = "They are not used; agreement with the dense model takes their place"
-                warn_of_guessing("The dense model's", top1, self.name, instead)
+                warn_of_guessing("The dense model's", top1, self.source.name, instead)
 
     def drop_of(self, model: PreTrainedModel) -> float:
         """Accuracy lost, as a fraction; without labels, share of images on which the two models differ."""

@@ -68,6 +68,7 @@ class ImageSource:
         inputs: for each image what else is known about it, by the name of the model's argument; `None` without.
         numbers: of each image in what was opened, where this is a part of it; `None` for all of it.
         tally: which were read so far, and which were left out, by these numbers; a copy begins anew.
+        digests: of the content of each image, without and with its labels, once `digest` has looked at them.
     """
 
     images: Sequence[Raw]
@@ -79,9 +80,10 @@ class ImageSource:
     inputs: Sequence[Mapping[str, Tensor]] | None = None
     numbers: Sequence[int] | None = None
     tally: Tally = field(init=False, compare=False)
+    digests: dict[bool, list[str]] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.tally = Tally(len(self.images))
+        self.tally, self.digests = Tally(len(self.images)), {}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -190,7 +192,7 @@ class ImageSource:
 
     def repaired(self, numbers: Collection[int]) -> bool:
         """Whether some images that could not be read before can be read now; those that still cannot are noted."""
-        return any(self._decode(i) is not None for i in range(len(self)) if self._number(i) in numbers)
+        return any(self._decode(i) is not None for i in range(len(self)) if self.number(i) in numbers)
 
     def describe(self, index: int) -> str:
         """Where the image at `index` is found: its number in what was opened, and its path if it has one."""
@@ -199,13 +201,14 @@ class ImageSource:
     def _place(self, index: int, raw: Raw) -> str:
         path = raw.get("path") if isinstance(raw, Mapping) else raw
         named = isinstance(path, str | os.PathLike) and path
-        return f"image {self._number(index)} of {self.name}{f' ({path})' if named else ''}"
+        return f"image {self.number(index)} of {self.name}{f' ({path})' if named else ''}"
 
-    def _number(self, index: int) -> int:
+    def number(self, index: int) -> int:
+        """Of the image at `index`, in what was opened."""
         return index if self.numbers is None else self.numbers[index]
 
     def _decode(self, index: int) -> Image.Image | Tensor | None:
-        raw, number = self.images[index], self._number(index)
+        raw, number = self.images[index], self.number(index)
         try:
             image = read_image(raw)
         except UnreadableImageError as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config import OnBadImage
 from ..errors import DataError
+from ..runtime.random_state import unchanged_random_state
 from .images import ImageSource
 from .labels import class_ids, is_class, known_classes, known_targets
 
@@ -18,6 +19,7 @@ IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
+@unchanged_random_state()
 def open_images(
     data: Any,
     split: str | None = None,

@@ -9,27 +9,27 @@ gated model are the same object, its gates off and on. At scores of 1 the KL has
 everything down alike, and what the model needs holds out. Adam follows the sum and a cosine lets it settle.
 """
 
-import hashlib
-import json
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from ..architectures.outputs import class_logits, divergence, is_classifier, outputs_of, thinned_classes
-from ..architectures.running import evaluation_mode, passing
+from ..architectures.running import evaluation_mode, own_turn, passing
 from ..architectures.subject import Subject
+from ..errors import DataError
 from ..images.augmentation import augment
 from ..images.images import Batch, ImageSource
 from ..runtime.checkpoints import Checkpoint
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import sum_in_place
+from ..runtime.identity import SETTINGS, facts_of
 from ..runtime.run import Run
-from ..runtime.weights import model_digest
+from ..statistics.identity import identity_of
 from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
 from .gates import (
@@ -74,15 +74,16 @@ def learn_gates(
         DataError: not one image can be read.
     """
     model = subject.model
-    attach_gates(model, run.config)
-    try:
-        learner = GateLearner(subject, images, run)
-        with evaluation_mode(model, learner.trained.values()):
-            kept = checkpoint or Checkpoint(None, run.accelerator)
-            state = run_steps(learner, run.config.gates_duration, kept, run.progress)
-        learned = scores(model)
-    finally:
-        detach_gates(model)
+    with own_turn(model):
+        attach_gates(model, run.config)
+        try:
+            learner = GateLearner(subject, images, run)
+            with evaluation_mode(model, learner.trained.values()):
+                kept = checkpoint or Checkpoint(None, run.accelerator)
+                state = run_steps(learner, run.config.gates_duration, kept, run.progress)
+            learned = scores(model)
+        finally:
+            detach_gates(model)
     images.account(run.accelerator)
     layers = layer_figures(learned)
     l1 = run.config.gate_l1
@@ -153,14 +154,30 @@ class GateLearner(Learner[GatePoint]):
         return loss
 
 
-def gate_checkpoint(beside: str | Path | None, model: PreTrainedModel, images: ImageSource, run: Run) -> Checkpoint:
-    """A checkpoint beside that file, named after everything that the scores depend on; `None` keeps none."""
+def gates_for(
+    subject: Subject, images: ImageSource | None, run: Run, beside: str | Path | None
+) -> tuple[LearnedImportance, Checkpoint]:
+    """`learn_gates` with a checkpoint beside that file.
+
+    Raises:
+        DataError: there are no images, or none that can be read.
+    """
+    if images is None:
+        raise DataError(
+            'criterion="gates" learns scores from images: give some (images=…, --data), or scores that were learned '
+            "before (importance=…)."
+        )
+    kept = gate_checkpoint(beside, subject, images, run)
+    return learn_gates(subject, images, run, kept), kept
+
+
+def gate_checkpoint(beside: str | Path | None, subject: Subject, images: ImageSource, run: Run) -> Checkpoint:
+    """A checkpoint beside that file, named after everything that the scores are made from; `None` keeps none."""
     if beside is None:
         return Checkpoint(None, run.accelerator)
+    config = run.config
     names = ("gate_l1", "gate_duration", "label_weight", "augmentation", "precision", "seed")
-    settings = [getattr(run.config, name) for name in names]
-    weights = model_digest(model, by_name=True)
-    known = [weights, settings, gated_layers(model, run.config), images.name, len(images)]
-    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-    path = Path(beside)
-    return Checkpoint(path.with_name(f"{path.name}.gates-{digest}"), run.accelerator)
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings["scores"] = gated_layers(subject.model, config)
+    identity = identity_of(subject, images, run.accelerator, labels=config.label_weight > 0)
+    return Checkpoint.beside(beside, "gates", {**identity, SETTINGS: facts_of(settings)}, run.accelerator)

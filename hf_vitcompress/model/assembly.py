@@ -1,10 +1,8 @@
 """Models put together from shapes and tensors: factored ones, and empty ones of any form."""
 
 import copy
-from typing import cast
+from typing import Any, cast
 
-import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -12,6 +10,7 @@ from ..architectures.layers import constructor_options
 from ..architectures.running import attention_implementations
 from ..configuration_factored import MODEL_TYPE_PREFIX, FactoredConfigMixin, factored_config_class
 from ..modeling_factored import FactoredModelMixin, factored_model_class
+from .making import take_buffers, without_storage
 
 Shapes = dict[str, dict[str, int]]
 """Module name → its shape, as in `config.compression["layers"]`."""
@@ -44,7 +43,10 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def empty_model(model: PreTrainedModel, layers: Shapes) -> PreTrainedModel:
-    """The model that `model` would be with this layout, or dense without any; its parameters have no storage."""
+    """The model that `model` would be with this layout, or dense without any.
+
+    Only the buffers that no checkpoint holds have values, those of `model`; other tensors have no storage.
+    """
     config, model_class = dense_config(model.config), dense_class(type(model))
     if layers:
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
@@ -52,14 +54,7 @@ def empty_model(model: PreTrainedModel, layers: Shapes) -> PreTrainedModel:
         name = config.name_or_path
         config = factored.from_dict({**values, "compression": {"layers": layers}})
         config.name_or_path, model_class = name, factored_model_class(model_class)
-    # Some parameters are drawn before they lose their storage; nobody is to notice.
-    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        return model_class._from_config(
-            config,
-            attn_implementation=attention_implementations(model),
-            dtype=model.dtype,
-            **constructor_options(model),
-        )
+    return _built_like(model, model_class, config)
 
 
 def assembled(
@@ -75,13 +70,7 @@ def assembled(
     if target is not None:
         values["compression"]["target"] = target
     config = factored_config_class(model.config.model_type).from_dict(values)
-    with init_empty_weights(include_buffers=False):
-        small = factored_model_class(type(model))._from_config(
-            config,
-            attn_implementation=attention_implementations(model),
-            dtype=model.dtype,
-            **constructor_options(model),
-        )
+    small = _built_like(model, factored_model_class(type(model)), config)
     new = small.state_dict().keys() - state.keys()
     for name, tensor in model.state_dict().items():
         if name in new:
@@ -90,4 +79,14 @@ def assembled(
     small.tie_weights()
     if getattr(model, "generation_config", None) is not None:
         small.generation_config = model.generation_config
-    return small.to(model.device).train(model.training)
+    return cast(Any, small).to(model.device).train(model.training)
+
+
+def _built_like(
+    model: PreTrainedModel, model_class: type[PreTrainedModel], config: PreTrainedConfig
+) -> PreTrainedModel:
+    """A model of another form of the same class; only the buffers that no checkpoint holds have values, `model`'s."""
+    attention, options = attention_implementations(model), constructor_options(model)
+    built = without_storage(model_class, config, attention, model.dtype, **options)
+    take_buffers(built, model)
+    return built

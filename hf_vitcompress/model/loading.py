@@ -7,19 +7,24 @@ from typing import Any
 
 import transformers
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
-from transformers.utils.generic import is_timm_config_dict
+from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..architectures.families import FAMILIES, TIMM, supported
+from ..architectures.families import FAMILIES, supported
 from ..architectures.registration import register
 from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class, heads_of, inner_configs
 from ..errors import QuantizationError, UnsupportedModelError
 from ..modeling_factored import factored_model_class
 from ..runtime.distributed import new_accelerator
+from ..runtime.outputs import complete_exchange
+from .boundary import config_content, damaged_processor, explained
+from .completeness import check_complete, check_size, without_report
+from .making import MAKING
+
+logger = logging.get_logger(__name__)
 
 
 def load_model(
@@ -35,43 +40,39 @@ def load_model(
         quantization_config: how to quantize the model while it is loaded; `None` leaves it as it was saved.
 
     Raises:
-        UnsupportedModelError: the model cannot be found, or its architecture is not supported.
+        UnsupportedModelError: the model cannot be found or read, its architecture is not supported, or its checkpoint
+            lacks weights that it runs with.
         QuantizationError: the model is quantized already or cannot be quantized, or the library that quantized it is
             missing.
     """
-    try:
-        config = _load_config(name)
+    complete_exchange(name)
+    place = accelerator or new_accelerator()
+    with explained(str(name), quantizing=quantization_config is not None):
+        config = _load_config(str(name))
         if quantization_config is not None and hasattr(config, "quantization_config"):
             raise QuantizationError(
                 f"The model {str(name)!r} is quantized already. Quantize the folder it was made from, in the way you "
                 "want now."
             )
         chosen = model_class(config)
+        check_size(str(name), chosen, config)
         loaded_by = chosen if quantization_config is None else _quantizable(chosen)
-        model = loaded_by.from_pretrained(name, config=config, quantization_config=quantization_config)
+        with MAKING, without_report():
+            loaded: Any = loaded_by.from_pretrained(
+                name,
+                config=config,
+                quantization_config=quantization_config,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                output_loading_info=True,
+            )
+        model, info = loaded
         model.__class__ = chosen
         if type(quantizer := getattr(model, "hf_quantizer", None)) is TorchAoHfQuantizer:
             quantizer.__class__ = ReadableQuantizer
-    except ImportError as error:
-        raise QuantizationError(
-            f"The model {str(name)!r} is quantized by a library that is missing here: {_first_line(error)} Install it; "
-            "for models of `vitcompress quantize` that is `pip install torchao`."
-        ) from error
-    except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, UnsupportedModelError):
-            raise
-        if "does not recognize this architecture" in str(error):
-            raise UnsupportedModelError(f"{str(name)!r} has an unknown architecture. {supported()}") from error
-        raise UnsupportedModelError(
-            f"The model {str(name)!r} cannot be loaded: {_first_line(error)} Give a folder made by save_pretrained, or "
-            "a Hub id (a private one needs `hf auth login`)."
-        ) from error
-    except RuntimeError as error:
-        if quantization_config is None or isinstance(error, QuantizationError):
-            raise
-        raise QuantizationError(f"The model {str(name)!r} cannot be quantized: {_first_line(error)}") from error
-    device = (accelerator or new_accelerator()).device
-    return model.to(device).eval()
+        remark = check_complete(str(name), model, info)
+        if remark is not None and place.is_main_process:
+            logger.warning(remark)
+        return model.to(place.device).eval()
 
 
 class ReadableQuantizer(TorchAoHfQuantizer):
@@ -116,22 +117,35 @@ def check_model(model: Any) -> None:
 
 
 def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
-    """The image processor beside a model, or `None` where there is none."""
+    """The image processor beside a model, or `None` where there is none, or one of a class that transformers lacks.
+
+    Raises:
+        UnsupportedModelError: its file is damaged.
+    """
     name = model.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
     if not name:
         return None
     try:
         return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if "Unrecognized" not in str(error) and any(Path(name).glob("*processor_config.json")):
+            raise damaged_processor(name, error) from error
         return None
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # values of a file reach constructors that check none of them
+        raise damaged_processor(name, error) from error
 
 
 def load_processor(model: PreTrainedModel) -> Any:
-    """What prepares texts and images for a model that takes both, or `None` where nothing of it lies beside it."""
+    """What prepares texts and images for a model that takes both, or `None` where nothing usable lies beside it."""
     name = model.config.name_or_path
     try:
         return AutoProcessor.from_pretrained(name) if name else None
     except (OSError, ValueError, ImportError):
+        return None
+    except Exception as error:  # as above; what was computed by now is worth more than the processor
+        logger.warning(f"{damaged_processor(str(name), error)} The compressed model is saved without it.")
         return None
 
 
@@ -146,7 +160,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class a checkpoint was saved from, dense or factored; the default one where its config does not say."""
     heads = heads_of(config.model_type)
     known = {dense.__name__: dense for classes in heads.values() for dense in classes}
-    names = [name.removeprefix("Factored") for name in config.architectures or []]
+    names = [str(name).removeprefix("Factored") for name in config.architectures or []]
     chosen = next((found for name in names if (found := known.get(name) or _class_of(name, config))), None)
     dense = chosen or next(iter([*heads.get("AutoModel", ()), *known.values()]))
     return factored_model_class(dense) if config.model_type.startswith(MODEL_TYPE_PREFIX) else dense
@@ -172,16 +186,13 @@ def _class_of(name: str, config: PreTrainedConfig) -> type[PreTrainedModel] | No
     return found if isinstance(found, type) and getattr(found, "config_class", None) is ours else None
 
 
-def _load_config(name: str | Path) -> PreTrainedConfig:
+def _load_config(name: str) -> PreTrainedConfig:
     """Of a supported model, dense or compressed.
 
     Raises:
         UnsupportedModelError: the architecture is not supported.
     """
-    content = PreTrainedConfig.get_config_dict(name)[0]
-    model_type = content.get("model_type", "")
-    if is_timm_config_dict(content) or model_type == "timm_wrapper":
-        raise UnsupportedModelError(TIMM)
+    model_type = config_content(name)["model_type"]
     if model_type.startswith(MODEL_TYPE_PREFIX) and model_type.removeprefix(MODEL_TYPE_PREFIX) in CONFIG_MAPPING:
         register(model_type.removeprefix(MODEL_TYPE_PREFIX))
     config = AutoConfig.from_pretrained(name)
@@ -205,7 +216,3 @@ def _model_types(config: PreTrainedConfig) -> Iterator[str]:
     yield config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     for inner in inner_configs(config).values():
         yield from _model_types(inner)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."

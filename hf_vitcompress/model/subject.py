@@ -8,10 +8,13 @@ from transformers import PreTrainedModel
 
 from ..architectures.layers import check_class
 from ..architectures.subject import Subject
+from ..errors import UnsupportedModelError
+from ..runtime.random_state import unchanged_random_state
 from .loading import load_dense_model, load_image_processor
 from .towers import check_takes_images, part_of
 
 
+@unchanged_random_state()
 def open_subject(
     model: str | Path | PreTrainedModel,
     target: str | None = None,
@@ -26,9 +29,15 @@ def open_subject(
 
     Raises:
         ConfigError: `target` names no model or several, or the model takes more than images and there is no `target`.
-        UnsupportedModelError: see `loading.load_model`, `loading.check_model` and `layers.check_class`.
+        UnsupportedModelError: the model has no weights; or see `loading.load_model`, `loading.check_model` and
+            `layers.check_class`.
     """
     dense = load_dense_model(model, accelerator)
+    if any(parameter.is_meta for parameter in dense.parameters()):
+        raise UnsupportedModelError(
+            f"This {type(dense).__name__} has no weights: it is on the device `meta`. Load it with from_pretrained, "
+            "without a device_map that leaves layers there."
+        )
     processor = image_processor if image_processor is not None else load_image_processor(dense)
     if target is None:
         check_takes_images(dense)

@@ -75,9 +75,8 @@ def make_plan(
     useful = [_useful(table) for table in every]
     entries = [[table[i] for i in indices] for table, indices in zip(every, useful, strict=True)]
     smallest = sum(table[0][0] for table in entries)
+    check_reachable(budget, smallest, len(tables), rank_multiple)
     room = budget.limit - budget.fixed
-    if room < smallest:
-        _raise_unreachable(len(tables), budget, smallest, rank_multiple)
     levels = (_greedy if allocation == "greedy" else _uniform)(entries, room)
     spent = _cost(entries, levels)
     missed = budget.exact and abs(budget.fixed + spent - budget.limit) > KEEP_TOLERANCE * budget.limit
@@ -95,8 +94,20 @@ def make_plan(
     return CompressionPlan({name: shape for choice in chosen for name, shape in choice.shapes.items()})
 
 
-def _raise_unreachable(groups: int, budget: Budget, smallest: int, rank_multiple: int) -> None:
+def check_reachable(budget: Budget, smallest: int, groups: int, rank_multiple: int) -> None:
+    """Refuse a bound below the smallest model there is.
+
+    Args:
+        smallest: what all groups need at their cheapest choices.
+        groups: how many there are.
+        rank_multiple: that the choices were made with.
+
+    Raises:
+        BudgetError: naming the smallest model, and what is in the way of a smaller one.
+    """
     lowest = budget.fixed + smallest
+    if lowest <= budget.limit:
+        return
     raise BudgetError(
         f"The budget of {budget.limit:,} {budget.unit} is out of reach: the smallest model with these settings has "
         f"{lowest:,} (keep ratio {lowest / budget.original:.4f} of {budget.original:,}). {budget.fixed:,} of them lie "

@@ -1,14 +1,17 @@
 """The plan: which module gets which shape, and what each group of layers became."""
 
+import difflib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..config.reading import read_json
+from ..errors import ConfigError, one_line, shown
 from ..model.assembly import Shapes
-from ..runtime.files import atomic_path
+from ..runtime.files import write_text
 from .groups.base import LayerGroup
 
 
@@ -37,8 +40,7 @@ class CompressionPlan:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionPlan":
@@ -47,20 +49,39 @@ class CompressionPlan:
         Raises:
             ConfigError: the file is missing or is no plan.
         """
+        content = read_json(path, "plan")
         try:
-            plan = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
-            if not isinstance(plan.layers, dict) or not all(isinstance(shape, dict) for shape in plan.layers.values()):
-                raise TypeError("`layers` must map layer names to shapes")
-            if plan.predicted_interval is not None:
-                low, high = plan.predicted_interval
-                plan.predicted_interval = low, high
-            return plan
-        except FileNotFoundError:
-            raise ConfigError(f"There is no plan {str(path)!r}.") from None
-        except (json.JSONDecodeError, TypeError, UnicodeDecodeError, ValueError) as error:
+            plan = cls(**content)
+            plan.check_types()
+            plan.predicted_interval = _pair(plan.predicted_interval)
+        except (TypeError, ConfigError) as error:  # the former if it is no mapping, or has other names
             raise ConfigError(
-                f'{str(path)!r} is no plan: {error}. A plan is {{"layers": {{"<layer name>": {{"rank": <rank>}}, …}}}}.'
+                f'{shown(str(path))} is no plan: {_plainly(error)}. A plan is {{"layers": {{"<layer name>": {{"rank": '
+                "<rank>}, …}}."
             ) from error
+        return plan
+
+    def check_types(self) -> None:
+        """Refuse what no plan can hold, whatever the model.
+
+        Raises:
+            ConfigError: naming the entry.
+        """
+        if not isinstance(self.layers, dict):
+            raise ConfigError(
+                f"The plan's layers must be a mapping of module names to shapes, not {shown(self.layers)}."
+            )
+        for name, shape in self.layers.items():
+            if not isinstance(shape, dict) or not shape:
+                raise ConfigError(
+                    f'The plan gives {shown(name)} the shape {shown(shape)}; a shape is like {{"rank": 48}}.'
+                )
+        for key in ("predicted_loss", "keep_ratio"):
+            value = getattr(self, key)
+            if value is not None and not _is_number(value):
+                raise ConfigError(f"The plan's {key} must be a number or null, not {shown(value)}.")
+        if not isinstance(self.budget, dict):
+            raise ConfigError(f'The plan\'s budget must be like {{"keep_ratio": 0.5}}, not {shown(self.budget)}.')
 
     def shapes_of(self, group: LayerGroup) -> Shapes:
         """What the plan says about one group."""
@@ -72,16 +93,43 @@ class CompressionPlan:
         Raises:
             ConfigError: a module is unknown, or cannot have the shape.
         """
-        if not isinstance(self.layers, dict):
-            raise ConfigError(f"The plan's layers must be a mapping of module names to shapes, not {self.layers!r}.")
-        known = {name for group in groups for name in group.module_names}
-        for name, shape in self.layers.items():
+        self.check_types()
+        known = [name for group in groups for name in group.module_names]
+        for name in self.layers:
             if name not in known:
-                raise ConfigError(f"The plan names {name!r}, which the model does not have (or which is skipped).")
-            if not isinstance(shape, dict) or not shape:
-                raise ConfigError(f'The plan gives {name!r} the shape {shape!r}; a shape is like {{"rank": 48}}.')
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(
+                    f"The plan names {shown(name)}, which the model does not have (or which is skipped).{hint}"
+                )
         for group in groups:
             group.check(self.shapes_of(group))
+
+
+def is_plan(path: str | Path) -> bool:
+    """Whether a file is a plan."""
+    try:
+        CompressionPlan.load(path)
+    except (ConfigError, OSError):
+        return False
+    return True
+
+
+def _pair(values: Any) -> tuple[float, float] | None:
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) != 2 or not all(map(_is_number, values)):
+        raise ConfigError(f"The plan's predicted_interval must be two numbers or null, not {shown(values)}.")
+    return values[0], values[1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plainly(error: Exception) -> str:
+    """Without the name of the method that Python's own message begins with."""
+    return one_line(error).replace("CompressionPlan.__init__() ", "").replace("hf_vitcompress.planning.plan.", "")
 
 
 @dataclass(frozen=True)

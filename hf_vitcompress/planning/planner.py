@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,8 +24,9 @@ from ..errors import BudgetError, CalibrationError, ConfigError
 from ..evaluation.costs import Costs, count_costs
 from ..metrics import METRICS
 from ..runtime.distributed import deal, gather_objects, local_work
+from ..runtime.identity import differences
 from ..runtime.run import Run
-from ..runtime.weights import model_digest
+from ..statistics.identity import subject_identity, weights_in
 from ..statistics.loss_correction import LossCorrection
 from ..statistics.statistics import Statistics
 from .allocation import Budget, Table, make_plan
@@ -93,11 +96,7 @@ class Planner:
         if config.max_macs is not None:
             fixed = self.costs.macs - sum(group.choice({}).macs for group in self.groups)
             return Budget(config.max_macs, self.costs.macs, fixed, "macs")
-        if config.max_params is not None:
-            return Budget(config.max_params, self.costs.parameters, self.fixed_parameters)
-        assert config.keep_ratio is not None
-        limit = int(config.keep_ratio * self.costs.parameters)
-        return Budget(limit, self.costs.parameters, self.fixed_parameters, exact=True)
+        return parameter_budget(config, self.costs.parameters, self.fixed_parameters)
 
     def plan(
         self, config: CompressionConfig, weights: Mapping[str, float] | None = None, exact: bool = True
@@ -145,6 +144,19 @@ class Planner:
             if plan.predicted_loss is not None:
                 curve.append((ratio, plan.predicted_loss))
         return curve
+
+
+def parameter_budget(config: CompressionConfig, original: int, fixed: int) -> Budget:
+    """The bound that `max_params` or `keep_ratio` sets.
+
+    Args:
+        original: parameters of the dense model.
+        fixed: those of them that no plan changes.
+    """
+    if config.max_params is not None:
+        return Budget(config.max_params, original, fixed)
+    assert config.keep_ratio is not None
+    return Budget(int(config.keep_ratio * original), original, fixed, exact=True)
 
 
 def make_planner(
@@ -242,22 +254,34 @@ def _solve_all(groups: Sequence[LayerGroup], run: Run) -> None:
     owners = deal([group.work for group in groups], accelerator.num_processes)
     mine = [i for i, owner in enumerate(owners) if owner == accelerator.process_index]
     with local_work(accelerator, "Factorization"):
-        solutions = {i: groups[i].solve() for i in run.bar("factorizing", "groups", mine)}
+        solutions = {i: _solved(groups[i]) for i in run.bar("factorizing", "groups", mine)}
     for found in gather_objects(accelerator, solutions):
         for i, solution in found.items():
             groups[i].solution = solution
 
 
+def _solved(group: LayerGroup) -> Any:
+    try:
+        return group.solve()
+    except torch.linalg.LinAlgError as error:
+        raise CalibrationError(
+            f"What the statistics hold about {group.name!r} are not the moments of any activations and gradients. "
+            'Calibrate again, with precision="float32" if it happens again.'
+        ) from error
+
+
 def _check_statistics(
     statistics: Statistics, subject: Subject, config: CompressionConfig, layers: Sequence[LayerInfo]
 ) -> None:
-    if statistics.weights != model_digest(subject.model, by_name=True):
+    now = subject_identity(subject)
+    different = differences(statistics.identity, now)
+    if different or statistics.weights != weights_in(now):
         raise CalibrationError(
-            f"The statistics were collected from another model than this {type(subject.model).__name__} (or from other "
-            "weights of it). Calibrate this one."
+            f"The statistics were collected from {different or 'another model'}. Calibrate this "
+            f"{type(subject.model).__name__}, or give what they were collected from."
         )
-    seen = statistics.images + statistics.bad_images
-    if seen != statistics.settings.get("images", seen):
+    if not statistics.is_complete:
+        seen = statistics.images + statistics.bad_images
         raise CalibrationError(
             f"The calibration was interrupted after {seen} of {statistics.settings['images']} images. Finish it first, "
             "by giving its images again (--data) with the same statistics file."

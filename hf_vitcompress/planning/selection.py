@@ -13,7 +13,7 @@ def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> T
     """Learned scores of what flows into the layer of that name, (count,).
 
     Raises:
-        ConfigError: there are none, or not as many.
+        ConfigError: there are none, not as many, or not finite ones.
     """
     if name not in importance:
         raise ConfigError(
@@ -23,6 +23,8 @@ def learned_scores(importance: Mapping[str, Tensor], name: str, count: int) -> T
     scores = importance[name].detach().abs().double().cpu()
     if scores.shape != (count,):
         raise ConfigError(f"There are {tuple(scores.shape)} scores of what flows into {name!r}; it has {count}.")
+    if not bool(scores.isfinite().all()):
+        raise ConfigError(f"The scores of what flows into {name!r} hold NaN or infinite values; learn them again.")
     return scores
 
 

@@ -14,11 +14,13 @@ from transformers.utils import PushToHubMixin, logging
 from ..errors import PublishError, ReportError, VitCompressError
 from ..modeling_factored import CARD_FILE, holds_weights
 from ..report.card_file import Card
-from ..report.report import CompressionReport
+from ..report.report import REPORT_FILE, CompressionReport
+from ..runtime.text import printable
 from ..version import __version__
 from .cards import write_card
 from .cards.merging import own_text, renewed
-from .files import checked_folder, link_files, published_files, resharded
+from .files import checked_folder, link_files, resharded
+from .names import is_inside, left_out, published_files
 from .record import restored_companions
 from .retries import CLIENT_ERRORS, CONFLICTS, explained, is_transient, persistently, status_of
 
@@ -26,6 +28,9 @@ LARGEST_SHARD = "50GB"
 
 ATTEMPTS = 4
 """How often a commit is made anew on top of what somebody else has committed meanwhile."""
+
+SHOWN = 5
+"""So many names of files that stay are said, and the others counted."""
 
 EXPECTED: tuple[type[Exception], ...] = (OSError, ValueError, *CLIENT_ERRORS)
 
@@ -112,16 +117,16 @@ def push_folder(
     """
     root = checked_folder(folder)
     check_repository(repo_id, token)
+    _say_what_stays(root)
     api = HfApi(token=token, library_name="hf_vitcompress", library_version=__version__)
     try:
         with tempfile.TemporaryDirectory() as other:
-            if max_shard_size is not None:
-                root = resharded(root, max_shard_size, Path(other))
+            files = published_files(root) if max_shard_size is None else resharded(root, max_shard_size, Path(other))
             repo = persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True)).repo_id
             branch = revision or "main"
             if revision is not None and not revision.startswith("refs/") and not create_pr:
                 persistently(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
-            push = _Push(api, root, repo, branch, create_pr, tags or [])
+            push = _Push(api, root, files, repo, branch, create_pr, tags or [])
             return push.commit(commit_message or "Upload compressed model", commit_description)
     except VitCompressError:
         raise
@@ -129,13 +134,37 @@ def push_folder(
         raise PublishError(explained(error, repo_id, str(folder))) from error
 
 
+def _say_what_stays(root: Path) -> None:
+    """One line about what is in the folder and is not published."""
+    if names := left_out(root):
+        shown, more = ", ".join(map(printable, names[:SHOWN])), len(names) - SHOWN
+        logger.warning(
+            f"Not published, because they are no files of a model or lead out of the folder: {shown}"
+            f"{f' and {more} more' if more > 0 else ''}."
+        )
+
+
+def own_card(root: Path) -> bytes | None:
+    """The card in a folder; `None` where it has none, or a link that leads out of it."""
+    return (root / CARD_FILE).read_bytes() if is_inside(root, root / CARD_FILE) else None
+
+
 class _Push:
     """One folder on its way to one branch."""
 
-    def __init__(self, api: HfApi, root: Path, repo: str, branch: str, create_pr: bool, tags: list[str]) -> None:
-        self.api, self.root, self.repo, self.branch = api, root, repo, branch
+    def __init__(
+        self,
+        api: HfApi,
+        root: Path,
+        files: dict[str, Path],
+        repo: str,
+        branch: str,
+        create_pr: bool,
+        tags: list[str],
+    ) -> None:
+        self.api, self.root, self.files, self.repo, self.branch = api, root, files, repo, branch
         self.create_pr, self.tags = create_pr, tags
-        self.files = published_files(root)
+        self.card = own_card(root)
 
     def commit(self, message: str, description: str | None) -> CommitInfo:
         """On top of the branch as it was when its card was read: nobody's edit is overwritten unseen."""
@@ -196,12 +225,13 @@ class _Push:
         if head is not None:
             file = persistently(lambda: self.api.hf_hub_download(self.repo, CARD_FILE, revision=head))
             remote = Card.load(file)
-        own = self.root / CARD_FILE
         try:
-            report = CompressionReport.load(self.root)
+            if REPORT_FILE not in self.files:
+                raise ReportError(f"There is no {REPORT_FILE} in {str(self.root)!r}: it was not made by compress.")
+            report = CompressionReport.load(self.files[REPORT_FILE].parent)
         except ReportError as error:
             logger.warning(f"{self.repo} is published without a card of ours. {error}")
-            return own.read_bytes() if remote is None and own.is_file() else None
+            return self.card if remote is None else None
         local = self._local_card(report, {} if remote is None else remote.metadata)
         if remote is None:
             return str(local).encode()
@@ -217,7 +247,9 @@ class _Push:
     def _local_card(self, report: CompressionReport, known: dict[str, Any]) -> Card:
         """The folder's card with the lines and tags for this repository."""
         with tempfile.TemporaryDirectory() as temporary:
-            link_files({**self.files, CARD_FILE: self.root / CARD_FILE}, Path(temporary))
+            link_files(self.files, Path(temporary))
+            if self.card is not None:
+                (Path(temporary) / CARD_FILE).write_bytes(self.card)
             card = write_card(temporary, report, self.repo, known)
         tags = card.metadata["tags"]
         return Card({**card.metadata, "tags": [*tags, *(tag for tag in self.tags if tag not in tags)]}, card.text)

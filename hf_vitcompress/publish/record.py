@@ -1,7 +1,7 @@
 """The files beside a compressed model that explain it and make it again."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,10 @@ from ..model.loading import load_image_processor
 from ..modeling_factored import CARD_FILE
 from ..planning.plan import CompressionPlan
 from ..report.provenance import is_repo_id
-from ..report.report import FIGURE_FILE, REPORT_FILE, REPORT_NAME, CompressionReport
+from ..report.report import REPORT_FILE, CompressionReport
 from .cards import write_card
+from .names import PLAN_FILE, RECIPE_FILE, RECORD_FILES, files_within, goes_along
 from .retries import persistently
-
-RECIPE_FILE = "compression_recipe.yaml"
-PLAN_FILE = "compression_plan.json"
-RECORD_FILES = (RECIPE_FILE, PLAN_FILE, REPORT_FILE, f"{REPORT_NAME}.md", FIGURE_FILE)
-WHEREVER = ("LICENSE*", "NOTICE*", "*processor*_config.json")
-"""Patterns of files that go wherever the weights go: the image processor's, too, where it cannot be loaded here."""
 
 logger = logging.get_logger(__name__)
 
@@ -52,34 +47,38 @@ class SavedFiles:
         self.files = files
 
     @classmethod
-    def of(cls, folder: str | Path, names: tuple[str, ...] = RECORD_FILES) -> "SavedFiles":
-        """The files of a folder with these names, which may be patterns."""
-        files = [path for name in names for path in Path(folder).glob(name) if path.is_file()]
-        return cls({path.name: path.read_bytes() for path in files})
+    def of(cls, folder: str | Path, wanted: Callable[[str], object] = RECORD_FILES.__contains__) -> "SavedFiles":
+        """The files of a folder with wanted names; see `names.files_within`."""
+        return cls({name: path.read_bytes() for name, path in files_within(Path(folder), wanted).items()})
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write them into `folder`, which holds the model; a card that is there is kept, except for our part of it."""
         for name, content in self.files.items():
             if name != CARD_FILE or not (Path(folder) / CARD_FILE).exists():
+                (Path(folder) / name).parent.mkdir(exist_ok=True)
                 (Path(folder) / name).write_bytes(content)
         if REPORT_FILE in self.files:
             write_card(folder)
 
 
+def lies_beside(name: str) -> bool:
+    """Whether a file of that name goes along with a model that is saved elsewhere."""
+    return name == CARD_FILE or goes_along(name)
+
+
 def restored_companions(model: PreTrainedModel) -> list[Any]:
     """The files beside the checkpoint that a model was loaded from, a folder or a Hub repository."""
     name = str(model.config.name_or_path or "")
-    wanted = (CARD_FILE, *RECORD_FILES, *WHEREVER)
     saved = SavedFiles({})
     if is_repo_id(name):
-        saved = _from_hub(name, wanted)
+        saved = _from_hub(name)
     elif name and Path(name).is_dir():
-        saved = SavedFiles.of(name, wanted)
+        saved = SavedFiles.of(name, lies_beside)
     processor = load_image_processor(model)
     return [*([saved] if saved.files else []), *([] if processor is None else [processor])]
 
 
-def _from_hub(name: str, wanted: tuple[str, ...]) -> SavedFiles:
+def _from_hub(name: str) -> SavedFiles:
     """Files of a repository; none where that is gone, or was a folder that is.
 
     One by one, because `snapshot_download` is content with what the cache has when the Hub does not answer.
@@ -90,6 +89,6 @@ def _from_hub(name: str, wanted: tuple[str, ...]) -> SavedFiles:
         logger.warning(f"There is no {name!r} any more: what lay beside the model there does not go along.")
         return SavedFiles({})
     present = [sibling.rfilename for sibling in info.siblings or []]
-    names = [file for file in present if any(fnmatch(file, pattern) for pattern in wanted)]
+    names = [file for file in present if lies_beside(file)]
     download = partial(hf_hub_download, name, revision=info.sha)
     return SavedFiles({file: Path(persistently(partial(download, file))).read_bytes() for file in names})

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from transformers.utils import logging
 
-HEADER = re.compile(r"\s*---\n(.*?)\n?---[ \t]*(?:\n|\Z)", re.DOTALL)
+HEADER = re.compile(r"\s*---\n(?:(.*?)\n)?---[ \t]*(?:\n|\Z)", re.DOTALL)
 
 logger = logging.get_logger(__name__)
 
@@ -31,15 +31,15 @@ class Card:
         found = HEADER.match(content)
         if found is None:
             return cls({}, content.strip())
-        text = content[found.end() :].strip()
+        header, text = found[1] or "", content[found.end() :].strip()
         try:
-            metadata = yaml.load(found[1], _Loader)
-        except (yaml.YAMLError, ValueError):
-            metadata = found[1]
+            metadata = yaml.load(header, _Loader)
+        except (yaml.YAMLError, ValueError, RecursionError, TypeError):  # such as a list for a key
+            metadata = header
         if metadata is None or isinstance(metadata, dict):
             return cls({key: value for key, value in (metadata or {}).items() if value is not None}, text)
         logger.warning("The metadata of the model card cannot be read; they are kept as text.")
-        return cls({}, f"```yaml\n{found[1].strip()}\n```\n\n{text}".strip())
+        return cls({}, f"```yaml\n{header.strip()}\n```\n\n{text}".strip())
 
     @classmethod
     def load(cls, path: str | Path) -> "Card":

@@ -3,11 +3,16 @@
 Needs matplotlib, imported on first use.
 """
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError, shown
 from ..runtime.files import atomic_path
+
+SOFTWARE = "hf_vitcompress"
+"""What the metadata of a PNG name, so that a figure of this package is known again."""
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +103,30 @@ def loss_over_seconds(axes: "Axes", points: Sequence["CompensationPoint"]) -> No
     axes.legend(frameon=False)
 
 
+def check_figure(path: str | Path) -> None:
+    """That a figure can be drawn, into a file of that name; see `save_figure`.
+
+    Raises:
+        ConfigError: the name says that it is no PNG.
+        ImportError: matplotlib is missing.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ConfigError(f"The figure is a PNG; give it a name that ends in .png, not {shown(str(path))}.")
+    importlib.import_module("matplotlib.figure")
+
+
 def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write a PNG; an interruption leaves no half of one."""
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": SOFTWARE})
+
+
+def is_our_figure(path: Path) -> bool:
+    """Whether a file is a PNG that `save_figure` wrote."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -23,9 +22,9 @@ from ..runtime.devices import device_name
 from ..runtime.weights import disk_bytes, stored_dtypes
 from ..version import __version__
 from .card_file import Card
+from .outside import LANGUAGE, LICENSE, LICENSE_LINK, LICENSE_NAME, REPOSITORY, matching
 
 WEIGHTS_FILE = "model.safetensors"
-LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def is_repo_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return bool(name) and not Path(name).exists()
+    return REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
 
 
 def is_on_hub(name: str) -> bool:
@@ -144,9 +143,13 @@ def as_list(value: Any) -> list[str]:
     return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
 
 
+STATED = {"license": LICENSE, "license_name": LICENSE_NAME, "license_link": LICENSE_LINK}
+"""What each term of a card looks like; a term that does not is left out."""
+
+
 def _from_card(card: Mapping[str, Any]) -> dict[str, Any]:
     """What card metadata says about an `Origin`."""
-    terms = {key: card[key] for key in ("license", "license_name", "license_link") if isinstance(card.get(key), str)}
+    terms = {key: card[key] for key, pattern in STATED.items() if matching(pattern)(card.get(key))}
     bases = as_list(card.get("base_model"))
     if len(bases) == 1 and is_repo_id(bases[0]):
         terms["base_model"] = bases[0]

@@ -17,10 +17,12 @@ from ..evaluation.latency import Latency
 from ..importance.report import GateReport
 from ..planning.plan import CompressionPlan, GroupReport
 from ..planning.planner import Planner
-from ..runtime.files import atomic_path
+from ..runtime.files import write_text
+from ..runtime.text import printable
 from ..runtime.weights import model_digest
+from .outside import for_markdown, problem_of
 from .provenance import Environment, Origin
-from .tables import comparison_rows, table
+from .tables import comparison_rows, format_bytes, table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 REPORT_NAME = "compression_report"
 REPORT_FILE = f"{REPORT_NAME}.json"
 FIGURE_FILE = f"{REPORT_NAME}.png"
+LARGEST_FILE = 2**26
+"""Bytes of a report; those of real models have some 100 kB."""
 
 
 @dataclass
@@ -138,13 +142,14 @@ class CompressionReport:
 
     def to_markdown(self) -> str:
         """The before/after table and the table of parts."""
+        shown = for_markdown(self)
         lines = ["| | dense | compressed | change |", "|---|---|---|---|"]
-        lines += [f"| {' | '.join(row)} |" for row in self.rows()]
+        lines += [f"| {' | '.join(row)} |" for row in shown.rows()]
         lines += ["", "| part | role | what is left | parameters kept | predicted loss |", "|---|---|---|---|---|"]
         lines += [
             f"| {part.name} | {part.role} | {part.kept} | {part.parameters / part.dense_parameters:.0%} | "
             f"{_loss(part.predicted_loss)} |"
-            for part in self.parts
+            for part in shown.parts
         ]
         return "\n".join(lines) + "\n"
 
@@ -162,19 +167,21 @@ class CompressionReport:
         from pydantic import TypeAdapter, ValidationError
 
         path = Path(folder) / REPORT_FILE
+        if not path.is_file():
+            raise ReportError(f"There is no {REPORT_FILE} in {str(folder)!r}: it was not made by compress.")
         try:
-            return TypeAdapter(cls).validate_json(path.read_bytes())
-        except FileNotFoundError as error:
-            raise ReportError(f"There is no {REPORT_FILE} in {str(folder)!r}: it was not made by compress.") from error
+            if path.stat().st_size > LARGEST_FILE:
+                raise _damaged(path, f"it has more than {format_bytes(LARGEST_FILE)}")
+            report = TypeAdapter(cls).validate_json(path.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise ReportError(
-                f"{str(path)!r} is damaged: {place + ': ' if place else ''}{first['msg']}. Restore it, "
-                "or compress the model again."
-            ) from error
+            place = printable(".".join(map(str, first["loc"])))
+            raise _damaged(path, f"{place + ': ' if place else ''}{first['msg']}") from error
         except OSError as error:
             raise ReportError(f"{str(path)!r} cannot be read: {error}.") from error
+        if (problem := problem_of(report) or _gaps(report)) is not None:
+            raise _damaged(path, problem)
+        return report
 
     def save(self, folder: str | Path) -> None:
         """Write `compression_report.json`, `.md` and `.png` into `folder`."""
@@ -182,8 +189,7 @@ class CompressionReport:
 
         path = Path(folder) / REPORT_NAME
         for suffix, text in ((".json", json.dumps(self.to_dict(), indent=2) + "\n"), (".md", self.to_markdown())):
-            with atomic_path(path.with_suffix(suffix)) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(path.with_suffix(suffix), text)
         title = f"{self.title}: {self.keep_ratio:.1%} of the parameters kept"
         point = None if self.predicted_loss is None else (self.keep_ratio, self.predicted_loss)
         course = () if self.compensation is None else self.compensation.points
@@ -200,6 +206,27 @@ class CompressionReport:
         with console.capture() as capture:
             console.print(self.render())
         return capture.get()
+
+
+def _damaged(path: Path, problem: str) -> ReportError:
+    return ReportError(f"{str(path)!r} is damaged: {printable(problem)}. Restore it, or compress the model again.")
+
+
+def _gaps(report: CompressionReport) -> str | None:
+    """What figures are missing or impossible, on which others depend."""
+    if report.dense.parameters < 1:
+        return "dense.parameters: a model has at least 1"
+    if not report.parts or any(part.dense_parameters < 1 for part in report.parts):
+        return "parts: there are none, or one has no dense_parameters"
+    for name, course in (("gates", report.gates), ("compensation", report.compensation)):
+        if course is not None and not course.points:
+            return f"{name}.points: there are none"
+    if not all(math.isfinite(seconds) for seconds in report.seconds.values()):
+        return "seconds: they are finite"
+    judged = report.evaluation
+    if judged is not None and judged.top1 is not None and not 0 <= judged.top1.value <= 1:
+        return "evaluation.top1: it is between 0 and 1"
+    return None
 
 
 def _without_infinities(value: Any) -> Any:

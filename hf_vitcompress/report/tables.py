@@ -7,6 +7,7 @@ from ..evaluation.costs import Costs
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.intervals import Interval
 from ..evaluation.latency import Latency, latency_row
+from ..runtime.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,12 +42,14 @@ def comparison_rows(
 def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str | None = None) -> "RenderableType":
     """A rich table, all columns but the first aligned to the right."""
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(*header, title=title)
+    # Not as plain strings, in which rich would read names of files and metrics as mark-up.
+    grid = Table(*header, title=None if title is None else Text(printable(title), style="table.title"))
     for column in grid.columns[1:]:
         column.justify = "right"
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(printable(cell)) for cell in row))
     return grid
 
 

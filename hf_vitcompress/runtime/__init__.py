@@ -1,1 +1,1 @@
-"""What every stage works with: processes, devices, files, checkpoints, hooks, digests."""
+"""What every stage works with: processes, devices, files, checkpoints, hooks, digests, names."""

@@ -1,5 +1,8 @@
 """Where a long stage writes down how far it has come."""
 
+import contextlib
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +11,13 @@ from accelerate import Accelerator
 
 from ..errors import CompensationError
 from .distributed import from_main, local_work
-from .files import atomic_path
+from .files import atomic_path, with_ending
+from .identity import PACKAGE, Identity, differences, identity_digest, package_facts
 
 CHECKPOINT_SECONDS = 30.0
 """How much work a kill may cost, about."""
+
+STAGE = "another stage"
 
 
 class Checkpoint:
@@ -19,28 +25,31 @@ class Checkpoint:
 
     Args:
         path: the file; `None` keeps nothing.
+        identity: what the result of the stage is made from; a file that was made from something else is refused.
     """
 
-    def __init__(self, path: Path | None, accelerator: Accelerator) -> None:
-        self.path, self.accelerator = path, accelerator
+    def __init__(self, path: Path | None, accelerator: Accelerator, identity: Identity | None = None) -> None:
+        self.path, self.accelerator, self.identity = path, accelerator, identity or {}
+
+    @classmethod
+    def beside(cls, path: str | Path, stage: str, identity: Identity, accelerator: Accelerator) -> "Checkpoint":
+        """A file of that stage, named after `path` and all that its result is made from."""
+        identity = {kind: facts for kind, facts in identity.items() if kind != PACKAGE}
+        path = with_ending(Path(path), f".{stage}-{identity_digest(identity)}")
+        return cls(path, accelerator, {**identity, STAGE: {"name": stage}, PACKAGE: package_facts()})
 
     def load(self) -> dict[str, Any] | None:
         """What was saved last, or `None`.
 
         Raises:
-            CompensationError: the file is damaged.
+            CompensationError: the file is damaged, or made from something else.
         """
         if self.path is None:
             return None
         saved = None
         with local_work(self.accelerator, "Reading the checkpoint"):
             if self.accelerator.is_main_process and self.path.is_file():
-                try:
-                    saved = torch.load(self.path, map_location="cpu", weights_only=True)
-                except Exception as error:  # what an unpickler meets in a damaged file has no common base class
-                    raise CompensationError(
-                        f"{str(self.path)!r} is not a complete checkpoint. Delete it to start this stage again."
-                    ) from error
+                saved = self._read(self.path)
         return from_main(self.accelerator, saved)
 
     def save(self, state: dict[str, Any]) -> None:
@@ -50,4 +59,38 @@ class Checkpoint:
         with local_work(self.accelerator, "Writing the checkpoint"):
             if self.accelerator.is_main_process:
                 with atomic_path(self.path) as temporary:
-                    torch.save(state, temporary)
+                    torch.save({"identity": self.identity, "state": state}, temporary)
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """A block that takes up what was loaded.
+
+        Raises:
+            CompensationError: it is the state of something else.
+        """
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise self._incomplete() from error
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+                damaged = archive.testzip()
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # what an unpickler meets in a damaged file has no common base class
+            raise self._incomplete() from error
+        if damaged is not None or not isinstance(content, dict) or set(content) != {"identity", "state"}:
+            raise self._incomplete()
+        with self.restoring():
+            different = differences(content["identity"], self.identity)
+        if different:
+            raise CompensationError(
+                f"The checkpoint {str(path)!r} was made with {different}. Delete it to start this stage again."
+            )
+        return content["state"]
+
+    def _incomplete(self) -> CompensationError:
+        return CompensationError(
+            f"{str(self.path)!r} is not a complete checkpoint. Delete it to start this stage again."
+        )

@@ -1,19 +1,29 @@
 """What a device computes in, and what it is called."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any, get_args
 
 import torch
 
 from ..config import Precision
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what names no precision.
+
+    Raises:
+        ConfigError: with the names there are.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision is one of {', '.join(get_args(Precision))}, not {shown(precision)}.")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """`"bfloat16"` or `"float32"`; `"auto"` asks the device whether it computes in bfloat16."""
-    if precision not in get_args(Precision):
-        raise ConfigError(f"precision is one of {', '.join(get_args(Precision))}, not {precision!r}.")
+    check_precision(precision)
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -30,17 +40,26 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
+_switch = threading.RLock()
+
+
 @contextlib.contextmanager
 def fast_products(device: torch.device, wanted: bool) -> Iterator[None]:
-    """Where `wanted`, float32 products on a CPU take their numbers as bfloat16 and add in float32."""
-    matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (not in torch's type stubs)
-    previous = matmul.fp32_precision
-    try:
-        if wanted and device.type == "cpu":
-            matmul.fp32_precision = "bf16"
+    """Where `wanted`, float32 products on a CPU take their numbers as bfloat16 and add in float32.
+
+    torch has one switch for all threads; those that come here take turns, so that it ends as it was.
+    """
+    if not wanted or device.type != "cpu":
         yield
-    finally:
-        matmul.fp32_precision = previous
+        return
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (not in torch's type stubs)
+    with _switch:
+        previous = matmul.fp32_precision
+        matmul.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = previous
 
 
 def device_name(device: torch.device) -> str:

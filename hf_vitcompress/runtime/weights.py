@@ -46,11 +46,12 @@ def _tensors(files: Iterable[Path]) -> Iterator[Tensor]:
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
-    contents = sorted(_content(part) for tensor in tensors for part in plain_tensors(tensor))
+    contents = sorted(tensor_digest(part) for tensor in tensors for part in plain_tensors(tensor))
     return hashlib.sha256("".join(contents).encode()).hexdigest()
 
 
-def _content(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
+    """Digest of a tensor's type, shape and values."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     hashed = hashlib.sha256(f"{flat.dtype} {tuple(tensor.shape)}".encode())
     hashed.update(flat.view(torch.uint8).numpy().data)
@@ -73,6 +74,15 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
 def disk_bytes(folder: str | Path) -> int:
     """Bytes of the weight files in a checkpoint folder."""
     return sum(path.stat().st_size for path in Path(folder).iterdir() if WEIGHT_FILE.fullmatch(path.name))
+
+
+def stored_sizes(files: Iterable[Path]) -> list[int]:
+    """Number of values of each tensor in safetensors files; only their headers are read."""
+    sizes = []
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    return sizes
 
 
 def stored_dtypes(folder: str | Path) -> list[str]:

@@ -22,14 +22,16 @@ from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..errors import CalibrationError, CalibrationWarning, DataError
+from ..images.digest import facts_of_images
 from ..images.images import Batch, ImageSource
 from ..metrics import METRICS
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import from_main, gather_objects, local_work, own_share
+from ..runtime.identity import PACKAGE, SETTINGS, differences
 from ..runtime.run import Run
-from ..runtime.weights import model_digest
 from .accumulators import Sampler
 from .fisher_probes import probe_losses, takes_targets, task_loss
+from .identity import IMAGES, identity_of
 from .moments import GradientMoment, Moment
 from .observer import Observer
 from .statistics import Statistics
@@ -101,7 +103,7 @@ def calibrate(
             bar.update(statistics.images + statistics.bad_images - bar.n)
             _record_shape(statistics, shapes, accelerator)
             variety.gather(accelerator, statistics)
-            _record_left_out(statistics, images, accelerator)
+            _record_left_out(statistics, images, accelerator, _learns_labels(config))
             if checkpoint is not None:
                 with local_work(accelerator, "Writing the checkpoint"):
                     if run.is_main:
@@ -124,10 +126,11 @@ def _begin(
     settings["precision"] = resolve_precision(config.precision, model.device)
     settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
     settings["dataset"] = images.hub_id
-    statistics = Statistics(settings=settings, weights=model_digest(model, by_name=True))
+    labels = _learns_labels(config)
+    statistics = Statistics(settings=settings, identity=identity_of(subject, images, accelerator, labels))
     with local_work(accelerator, "Reading the checkpoint"):
         if run.is_main and checkpoint is not None and Path(checkpoint).is_file():
-            resumed = _resume(checkpoint, statistics)
+            resumed = _resume(checkpoint, statistics, images, labels)
             # Images that were left out count as done. Those that have been repaired since would never be read.
             if not images.repaired(set(resumed.settings.get("left_out", ()))):
                 statistics = resumed.to(model.device)
@@ -136,8 +139,8 @@ def _begin(
         _allocate(statistics, layers, config, model.device)
     # The other processes may not see the main one's files.
     statistics.sum_over_processes(accelerator)
-    plain = statistics.corrections, statistics.timing, statistics.settings
-    statistics.corrections, statistics.timing, statistics.settings = from_main(accelerator, plain)
+    plain = statistics.corrections, statistics.timing, statistics.settings, statistics.identity
+    statistics.corrections, statistics.timing, statistics.settings, statistics.identity = from_main(accelerator, plain)
     return statistics
 
 
@@ -176,15 +179,25 @@ def _record_shape(statistics: Statistics, shapes: dict[int, list[int]], accelera
             statistics.settings["image_shape"] = min(found)[1]
 
 
-def _record_left_out(statistics: Statistics, images: ImageSource, accelerator: Accelerator) -> None:
-    """Note the numbers of the images that could not be read, so that they are tried again when this goes on."""
+def _record_left_out(statistics: Statistics, images: ImageSource, accelerator: Accelerator, labels: bool) -> None:
+    """Note the numbers of the images that could not be read, so that they are tried again when this goes on.
+
+    Their content does not count any more: they may be repaired, or damaged in another way.
+    """
     numbers = {number for own in gather_objects(accelerator, list(images.tally.bad)) for number in own}
-    statistics.settings["left_out"] = sorted(numbers.union(statistics.settings.get("left_out", ())))
+    known = statistics.settings.get("left_out", [])
+    statistics.settings["left_out"] = sorted(numbers.union(known))
+    if statistics.settings["left_out"] != known and accelerator.is_main_process:
+        statistics.identity[IMAGES] = facts_of_images(images, labels, statistics.settings["left_out"])
+    statistics.identity = from_main(accelerator, statistics.identity)
+
+
+def _learns_labels(config: CompressionConfig) -> bool:
+    return config.calibration_loss == "task" and config.needs_gradients
 
 
 def _check_targets(model: PreTrainedModel, images: ImageSource, config: CompressionConfig) -> None:
-    own_loss = config.calibration_loss == "task" and config.needs_gradients
-    if own_loss and takes_targets(model) and images.labels is None and images.targets is None:
+    if _learns_labels(config) and takes_targets(model) and images.labels is None and images.targets is None:
         raise DataError(
             f'calibration_loss="task" takes the loss that {type(model).__name__} computes for targets, and '
             f"{images.name} has none. Give labelled images, or a DataLoader whose batches have `labels` as the model "
@@ -291,17 +304,23 @@ def _warn_if_few_tokens(statistics: Statistics, layers: Sequence[LayerInfo]) -> 
             return
 
 
-def _resume(checkpoint: str | Path, fresh: Statistics) -> Statistics:
+def _resume(checkpoint: str | Path, fresh: Statistics, images: ImageSource, labels: bool) -> Statistics:
     saved = Statistics.load(checkpoint)
+    if saved.images == 0:
+        return fresh  # there is nothing to lose, and images that could not be read may have been repaired
     saved.settings.setdefault("calibration_loss", "output")  # which is older than the setting
-    differing = [name for name, value in fresh.settings.items() if saved.settings.get(name) != value]
+    then, now = saved.made_from, fresh.made_from
+    if left_out := saved.settings.get("left_out"):
+        now[IMAGES] = facts_of_images(images, labels, left_out)
+    if saved.is_complete:  # in any order, and with any version of the same format
+        now[IMAGES].pop("order")
+        now.pop(PACKAGE)
     if set(fresh.settings["prunable_inputs"]) <= set(saved.settings.get("prunable_inputs", [])):
-        differing = [name for name in differing if name != "prunable_inputs"]  # it knows more than is asked
-    if saved.weights != fresh.weights:
-        differing.insert(0, "model")
-    if differing:
+        now[SETTINGS].pop("prunable_inputs")  # it knows more than is asked
+    if different := differences(then, now):
         raise CalibrationError(
-            f"The calibration in {str(checkpoint)!r} belongs to another model or to other settings (different: "
-            f"{', '.join(differing)}). Delete that file to start again, or give another name."
+            f"The statistics in {str(checkpoint)!r}, of {saved.settings.get('images')} images of "
+            f"{saved.settings.get('data')}, were made with {different}. Delete that file to start again, or give "
+            "another one (--statistics)."
         )
     return saved

@@ -1,11 +1,17 @@
 """Streaming second moments of vectors and of gradients."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import CalibrationError
+
+RESOLUTION = 2 * torch.finfo(torch.float32).eps
+"""Deviation relative to the mean that float32 cannot tell from none."""
+ROUNDING = 1e-4
+"""Share of the second moment about the shift that rounding may leave of no variance."""
 
 
 @dataclass
@@ -33,6 +39,24 @@ class Moment:
             first=torch.zeros(size, dtype=torch.float64, device=device),
             second=torch.zeros(size, size, device=device) if full else None,
         )
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Tensor]) -> "Moment":
+        """Of the tensors by name, `second` only where there is one.
+
+        Raises:
+            KeyError: one is missing.
+            ValueError: they do not fit together.
+        """
+        moment = cls(parts["weight"], parts["shift"], parts["first"], parts.get("second"))
+        size = (moment.size,)
+        _check_shapes(parts, {"weight": (), "shift": size, "first": size, "second": 2 * size})
+        return moment
+
+    @property
+    def size(self) -> int:
+        """Number of features."""
+        return len(self.first) if self.first.dim() else 0
 
     def update(self, vectors: Tensor, weights: Tensor | None) -> None:
         """Add `vectors` (n, d) float32, weighted by `weights` (n,) or all by 1; `vectors` is overwritten."""
@@ -70,9 +94,15 @@ class Moment:
 
     @property
     def covariance(self) -> Tensor:
-        """(d, d) float64, symmetric."""
+        """(d, d) float64, symmetric; 0 for features that never vary, as behind a layer norm whose gain is 0."""
         offset = self.first / self.weight
-        return _symmetric(self.second, self.weight) - torch.outer(offset, offset)
+        second = _symmetric(self.second, self.weight)
+        covariance = second - torch.outer(offset, offset)
+        left, lost = ROUNDING * second.diagonal(), (RESOLUTION * self.mean).square()
+        constant = covariance.diagonal() <= torch.minimum(left, lost)
+        covariance[constant] = 0.0
+        covariance[:, constant] = 0.0
+        return covariance
 
     @property
     def moment(self) -> Tensor:
@@ -80,8 +110,9 @@ class Moment:
         return self.covariance + torch.outer(self.mean, self.mean)
 
     def is_finite(self) -> bool:
-        second = self.first if self.second is None else self.second
-        return bool(torch.isfinite(self.first).all() and torch.isfinite(second).all())
+        """Whether all sums are; the shift is NaN as long as nothing is seen."""
+        tensors = (self.weight, self.first, self.second, self.shift if self.weight > 0 else None)
+        return all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor is not None)
 
 
 @dataclass
@@ -101,6 +132,18 @@ class GradientMoment:
         count = torch.zeros((), dtype=torch.float64, device=device)
         return cls(count, torch.zeros(shape, device=device))
 
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Tensor]) -> "GradientMoment":
+        """See `Moment.from_parts`."""
+        moment = cls(parts["count"], parts["second"])
+        _check_shapes(parts, {"count": (), "second": (moment.size,) * moment.second.dim()})
+        return moment
+
+    @property
+    def size(self) -> int:
+        """Number of features."""
+        return len(self.second) if self.second.dim() else 0
+
     def clear(self) -> None:
         """Nothing seen."""
         self.count.zero_()
@@ -117,7 +160,7 @@ class GradientMoment:
         return (self.second.diagonal() if self.second.dim() == 2 else self.second).double() / self.count
 
     def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.second).all())
+        return bool(torch.isfinite(self.count) and torch.isfinite(self.second).all())
 
 
 def _symmetric(second: Tensor | None, count: Tensor) -> Tensor:
@@ -127,3 +170,9 @@ def _symmetric(second: Tensor | None, count: Tensor) -> Tensor:
         )
     mean = second.double() / count
     return (mean + mean.T) / 2
+
+
+def _check_shapes(parts: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    for name, tensor in parts.items():
+        if name not in wanted or tensor.shape != wanted[name] or not tensor.is_floating_point():
+            raise ValueError(f"{name} is a {tuple(tensor.shape)} of {tensor.dtype}")

@@ -12,26 +12,23 @@ fc2's input and the gradient moments at the outputs of fc1 and, where there is o
 `C` and `G` themselves, and layers that read the same tensor share one `C`.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..architectures.layers import LayerInfo
 from ..errors import CalibrationError
 from ..runtime.distributed import from_owner, gather_objects, sum_in_place, sum_numbers
-from ..runtime.files import atomic_path
+from ..runtime.identity import SETTINGS, Identity, facts_of
+from .identity import weights_in
 from .loss_correction import LossCorrection
 from .moments import GradientMoment, Moment
-
-FORMAT_VERSION = 3
+from .sealed_file import damaged, read_sealed, write_sealed
 
 
 @dataclass
@@ -48,7 +45,8 @@ class Statistics:
         tokens: vectors seen by each input name.
         bad_images: images that could not be read and were left out.
         settings: what the statistics depend on (metric, seed, precision, …) and `image_shape`, plain data.
-        weights: digest of the model's class and all its weights, by name; see `weights.model_digest`.
+        identity: what they were made from: the model's weights and config, the image processor, the images and the
+            version of this package, as digests and short texts.
         corrections: of the predicted losses, by `selection.selection_method`, once they are measured.
         timing: seconds by stage, plain data.
         solutions: what the planner's groups of layers have solved from these moments, by what it depends on; kept in
@@ -62,7 +60,7 @@ class Statistics:
     tokens: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
-    weights: str = ""
+    identity: Identity = field(default_factory=dict)
     corrections: dict[str, LossCorrection] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
     solutions: dict[str, list[Any]] = field(default_factory=dict, compare=False, repr=False)
@@ -73,8 +71,25 @@ class Statistics:
         shape = self.settings.get("image_shape")
         return None if shape is None else tuple(shape)
 
+    @property
+    def weights(self) -> str:
+        """Digest of the model's class and all its weights, by name; see `weights.model_digest`."""
+        return weights_in(self.identity)
+
+    @property
+    def made_from(self) -> Identity:
+        """`identity` and the settings; images go by their content and not by their names."""
+        named = {name: value for name, value in self.settings.items() if name not in ("data", "dataset")}
+        return {**{kind: dict(facts) for kind, facts in self.identity.items()}, SETTINGS: facts_of(named)}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every image has been seen."""
+        seen = self.images + self.bad_images
+        return seen == self.settings.get("images", seen)
+
     def save(self, path: str | Path) -> None:
-        """Write to one safetensors file, beside the target first and then renamed."""
+        """Write to one safetensors file with a checksum, beside the target first and then renamed."""
         tensors = {
             f"{kind}/{name}/{f.name}": tensor.cpu().contiguous()
             for kind in _KINDS
@@ -82,45 +97,29 @@ class Statistics:
             for f in fields(moment)
             if (tensor := getattr(moment, f.name)) is not None
         }
-        plain = {
-            "format_version": FORMAT_VERSION,
-            "images": self.images,
-            "tokens": self.tokens,
-            "bad_images": self.bad_images,
-            "settings": self.settings,
-            "weights": self.weights,
-            "corrections": {method: asdict(correction) for method, correction in self.corrections.items()},
-            "timing": self.timing,
-        }
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"vitcompress_statistics": json.dumps(plain)})
+        plain = {name: getattr(self, name) for name in PLAIN}
+        plain["corrections"] = {method: asdict(correction) for method, correction in self.corrections.items()}
+        write_sealed(path, tensors, plain)
 
     @classmethod
     def load(cls, path: str | Path) -> "Statistics":
         """The reverse of `save`.
 
         Raises:
-            CalibrationError: the file is missing, damaged or something else.
+            CalibrationError: the file is missing, damaged, edited or something else.
         """
-        remedy = "Run the calibration again, or give the file that `vitcompress inspect --statistics` wrote."
-        if not Path(path).is_file():
-            raise CalibrationError(f"There is no statistics file {str(path)!r}. {remedy}")
+        tensors, plain = read_sealed(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                plain = json.loads((file.metadata() or {})["vitcompress_statistics"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise CalibrationError(f"{str(path)!r} is not a complete statistics file ({error}). {remedy}") from error
-        if plain.pop("format_version", None) != FORMAT_VERSION:
-            raise CalibrationError(
-                f"Another version of this package wrote {str(path)!r}, in a form that cannot be checked against a "
-                f"model. {remedy}"
-            )
-        for method, correction in plain["corrections"].items():
-            points = [(predicted, measured) for predicted, measured in correction["points"]]
-            plain["corrections"][method] = LossCorrection(**{**correction, "points": points})
-        moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
-        return cls(**moments, **plain)
+            for method, correction in plain["corrections"].items():
+                points = [(float(predicted), float(measured)) for predicted, measured in correction["points"]]
+                plain["corrections"][method] = LossCorrection(**{**correction, "points": points})
+            moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
+            values = {name: plain[name] for name in PLAIN}
+            _check_forms(values, PLAIN)
+            _check_forms(values["settings"], SETTING_FORMS)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged(path, f"{type(error).__name__}: {error}") from error
+        return cls(**moments, **values)
 
     def to(self, device: torch.device) -> "Statistics":
         """Move all moments to `device`, in place."""
@@ -170,7 +169,7 @@ class Statistics:
         return sizes
 
     def check_layers(self, layers: Iterable[LayerInfo]) -> None:
-        """Refuse layers these statistics do not cover.
+        """Refuse layers these statistics do not cover, and moments that are not those of such layers.
 
         Raises:
             CalibrationError: naming the first such layer.
@@ -182,7 +181,36 @@ class Statistics:
                     f"The statistics hold nothing about {layer.name!r}. They were collected from another model, or "
                     "with other target_modules; calibrate this one."
                 )
+            moments = self.inputs[layer.input_name], self.outputs.get(layer.name), self.gradients.get(layer.name)
+            sizes = {layer.in_features}, {layer.out_features}, {layer.in_features, layer.out_features}
+            for moment, own in zip(moments, sizes, strict=True):
+                if moment is not None and (moment.size not in own or not moment.is_finite()):
+                    raise CalibrationError(
+                        f"What the statistics hold about {layer.name!r} (in, out = {layer.in_features}, "
+                        f"{layer.out_features}) has another size or is not finite. They were changed after they were "
+                        "collected; calibrate again."
+                    )
 
+
+PLAIN: dict[str, Any] = {
+    "images": int,
+    "tokens": dict[str, int],
+    "bad_images": int,
+    "settings": dict[str, Any],
+    "identity": dict[str, dict[str, str]],
+    "corrections": dict[str, Any],
+    "timing": dict[str, float],
+}
+"""Attributes that are plain data, and their types."""
+
+SETTING_FORMS: dict[str, Any] = {
+    "images": int,
+    "layers": list[str],
+    "prunable_inputs": list[str],
+    "image_shape": list[int],
+    "left_out": list[int],
+}
+"""The settings that are more than compared, and their types."""
 
 _KINDS: dict[str, type[Moment] | type[GradientMoment]] = {
     "inputs": Moment,
@@ -191,6 +219,24 @@ _KINDS: dict[str, type[Moment] | type[GradientMoment]] = {
 }
 
 
-def _moments_from(tensors: dict[str, Tensor], kind: str, make: type) -> dict[str, Any]:
-    names = dict.fromkeys(key.split("/")[1] for key in tensors if key.startswith(f"{kind}/"))
-    return {name: make(**{f.name: tensors.get(f"{kind}/{name}/{f.name}") for f in fields(make)}) for name in names}
+def _moments_from(tensors: dict[str, Tensor], kind: str, make: type[Moment] | type[GradientMoment]) -> dict[str, Any]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        own, name, part = key.split("/")
+        if own == kind:
+            found.setdefault(name, {})[part] = tensor
+    return {name: make.from_parts(parts) for name, parts in found.items()}
+
+
+def _check_forms(values: dict[str, Any], forms: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if name in forms and not _fits(value, forms[name]):
+            raise TypeError(f"{name} is not a {forms[name]}")
+
+
+def _fits(value: Any, form: Any) -> bool:
+    inner = get_args(form)
+    if inner:
+        values = value.values() if isinstance(value, dict) else value
+        return isinstance(value, get_origin(form) or form) and all(_fits(one, inner[-1]) for one in values)
+    return form is Any or isinstance(value, (int, float) if form is float else form)

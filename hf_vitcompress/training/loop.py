@@ -70,7 +70,7 @@ class Learner(ABC, Generic[Point]):
     """
 
     doing: str
-    remedy: str
+    remedy: str = ""
     point_type: type[Point]
     point_count: int
     point_at_start: bool = False
@@ -90,12 +90,16 @@ class Learner(ABC, Generic[Point]):
         """Learning rate of a step."""
 
     @abstractmethod
-    def point(self, state: TrainingState[Point]) -> Point:
-        """The point of the course at `state`."""
+    def point(self, state: TrainingState[Point]) -> Point | None:
+        """The point of the course at `state`; `None` where there is nothing to judge and the training ends."""
 
     @abstractmethod
     def caption(self, point: Point) -> str:
         """What the progress bar says about a point."""
+
+    def diverged(self, state: TrainingState[Point], loss: float) -> None:
+        """What follows from a loss that is not finite: an error, unless the training can end there."""
+        raise CompensationError(f"The loss became {loss} after {state.step} steps of {self.doing}. {self.remedy}")
 
     def gives_up(self, state: TrainingState[Point]) -> bool:
         """Whether the training ends at the point that was added last."""
@@ -128,7 +132,7 @@ def run_steps(
         the state at the end. No gradients are left.
 
     Raises:
-        CompensationError: a loss is not finite, or the checkpoint is damaged.
+        CompensationError: a loss is not finite and the learner has no state to end in, or the checkpoint is damaged.
     """
     try:
         state = _resumed(learner, checkpoint)
@@ -146,8 +150,8 @@ def _started(learner: Learner[Point], duration: Duration) -> TrainingState[Point
     """The state before the first step, when the number of steps is fixed."""
     start = time.perf_counter()
     state: TrainingState[Point] = TrainingState()
-    if learner.point_at_start:
-        state.points.append(learner.point(state))
+    if learner.point_at_start and (point := learner.point(state)) is not None:
+        state.points.append(point)
     if duration.minutes is None:
         state.total_steps = learner.steps.in_epochs(duration.value)
     else:
@@ -169,6 +173,9 @@ def _train(
     clock = saved_at = time.perf_counter()
     while state.step < state.total_steps and not state.ended:
         _take_step(learner, state)
+        if state.ended:
+            _save(learner, state, checkpoint)
+            break
         now = time.perf_counter()
         state.seconds, clock = state.seconds + now - clock, now
         bar.update(learner.steps.batch_size)
@@ -197,7 +204,9 @@ def evenly(count: int, total_steps: int) -> set[int]:
 def _take_step(learner: Learner[Point], state: TrainingState[Point]) -> None:
     loss = learner.gradients(state.step)
     if not math.isfinite(loss):
-        raise CompensationError(f"The loss became {loss} after {state.step} steps of {learner.doing}. {learner.remedy}")
+        learner.diverged(state, loss)
+        state.ended = True
+        return
     for group in learner.optimizer.param_groups:
         group["lr"] = learner.learning_rate(state.step, state.total_steps)
     learner.optimizer.step()
@@ -208,8 +217,11 @@ def _take_step(learner: Learner[Point], state: TrainingState[Point]) -> None:
 
 def _add_point(learner: Learner[Point], state: TrainingState[Point], bar: "tqdm[Any]") -> None:
     point = learner.point(state)
-    state.points.append(point)
     state.losses.clear()
+    if point is None:
+        state.ended = True
+        return
+    state.points.append(point)
     state.ended = state.ended or learner.gives_up(state)
     bar.set_postfix_str(learner.caption(point))
 
@@ -226,6 +238,7 @@ def _resumed(learner: Learner[Point], checkpoint: Checkpoint) -> TrainingState[P
     saved = checkpoint.load()
     if saved is None or saved.get("format") != FORMAT:
         return None
-    learner.load_state_dict(saved["learner"])
-    points = [learner.point_type(**point) for point in saved["state"]["points"]]
-    return TrainingState(**{**saved["state"], "points": points})
+    with checkpoint.restoring():
+        learner.load_state_dict(saved["learner"])
+        points = [learner.point_type(**point) for point in saved["state"]["points"]]
+        return TrainingState(**{**saved["state"], "points": points})

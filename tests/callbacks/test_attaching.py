@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_vitcompress.callbacks import CompressionCallback, CompressionMetricsCallback, ProgressiveCompressionCallback
 from hf_vitcompress.callbacks.link import TrainerLink
-from hf_vitcompress.errors import ConfigError
+from hf_vitcompress.errors import ConfigError, OutputError
 from hf_vitcompress.model.assembly import is_factored
 from support import training
 from support.models import tiny_config
@@ -278,3 +278,10 @@ def test_a_callback_keeps_neither_trainer_nor_model(tmp_path: Path, name: str) -
     assert [reference() for reference in held] == [None, None]
     with pytest.raises(ConfigError, match="inside a Trainer only"):
         _ = callback.trainer
+
+
+def test_a_folder_that_it_could_not_save_to_is_refused_before_the_training(tmp_path: Path) -> None:
+    new_model().save_pretrained(tmp_path / "dense")
+    callback = CompressionCallback(CONFIG, output_dir=tmp_path / "dense")
+    with pytest.raises(OutputError, match=r"dense' holds a model .* Choose another folder"):
+        callback.attach(new_trainer(tmp_path / "run"))

@@ -14,8 +14,8 @@ from support.terminal import Run, running_commands  # noqa: F401  (the fixture "
 
 @pytest.fixture
 def recipe_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CompressionConfig]:
-    class StopHereError(Exception):
-        pass
+    class StopHereError(BaseException):
+        """Which no command takes for an error of its own."""
 
     seen: list[CompressionConfig] = []
 

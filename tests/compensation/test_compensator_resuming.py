@@ -1,5 +1,6 @@
 """Compensation that is interrupted, and checkpoints that it does not go on with."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from transformers import PreTrainedModel
 from hf_vitcompress.compensation.compensator import Compensator
 from hf_vitcompress.compensation.distillation import Distillation
 from hf_vitcompress.compensation.residual import ResidualCompensation
-from hf_vitcompress.errors import CompensationError
+from hf_vitcompress.errors import CompensationError, CompensationWarning
+from hf_vitcompress.images.images import ImageSource
 from support.compensated import RECIPE, STAGES, done, every_method, new
 from support.stages import quiet
-from support.students import changed, compressed, lively, logits, low_rank_plan, state_of
+from support.students import Case, changed, compressed, lively, logits, low_rank_plan, state_of
 
 
 @every_method
@@ -112,6 +114,35 @@ def test_other_models_plans_and_images_do_not_go_on_with_a_checkpoint(tmp_path: 
     assert len(names) == 12
 
 
+def compensating(case: Case, images: ImageSource, path: Path) -> Path | None:
+    return Compensator(case.prepared, images, quiet(case.config), path).checkpoint_for("distill", case.plan.layers).path
+
+
+def test_images_go_by_their_content_and_not_by_their_name(tmp_path: Path) -> None:
+    case = compressed(**RECIPE)
+    path, images = tmp_path / "file", case.train
+    changed_image = replace(images, images=[images.images[0] + 1, *images.images[1:]])
+    renamed = replace(images, name="another folder")
+    labelled = replace(images, labels=[1] * len(images))
+    assert compensating(case, renamed, path) == compensating(case, labelled, path) == compensating(case, images, path)
+    assert compensating(case, changed_image, path) != compensating(case, images, path)
+    assert compensating(case, images.select(range(len(images))[::-1]), path) != compensating(case, images, path)
+    learns = compressed(**RECIPE, label_weight=0.5)
+    assert compensating(learns, labelled, path) != compensating(learns, images, path)
+
+
+def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
+    case = compressed(**RECIPE)
+    stages = Compensator(case.prepared, case.train, quiet(case.config), tmp_path / "file")
+    ours, theirs = (stages.checkpoint_for("distill", low_rank_plan({"vit.layers.0.mlp.fc1": r}).layers) for r in (2, 3))
+    assert ours.path is not None
+    assert theirs.path is not None
+    ours.save({"step": 1})
+    ours.path.rename(theirs.path)
+    with pytest.raises(CompensationError, match=r"another plan \(layers .*Delete it to start this stage again"):
+        theirs.load()
+
+
 def test_the_same_plan_under_another_budget_goes_on(dense: PreTrainedModel, images: Tensor, tmp_path: Path) -> None:
     """The stages depend on the shapes, and not on how they were asked for."""
     plan = low_rank_plan({"vit.layers.0.mlp.fc1": 4})
@@ -129,13 +160,23 @@ def test_a_damaged_checkpoint_is_named(dense: PreTrainedModel, images: Tensor, t
         new().compress(dense, images, checkpoint=tmp_path / "file")
 
 
-def test_a_failure_leaves_the_dtype(dense: PreTrainedModel, images: Tensor) -> None:
+def test_a_divergence_is_named_and_leaves_a_model_in_its_dtype(dense: PreTrainedModel, images: Tensor) -> None:
     dense.to(torch.bfloat16)
     compressor = new(learning_rate=1e30)
+    with pytest.warns(CompensationWarning, match="learning_rate"):
+        small = compressor.compress(dense, images)
+    assert done(compressor).loss_after <= done(compressor).loss_before
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
+    assert torch.isfinite(logits(small, images.bfloat16())).all()
+
+
+def test_a_failure_leaves_the_dtype(dense: PreTrainedModel, images: Tensor) -> None:
+    dense.to(torch.bfloat16)
+    compressor = new(feature_weight=1e39)
     statistics = compressor.calibrate(dense, images)
     plan = compressor.plan(dense, statistics)
     small = compressor.build(dense, statistics, plan)
-    with pytest.raises(CompensationError, match="learning_rate"):
+    with pytest.raises(CompensationError, match="feature_weight"):
         compressor.compensate(small, dense, statistics, plan, images)
     assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
     assert torch.isfinite(logits(small, images.bfloat16())).all()

@@ -13,7 +13,7 @@ import hf_vitcompress.training.loop
 from hf_vitcompress.compensation.course import CompensationPoint
 from hf_vitcompress.compensation.distillation import EVALUATIONS, PATIENCE, Distillation
 from hf_vitcompress.durations import Duration
-from hf_vitcompress.errors import CompensationError
+from hf_vitcompress.errors import CompensationError, CompensationWarning
 from hf_vitcompress.evaluation.reference import Reference
 from hf_vitcompress.training.loop import TrainingState
 from hf_vitcompress.training.steps import Steps
@@ -109,26 +109,51 @@ def test_patience_counts_rises_in_the_second_half(losses: list[float], step: int
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_it_in_the_best_state(
-    loss: float, monkeypatch: pytest.MonkeyPatch, case: Case
+    loss: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
     states = judged(monkeypatch, [1.0, 0.9, 0.8, 0.85])
-    student = case.student()
+    student, kept = case.student(), checkpoint(tmp_path / "stage")
     teaching = case.distillation(student)
     take = teaching.gradients
     monkeypatch.setattr(teaching, "gradients", lambda step: take(step) if step < 7 else loss)
-    with pytest.raises(
-        CompensationError, match=r"after 7 steps of distilling\. The best state.*Lower learning_rate \(0\.001\)"
-    ):
-        teaching.run(FIVE_EPOCHS, checkpoint())
+    ended = r"after 7 steps of distilling.*best state.*0\.8000\. Lower learning_rate \(0\.001\)"
+    with pytest.warns(CompensationWarning, match=ended):
+        points = teaching.run(FIVE_EPOCHS, kept)
+    assert [point.loss for point in points] == [1.0, 0.9, 0.8, 0.85]
     assert not changed(states[2], student)
+    again = case.student()
+    assert case.distillation(again).run(FIVE_EPOCHS, kept) == points
+    assert not changed(states[2], again)
+
+
+def test_held_out_images_on_which_it_has_diverged_end_it_in_the_best_state(
+    monkeypatch: pytest.MonkeyPatch, case: Case
+) -> None:
+    states = judged(monkeypatch, [1.0, 0.9, math.nan])
+    student = case.student()
+    with pytest.warns(CompensationWarning, match="The loss became nan after 4 steps"):
+        points = case.distillation(student).run(FIVE_EPOCHS, checkpoint())
+    assert [point.loss for point in points] == [1.0, 0.9]
+    assert not changed(states[1], student)
 
 
 def test_a_learning_rate_beyond_all_measure_is_named() -> None:
     case = lesson(learning_rate=1e30)
     student = case.student()
     before = state_of(student)
-    with pytest.raises(CompensationError, match=r"Lower learning_rate \(1e\+30\)"):
+    with pytest.warns(CompensationWarning, match=r"Lower learning_rate \(1e\+30\)"):
         case.distillation(student).run(FIVE_EPOCHS, checkpoint())
+    assert not changed(before, student)
+
+
+@pytest.mark.parametrize("setting", ["feature_weight", "label_weight"])
+def test_a_learning_rate_that_has_moved_nothing_yet_is_not_blamed(setting: str) -> None:
+    case = lesson(labels=[0] * 96, **{setting: 1e39})
+    student = case.student()
+    before = state_of(student)
+    with pytest.raises(CompensationError, match=rf"before anything has been learnt.*{setting}") as failed:
+        case.distillation(student).run(FIVE_EPOCHS, checkpoint())
+    assert "learning_rate" not in str(failed.value)
     assert not changed(before, student)
 
 

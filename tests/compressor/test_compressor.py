@@ -85,6 +85,7 @@ def test_another_budget_from_saved_statistics_needs_no_images(
 
 def test_everything_needed_lies_in_the_saved_folder(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
+        ".vitcompress-files.json",
         "README.md",
         "config.json",
         "model.safetensors",

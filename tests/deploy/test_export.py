@@ -27,6 +27,7 @@ from hf_vitcompress.deploy import export_formats
 from hf_vitcompress.deploy.export import export_model
 from hf_vitcompress.deploy.export_formats import FORMATS
 from hf_vitcompress.deploy.export_report import ExportResult
+from hf_vitcompress.modeling_factored import MANIFEST_FILE
 from support.programs import MODELS, Make, formed, images_for, run_executorch, run_onnx, skip_without, values_of
 
 SOME = ("dense", "everything", "without a head")
@@ -159,7 +160,7 @@ def test_the_report_names_inputs_and_outputs(exported: Export) -> None:
 @pytest.mark.parametrize("to", FORMATS)
 def test_the_files_and_their_sizes_are_those_of_the_program(to: str, exported: Export, model: PreTrainedModel) -> None:
     result = exported("everything", to)
-    others = {"config.json", "export.json", "export_report.json"}
+    others = {"config.json", "export.json", "export_report.json", MANIFEST_FILE}
     assert {path.name for path in result.folder.iterdir()} == {*result.report.files, *others}
     sizes = {name: (result.folder / name).stat().st_size for name in result.report.files}
     assert sizes == result.report.files

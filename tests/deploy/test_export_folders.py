@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, ViTImageProcessorPil, ViTModel
 from hf_vitcompress.deploy.export import export_model
 from hf_vitcompress.deploy.export_report import ExportReport
 from hf_vitcompress.errors import ConfigError, OutputError
+from hf_vitcompress.modeling_factored import MANIFEST_FILE
 from support.programs import dense
 
 
@@ -37,13 +38,33 @@ def test_an_output_that_exists_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_overwrite_replaces_the_folder_as_a_whole(traced: PreTrainedModel, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
-    export_model(traced, "torch-export", tmp_path / "out", overwrite=True)
-    assert (tmp_path / "out" / "model.pt2").is_file()
-    assert not (tmp_path / "out" / "old.txt").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+def test_overwrite_replaces_an_earlier_program_and_nothing_else(traced: PreTrainedModel, tmp_path: Path) -> None:
+    traced.save_pretrained(tmp_path / "model")
+    out = export_model(tmp_path / "model", "torch-export").folder
+    (out / "notes.md").write_text("mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()}
+    with pytest.raises(OutputError, match="--overwrite"):
+        export_model(tmp_path / "model", "torch-export")
+    export_model(tmp_path / "model", "torch-export", overwrite=True)
+    assert (out / "model.pt2").is_file()
+    assert (out / "notes.md").read_text() == "mine"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.is_file()} == before
+
+
+def test_a_program_of_a_former_version_is_known(traced: PreTrainedModel, tmp_path: Path) -> None:
+    out = export_model(traced, "torch-export", tmp_path / "out").folder
+    (out / MANIFEST_FILE).unlink()
+    export_model(traced, "torch-export", out, overwrite=True)
+    assert (out / MANIFEST_FILE).is_file()
+
+
+@pytest.mark.parametrize("place", ["model", "."])
+def test_a_program_does_not_take_the_place_of_its_model(place: str, traced: PreTrainedModel, tmp_path: Path) -> None:
+    traced.save_pretrained(tmp_path / "model")
+    before = sorted(path.name for path in (tmp_path / "model").iterdir())
+    with pytest.raises(OutputError, match=r"(is|contains) the model"):
+        export_model(tmp_path / "model", "torch-export", tmp_path / place, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == before
 
 
 def test_a_full_disk_leaves_nothing(traced: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.evaluation.latency import Latency
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.model.loading import load_image_processor, load_model
-from hf_vitcompress.modeling_factored import FactoredModelMixin
+from hf_vitcompress.modeling_factored import MANIFEST_FILE, FactoredModelMixin
 from hf_vitcompress.report.report import CompressionReport
 from hf_vitcompress.runtime.weights import disk_bytes, folder_digest
 from support.clean_interpreter import run_script
@@ -391,9 +391,7 @@ def test_the_command_saves_the_image_processor_of_a_dense_model(
     lively().save_pretrained(tmp_path / "dense")
     processor.save_pretrained(tmp_path / "dense")
     quantize_checkpoint(str(tmp_path / "dense"), tmp_path / "int8", quiet=True)
-    assert {path.name for path in (tmp_path / "int8").iterdir()} == {
-        path.name for path in (tmp_path / "dense").iterdir()
-    }
+    assert names_in(tmp_path / "int8") == {*names_in(tmp_path / "dense"), MANIFEST_FILE}
 
 
 def test_an_output_that_exists_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -403,11 +401,22 @@ def test_an_output_that_exists_is_refused_before_anything_is_loaded(tmp_path: Pa
     assert names_in(tmp_path) == {"mine"}
 
 
-def test_overwrite_replaces_a_folder_even_by_its_own_quantized_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    load(folders["default"]).save_pretrained(tmp_path / "model")
+def test_overwrite_replaces_an_earlier_result(folders: dict[str, Path], tmp_path: Path) -> None:
+    load(folders["default"]).save_pretrained(tmp_path / "int8")
+    (tmp_path / "int8" / "LICENSE").write_text("theirs")
     expected = logits(quantize(folders["default"]), PIXELS)
-    quantize_checkpoint(str(tmp_path / "model"), tmp_path / "model", overwrite=True, quiet=True)
-    assert torch.equal(logits(load(tmp_path / "model"), PIXELS), expected)
+    quantize_checkpoint(str(folders["default"]), tmp_path / "int8", overwrite=True, quiet=True)
+    assert torch.equal(logits(load(tmp_path / "int8"), PIXELS), expected)
+    assert (tmp_path / "int8" / "LICENSE").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("place", ["model", "model/int8", "."])
+def test_overwrite_does_not_replace_the_model_it_reads(place: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    load(folders["default"]).save_pretrained(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(OutputError, match=r"(is|contains|lies inside) the model"):
+        quantize_checkpoint(str(tmp_path / "model"), tmp_path / place, overwrite=True, quiet=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
 def test_a_full_disk_leaves_nothing(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import ViTModel
 
+from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.errors import CompensationError, DataError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.importance.gates import gates_of
@@ -72,7 +73,7 @@ class Killed(Exception):  # noqa: N818 (no error of the package's)
 
 
 def test_an_interrupted_learning_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = gate_checkpoint(tmp_path / "stats", small(), images(), quiet(CONFIG))
+    kept = gate_checkpoint(tmp_path / "stats", Subject.alone(small()), images(), quiet(CONFIG))
     expected, report = learned()
     monkeypatch.setattr("hf_vitcompress.training.loop.CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr("hf_vitcompress.training.loop.CHECK_EVERY", 3)
@@ -121,6 +122,6 @@ def test_scores_of_other_architectures_are_learned(kind: str) -> None:
 
 
 def test_no_path_keeps_no_checkpoint() -> None:
-    kept = gate_checkpoint(None, small(), images(), quiet(CONFIG))
+    kept = gate_checkpoint(None, Subject.alone(small()), images(), quiet(CONFIG))
     assert isinstance(kept, Checkpoint)
     assert kept.path is None

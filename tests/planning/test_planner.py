@@ -65,6 +65,8 @@ def test_costs_of_any_plan_are_those_of_the_built_model(method: str) -> None:
 def test_the_lowest_keep_ratio_can_be_had_and_nothing_below(method: str, multiple: int) -> None:
     ready = prepared(**METHODS[method], rank_multiple=multiple)
     lowest = ready.lowest_keep_ratio(multiple)
+    fewest = [min(choice.parameters for choice in group.choices(multiple)) for group in ready.groups]
+    assert [group.smallest(multiple) for group in ready.groups] == fewest, "known without solving anything"
     settings = {**METHODS[method], "rank_multiple": multiple}
     plan = ready.plan(config_of(**settings, keep_ratio=lowest * 1.0001), exact=False)
     assert plan.keep_ratio == pytest.approx(lowest)

@@ -52,15 +52,21 @@ def test_nothing_else_in_the_folder_is_published(hub: FakeHub, folder: Path) -> 
     assert len(pushes(hub)) == 1
 
 
-def test_a_folder_of_links_is_published_with_what_they_lead_to(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
-    """As the cache of the Hub's client is."""
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    for path in folder.iterdir():
-        (linked / path.name).symlink_to(path)
-    push_folder(linked, "me/x")
-    assert hub.files("me/x")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    assert all(path.is_symlink() for path in linked.iterdir())
+def test_a_snapshot_in_the_cache_of_the_hub_is_published_with_what_its_links_lead_to(
+    hub: FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    snapshot, blobs = tmp_path / "models--me--x" / "snapshots" / "abc", tmp_path / "models--me--x" / "blobs"
+    (snapshot / "onnx").mkdir(parents=True)
+    blobs.mkdir()
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"program")
+    for number, name in enumerate(contents(folder)):
+        (folder / name).rename(blobs / str(number))
+        (snapshot / name).symlink_to(blobs / str(number))
+    push_folder(snapshot, "me/x")
+    assert hub.files("me/x").keys() == {*PUBLISHED, "onnx/model.onnx"}
+    assert hub.files("me/x")["model.safetensors"] == (snapshot / "model.safetensors").read_bytes()
+    assert (snapshot / "model.safetensors").is_symlink()
 
 
 def test_a_name_without_an_organization_is_the_users_own(hub: FakeHub, folder: Path) -> None:

@@ -11,7 +11,8 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from hf_vitcompress import CompressionConfig, CompressionPlan, CompressionReport
 from hf_vitcompress.errors import ReportError
 from hf_vitcompress.publish import retries
-from hf_vitcompress.publish.record import PLAN_FILE, RECIPE_FILE, SavedFiles, restored_companions
+from hf_vitcompress.publish.names import PLAN_FILE, RECIPE_FILE
+from hf_vitcompress.publish.record import SavedFiles, lies_beside, restored_companions
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.published import PUBLISHED, Made, block_count, contents
 
@@ -118,7 +119,7 @@ def test_a_damaged_report_is_named_when_it_is_to_be_saved(folder: Path, tmp_path
 
 def test_files_without_a_report_are_copied_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Words\n")
-    saved = SavedFiles.of(tmp_path, ("README.md", "LICENSE*"))
+    saved = SavedFiles.of(tmp_path, lies_beside)
     (tmp_path / "copy").mkdir()
     saved.save_pretrained(tmp_path / "copy")
     assert contents(tmp_path / "copy") == {"README.md": b"# Words\n"}

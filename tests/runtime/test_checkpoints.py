@@ -4,13 +4,18 @@ import io
 import os
 import pickle
 import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from hf_vitcompress.errors import CompensationError, OutputError
+from hf_vitcompress.runtime import identity
+from hf_vitcompress.runtime.checkpoints import Checkpoint
 from support.students import checkpoint
 
 
@@ -85,6 +90,95 @@ def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(CompensationError, match=r"stage' is not a complete checkpoint\. Delete it"):
             checkpoint(path).load()
+
+
+def test_no_bit_of_a_checkpoint_changes_unnoticed(tmp_path: Path) -> None:
+    path, generator = tmp_path / "stage", random.Random(0)
+    saved = {"step": 3, "tensors": {"a": torch.arange(512.0)}}
+    checkpoint(path).save(saved)
+    whole = path.read_bytes()
+    for _ in range(300):
+        flipped = bytearray(whole)
+        flipped[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            loaded = checkpoint(path).load()
+        except CompensationError:
+            continue
+        assert loaded is not None  # the bit was in what an archive says about its files, such as their dates
+        assert loaded["step"] == 3
+        assert torch.equal(loaded["tensors"]["a"], saved["tensors"]["a"])
+
+
+OTHERS: list[Any] = [
+    [1, 2],
+    "text",
+    torch.ones(2),
+    {},
+    {"step": 3},
+    {"identity": {}, "state": {}, "more": 1},
+    {"identity": [], "state": {}},
+    {"identity": {"other settings": 3}, "state": {}},
+]
+
+
+@pytest.mark.parametrize("content", OTHERS, ids=str)
+def test_a_file_of_another_content_is_named_with_what_to_do(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "stage")
+    kept = Checkpoint(tmp_path / "stage", Accelerator(), {"other settings": {"seed": "0"}})
+    with pytest.raises(CompensationError, match=r"stage' is not a complete checkpoint\. Delete it"):
+        kept.load()
+
+
+MADE_FROM = {"another model": {"weights": "a"}, "other settings": {"seed": "0"}}
+
+
+def test_checkpoints_are_named_after_what_they_are_made_from(tmp_path: Path) -> None:
+    def name(stage: str = "distill", **changes: dict[str, str]) -> str:
+        path = Checkpoint.beside(tmp_path / "file", stage, {**MADE_FROM, **changes}, Accelerator()).path
+        assert path is not None
+        assert path.parent == tmp_path
+        return path.name
+
+    assert name().startswith("file.distill-")
+    assert name() == name()
+    assert len({name(), name("residual"), name(plan={"rank": "1"}), name(**{"other settings": {"seed": "1"}})}) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"another model": {"weights": "b"}}, "another model (weights a, now b)"),
+        ({"other settings": {"seed": "1"}}, "other settings (seed 0, now 1)"),
+    ],
+)
+def test_a_renamed_checkpoint_of_something_else_is_refused(
+    changes: dict[str, dict[str, str]], told: str, tmp_path: Path
+) -> None:
+    ours = Checkpoint.beside(tmp_path / "file", "distill", MADE_FROM, Accelerator())
+    theirs = Checkpoint.beside(tmp_path / "file", "distill", {**MADE_FROM, **changes}, Accelerator())
+    assert ours.path is not None
+    assert theirs.path is not None
+    ours.save({"step": 1})
+    ours.path.rename(theirs.path)
+    with pytest.raises(CompensationError, match=re.escape(f"was made with {told}. Delete it")):
+        theirs.load()
+
+
+def test_a_checkpoint_of_another_stage_or_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = Checkpoint.beside(tmp_path / "file", "distill", MADE_FROM, Accelerator())
+    theirs = Checkpoint.beside(tmp_path / "file", "residual", MADE_FROM, Accelerator())
+    assert ours.path is not None
+    assert theirs.path is not None
+    ours.save({"step": 1})
+    shutil.copy(ours.path, theirs.path)
+    with pytest.raises(CompensationError, match=r"another stage \(name distill, now residual\)"):
+        theirs.load()
+    monkeypatch.setattr(identity, "__version__", "99.0")
+    later = Checkpoint.beside(tmp_path / "file", "distill", MADE_FROM, Accelerator())
+    assert later.path == ours.path
+    with pytest.raises(CompensationError, match=r"another version of this package \(version .*, now 99\.0\)"):
+        later.load()
 
 
 def test_a_file_cannot_run_code(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
@@ -13,7 +15,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, Statistics, ViTCompressor, cli
 from hf_vitcompress.errors import OutputError
-from hf_vitcompress.runtime.files import atomic_path, check_new_folder
+from hf_vitcompress.runtime.files import atomic_path, check_apart, check_file, with_ending, write_text
 from support.models import DIGITS
 
 MODEL = DIGITS / "model"
@@ -37,9 +39,9 @@ def names(folder: Path) -> list[str]:
 # ---- atomic_path
 
 
-def write_and_fail(path: Path, error: BaseException, folder: bool = False) -> None:
-    with atomic_path(path, folder=folder) as temporary:
-        (temporary / "new.txt" if folder else temporary).write_text("half")
+def write_and_fail(path: Path, error: BaseException) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
         raise error
 
 
@@ -81,56 +83,133 @@ def test_a_place_that_is_no_folder_is_an_output_error(tmp_path: Path) -> None:
         pytest.fail("there is nowhere to write to")
 
 
-def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "out", folder=True) as temporary:
-        (temporary / "a.txt").write_text("new")
-        assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out" / "a.txt").read_text() == "new"
-    assert names(tmp_path) == ["out"]
+def test_what_a_process_that_has_ended_left_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".a.txt.{ended.pid}.part", f".a.txt.{ended.pid}-{ended.pid}.part"):
+        (tmp_path / name).write_text("half")
+    others = [f".a.txt.{os.getppid()}-1.part", f".b.txt.{ended.pid}.part", ".a.txt.part", "a.txt.1.part"]
+    for name in others:
+        (tmp_path / name).write_text("of others")
+    write_text(tmp_path / "a.txt", "new")
+    assert names(tmp_path) == sorted([*others, "a.txt"])
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
-    with atomic_path(tmp_path / "out", folder=True) as temporary:
-        (temporary / "new.txt").write_text("new")
-    assert names(tmp_path / "out") == ["new.txt"]
-    assert names(tmp_path) == ["out"]
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    write_text(tmp_path / "elsewhere" / "b.txt", "old")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "elsewhere" / "b.txt")
+    (tmp_path / "folder").symlink_to("elsewhere", target_is_directory=True)
+    write_text(tmp_path / "a.txt", "new")
+    write_text(tmp_path / "folder" / "c.txt", "new")
+    assert not (tmp_path / "a.txt").is_symlink()
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert (tmp_path / "elsewhere" / "b.txt").read_text() == "old"
+    assert (tmp_path / "elsewhere" / "c.txt").read_text() == "new"
 
 
-@pytest.mark.parametrize("error", [ValueError, OSError])
-def test_a_failure_leaves_the_old_folder(error: type[Exception], tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
-    with pytest.raises(error):
-        write_and_fail(tmp_path / "out", error(), folder=True)
-    assert names(tmp_path / "out") == ["old.txt"]
-    assert names(tmp_path) == ["out"]
+def test_the_other_name_of_a_file_keeps_its_content(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    (tmp_path / "backup.txt").hardlink_to(tmp_path / "a.txt")
+    write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "backup.txt").read_text() == "old"
 
 
-# ---- check_new_folder
+LONGEST = "ä" * 125 + ".json"  # 255 bytes
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_a_new_or_an_empty_folder_will_do(overwrite: bool, tmp_path: Path) -> None:
-    check_new_folder(tmp_path, overwrite)
-    check_new_folder(tmp_path / "new", overwrite)
-    assert names(tmp_path) == []
+def test_names_may_be_as_long_as_file_systems_allow(tmp_path: Path) -> None:
+    write_text(tmp_path / LONGEST, "new")
+    assert names(tmp_path) == [LONGEST]
+    derived = with_ending(tmp_path / LONGEST, ".stage-0123456789")
+    write_text(derived, "a checkpoint")
+    assert derived.name.endswith(".stage-0123456789")
+    assert with_ending(tmp_path / "short", ".x") == tmp_path / "short.x"
 
 
-def test_a_full_folder_needs_permission(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("mine")
-    with pytest.raises(OutputError, match="--overwrite"):
-        check_new_folder(tmp_path)
-    check_new_folder(tmp_path, overwrite=True)
-    assert names(tmp_path) == ["a.txt"]
+@pytest.mark.parametrize("name", ["ä" * 128, "nul\0nul"])
+def test_names_that_no_file_can_have_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot be an output.*Choose another name"):
+        write_text(tmp_path / name, "new")
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_a_file_is_never_replaced_by_a_folder(overwrite: bool, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("mine")
-    with pytest.raises(OutputError, match="is a file"):
-        check_new_folder(tmp_path / "a.txt", overwrite)
+@pytest.mark.parametrize("blank", ["", " ", "\t\n"])
+def test_a_blank_name_is_refused(blank: str) -> None:
+    with pytest.raises(OutputError, match="is empty"):
+        write_text(blank, "new")
+
+
+# ---- before any work
+
+
+def test_a_file_that_is_new_or_may_be_renewed_will_do(tmp_path: Path) -> None:
+    check_file(tmp_path / "deeper" / "new.json")
+    write_text(tmp_path / "old.json", "old")
+    check_file(tmp_path / "old.json", renews=lambda path: path.read_text() == "old")
+    assert names(tmp_path) == ["old.json"]
+
+
+def test_a_file_that_somebody_else_wrote_is_refused(tmp_path: Path) -> None:
+    write_text(tmp_path / "thesis.json", "mine")
+    with pytest.raises(OutputError, match=r"thesis\.json.*exists and would be replaced"):
+        check_file(tmp_path / "thesis.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", "is a folder"),
+        ("pipe", "is a device or a pipe"),
+        ("file/a.json", "Not a directory"),
+        pytest.param(
+            "read-only/a.json",
+            "not a folder that you may write to",
+            marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere"),
+        ),
+    ],
+)
+def test_a_file_that_could_not_be_written_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "read-only").mkdir(mode=0o500)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=message):
+        check_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("output", "given", "relation"),
+    [
+        ("photos", "photos", "is"),
+        (".", "photos", "contains"),
+        ("photos/out", "photos", "lies inside"),
+        ("photos/not/yet/there", "photos", "lies inside"),
+        ("link", "photos", "is"),
+        ("photos", "link", "is"),
+        ("link/out", "photos", "lies inside"),
+        ("photos/../photos/out", "photos", "lies inside"),
+        ("photos/a.png", "photos/a.png", "is"),
+        ("photos", "photos/a.png", "contains"),
+        ("again.png", "photos/a.png", "is"),
+    ],
+)
+def test_an_output_is_apart_from_every_input(output: str, given: str, relation: str, tmp_path: Path) -> None:
+    write_text(tmp_path / "photos" / "a.png", "an image")
+    (tmp_path / "link").symlink_to("photos", target_is_directory=True)
+    (tmp_path / "again.png").hardlink_to(tmp_path / "photos" / "a.png")
+    target = Path(os.path.realpath(tmp_path / output))
+    with pytest.raises(OutputError, match=rf"{relation} the images.*Choose another place"):
+        check_apart(target, {"the model": None, "the images": str(tmp_path / given)})
+
+
+def test_an_output_beside_inputs_will_do(tmp_path: Path) -> None:
+    write_text(tmp_path / "photos" / "a.png", "an image")
+    inputs = {"the images": tmp_path / "photos", "the model": "google/vit", "more": object(), "none": None}
+    check_apart(tmp_path / "photos-small", inputs)
+    check_apart(tmp_path / "photos" / "out", inputs, beside=("the images",))
+    with pytest.raises(OutputError, match="is the images"):
+        check_apart(tmp_path / "photos", inputs, beside=("the images",))
+    with pytest.raises(OutputError, match="is the model"):
+        check_apart(tmp_path / "photos", {"the model": SimpleNamespace(name_or_path=str(tmp_path / "photos"))})
 
 
 # ---- a full disk
@@ -185,11 +264,11 @@ def test_a_model_that_does_not_fit_leaves_nothing(
 def test_a_model_that_does_not_fit_leaves_the_earlier_one(
     compressed: tuple[PreTrainedModel, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "model.safetensors").write_bytes(b"the earlier one")
+    compressed[0].save_pretrained(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert compress_on_a_full_disk(compressed[1], tmp_path / "out", monkeypatch, "--overwrite") == 1
     assert names(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"the earlier one"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 def test_save_pretrained_on_a_full_disk_leaves_no_half_of_a_model(
@@ -197,7 +276,7 @@ def test_save_pretrained_on_a_full_disk_leaves_no_half_of_a_model(
 ) -> None:
     with full_disk(LIMIT), pytest.raises((OSError, SafetensorError)):
         compressed[0].save_pretrained(tmp_path / "out")
-    assert not (tmp_path / "out").exists() or names(tmp_path / "out") == []
+    assert names(tmp_path) == []
 
 
 def test_save_pretrained_on_a_full_disk_leaves_the_earlier_model(

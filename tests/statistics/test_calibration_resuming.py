@@ -89,9 +89,12 @@ from hf_vitcompress.statistics import calibration
 from hf_vitcompress.images import ImageSource
 
 class Killer(list):
+    looked = False
+
     def __getitem__(self, index):
-        if index == 70:
+        if index == 70 and self.looked:
             os.kill(os.getpid(), signal.SIGKILL)
+        self.looked = self.looked or index == 70
         return super().__getitem__(index)
 
 calibration.CHECKPOINT_SECONDS = -1.0

@@ -99,17 +99,18 @@ every_mlp = pytest.mark.parametrize("mlp", ["auto", "low_rank"])
 
 
 class Poisoned(Sequence):
-    """Images of which reading number `at` ends the program's patience."""
+    """Images of which number `at` ends the program's patience when it is wanted again, after a look at its content."""
 
     def __init__(self, images: Sequence | Tensor, at: int) -> None:
-        self.images, self.at = images, at
+        self.images, self.at, self.looked = images, at, False
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Any:
-        if index == self.at:
+        if index == self.at and self.looked:
             raise KeyboardInterrupt
+        self.looked = self.looked or index == self.at
         return self.images[index]
 
 

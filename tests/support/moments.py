@@ -41,5 +41,5 @@ def same(left: Statistics, right: Statistics) -> bool:
                 a, b = getattr(ours[name], f.name), getattr(theirs[name], f.name)
                 if (a is None) != (b is None) or (a is not None and (a.dtype != b.dtype or not torch.equal(a, b))):
                     return False
-    plain = ("images", "tokens", "bad_images", "settings", "weights", "corrections")
+    plain = ("images", "tokens", "bad_images", "settings", "identity", "corrections")
     return all(getattr(left, name) == getattr(right, name) for name in plain)

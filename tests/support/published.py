@@ -18,6 +18,7 @@ from transformers import (
 from hf_vitcompress import CompressionConfig, CompressionReport, ViTCompressor, evaluate_model
 from hf_vitcompress.errors import DataWarning
 from hf_vitcompress.evaluation.latency import measure_latency
+from hf_vitcompress.modeling_factored import MANIFEST_FILE
 from hf_vitcompress.report.card_file import Card
 from support.models import TINY, seeded
 
@@ -76,7 +77,7 @@ def make(root: Path) -> Made:
         subject = compressor.open(dense)
         source = compressor.open_images(images, subject)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)  # a random model guesses
+            warnings.simplefilter("ignore", DataWarning)  # a random model is no better than guessing
             report.evaluation = evaluate_model(small, source, subject.processor, subject.model, progress=False)
         report.latency = [measure_latency(subject.model, small, 1, rounds=4)]
         small.save_pretrained(folder)
@@ -100,8 +101,9 @@ def save_images(folder: Path, per_class: int = 9) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Every file below a folder, but the list of those that are ours."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST_FILE]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def card_of(files: dict[str, bytes]) -> Card:

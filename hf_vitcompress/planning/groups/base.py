@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from ...architectures.layers import LayerInfo, attention_keys, linear_layer
 from ...config import CompressionConfig
-from ...errors import ConfigError
+from ...errors import ConfigError, shown
 from ...metrics import METRICS
 from ...model.assembly import Shapes
 from ...statistics.statistics import Statistics
@@ -166,6 +166,10 @@ class LayerGroup(ABC):
         """The cost and predicted error of any shapes the group can have."""
 
     @abstractmethod
+    def smallest(self, multiple: int) -> int:
+        """Fewest parameters of all `choices`; known before `solve`."""
+
+    @abstractmethod
     def check(self, shapes: Shapes) -> None:
         """Refuse shapes that the group cannot have.
 
@@ -193,10 +197,12 @@ def refuse(name: str, shape: Mapping[str, Any], allowed: Mapping[str, int]) -> N
     """Raise `ConfigError` unless every entry of `shape` is a whole number in 1 … `allowed`."""
     for key, value in shape.items():
         if key not in allowed:
-            raise ConfigError(f"The plan gives {name!r} the unknown shape {key!r}; it may have {', '.join(allowed)}.")
+            raise ConfigError(
+                f"The plan gives {name!r} the unknown shape {shown(key)}; it may have {', '.join(allowed)}."
+            )
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= allowed[key]:
             raise ConfigError(
-                f"The plan gives {name!r} the {key} {value!r}; it must be a whole number in 1 … {allowed[key]}."
+                f"The plan gives {name!r} the {key} {shown(value)}; it must be a whole number in 1 … {allowed[key]}."
             )
 
 

@@ -66,10 +66,16 @@ class HeadsGroup(LayerGroup):
     def choice(self, shapes: Shapes) -> Choice:
         width = shapes.get(self.layers[-1].name, {}).get("in_features", self.layers[-1].in_features)
         kept = width // self.size
-        parameters = self.dense_parameters * kept // self.heads
+        parameters = self._parameters(kept)
         weights = sum(layer.parameters for layer in self.layers) * kept // self.heads
         macs = weights * self.positions + 2 * self.products * width  # with scores and their use
         return Choice(parameters, macs, float(self.solution[1][kept]), shapes)
+
+    def _parameters(self, kept: int) -> int:
+        return self.dense_parameters * kept // self.heads
+
+    def smallest(self, multiple: int) -> int:
+        return self._parameters(1)
 
     def choices(self, multiple: int) -> list[Choice]:
         return [self.choice(self._shapes(kept)) for kept in range(1, self.heads)] + [self.choice({})]

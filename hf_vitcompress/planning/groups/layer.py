@@ -20,17 +20,25 @@ class SingleLayerGroup(LayerGroup):
         narrow, wide = self.moments[0].sides
         return self.energy_scale(error_curve(roots(narrow, self.config.damping)[0], wide))
 
-    def choice(self, shapes: Shapes) -> Choice:
+    def _parameters(self, rank: int | None) -> int:
         layer = self.layers[0]
-        rank = shapes.get(layer.name, {}).get("rank")
-        parameters = layer.parameters if rank is None else rank * layer.parameters_per_rank
+        return layer.parameters if rank is None else rank * layer.parameters_per_rank
+
+    def choice(self, shapes: Shapes) -> Choice:
+        rank = shapes.get(self.layers[0].name, {}).get("rank")
+        parameters = self._parameters(rank)
         error = 0.0 if rank is None else float(self.solution[rank])
         return Choice(parameters, parameters * self.positions, error, shapes)
 
+    def _ranks(self, multiple: int) -> range:
+        return ranks_below(self.layers[0].in_features, self.layers[0].out_features, multiple)
+
     def choices(self, multiple: int) -> list[Choice]:
-        layer = self.layers[0]
-        ranks = ranks_below(layer.in_features, layer.out_features, multiple)
-        return [self.choice({layer.name: {"rank": rank}}) for rank in ranks] + [self.choice({})]
+        name = self.layers[0].name
+        return [self.choice({name: {"rank": rank}}) for rank in self._ranks(multiple)] + [self.choice({})]
+
+    def smallest(self, multiple: int) -> int:
+        return min(self._parameters(rank) for rank in [*self._ranks(multiple)[:1], None])
 
     def check(self, shapes: Shapes) -> None:
         for name, shape in shapes.items():

@@ -18,7 +18,7 @@ from ...model.assembly import Shapes
 from ..closed_form import error_curve, roots, solve
 from ..features import Features, features_between
 from ..layer_moments import as_matrix
-from ..pareto import rank_options, undominated
+from ..pareto import rank_options, ranks_below, undominated
 from ..pruning import cut_errors, fisher_order, magnitude_order, repaired_errors, value_rotation
 from ..selection import learned_scores
 from .base import Choice, LayerGroup, RegressionTarget, factored, refuse, shifted
@@ -116,9 +116,7 @@ class PairGroup(LayerGroup):
         solution = PairSolution(order.cpu(), rotation, self.energy_scale(pruned), {})
         self.solution = solution
         if self.may_factor:
-            smallest = self.step(self.config.rank_multiple)
-            step = smallest * max(1, round(self.width / FACTORED_WIDTHS / smallest))
-            for width in [*range(step, self.width, step), self.width]:
+            for width in self._factored_widths():
                 self._factored_errors(width, features)
         return solution
 
@@ -133,6 +131,15 @@ class PairGroup(LayerGroup):
     def step(self, multiple: int) -> int:
         """The smallest step of widths that is a multiple of `multiple` and leaves all heads alike."""
         return math.lcm(multiple, self.heads)
+
+    def _widths(self, multiple: int) -> list[int]:
+        step = self.step(multiple)
+        return [*range(step, self.width, step), self.width]
+
+    def _factored_widths(self) -> list[int]:
+        """Those at which the planner sees the layers factored, too."""
+        smallest = self.step(self.config.rank_multiple)
+        return self._widths(smallest * max(1, round(self.width / FACTORED_WIDTHS / smallest)))
 
     def kept(self, width: int) -> Tensor:
         """Which (rotated) features remain, in the order in which the layers have them."""
@@ -201,8 +208,8 @@ class PairGroup(LayerGroup):
 
     def choices(self, multiple: int) -> list[Choice]:
         """Those that no other beats in error and parameters, or in error and multiplications; and the dense one."""
-        step, choices = self.step(multiple), []
-        for width in [*range(step, self.width, step), self.width]:
+        choices = []
+        for width in self._widths(multiple):
             curves, error = self.solution.factored.get(width), self._pruned_error(width)
             for weights, own, ranks in rank_options(self._sides, width, curves, multiple, error):
                 if shapes := self._shapes(width, ranks):
@@ -214,6 +221,14 @@ class PairGroup(LayerGroup):
             *sorted((choices[i] for i in sorted(best)), key=lambda one: (one.parameters, one.macs)),
             self.choice({}),
         ]
+
+    def smallest(self, multiple: int) -> int:
+        factored = self._factored_widths() if self.may_factor else []
+        return min(
+            self._biases(width)
+            + sum(_fewest(side, width, multiple if width in factored else None) for side in self._sides)
+            for width in self._widths(multiple)
+        )
 
     def check(self, shapes: Shapes) -> None:
         for layer, key in self._keys:
@@ -282,3 +297,13 @@ class PairGroup(LayerGroup):
         if any(ranks):
             words.append("ranks " + ", ".join("dense" if rank is None else str(rank) for rank in ranks))
         return "; ".join(words) or "dense"
+
+
+def _fewest(side: int, width: int, multiple: int | None) -> int:
+    """Weight entries of a layer between `side` and `width` features, dense or at its lowest rank.
+
+    Args:
+        multiple: of which ranks are multiples; `None` where the layer may not be factored.
+    """
+    ranks = [] if multiple is None else ranks_below(side, width, multiple)[:1]
+    return min([side * width, *(rank * (side + width) for rank in ranks)])

@@ -46,17 +46,27 @@ class QueryKeyGroup(LayerGroup):
         narrow, wide = self._sides()
         return self.energy_scale(error_curve(roots(narrow, self.config.damping)[0], wide))
 
+    @property
+    def _outputs(self) -> int:
+        return sum(layer.out_features for layer in self.layers)
+
+    def _ranks(self, multiple: int) -> range:
+        return ranks_below(self.layers[0].in_features, self._outputs, multiple)
+
+    def _parameters(self, rank: int | None) -> int:
+        return self.dense_parameters if rank is None else rank * (self.layers[0].in_features + self._outputs)
+
     def choice(self, shapes: Shapes) -> Choice:
         rank = shapes.get(self.name, {}).get("qk_rank")
-        outputs = sum(layer.out_features for layer in self.layers)
-        parameters = self.dense_parameters if rank is None else rank * (self.layers[0].in_features + outputs)
+        parameters = self._parameters(rank)
         error = 0.0 if rank is None else float(self.solution[rank])
         return Choice(parameters, parameters * self.positions, error, shapes)
 
     def choices(self, multiple: int) -> list[Choice]:
-        outputs = sum(layer.out_features for layer in self.layers)
-        ranks = ranks_below(self.layers[0].in_features, outputs, multiple)
-        return [self.choice({self.name: {"qk_rank": rank}}) for rank in ranks] + [self.choice({})]
+        return [self.choice({self.name: {"qk_rank": rank}}) for rank in self._ranks(multiple)] + [self.choice({})]
+
+    def smallest(self, multiple: int) -> int:
+        return min(self._parameters(rank) for rank in [*self._ranks(multiple)[:1], None])
 
     def check(self, shapes: Shapes) -> None:
         for name, shape in shapes.items():

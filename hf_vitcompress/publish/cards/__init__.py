@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard
 
 from ...modeling_factored import CARD_FILE
 from ...report.card_file import Card
 from ...report.report import FIGURE_FILE, CompressionReport
-from ...runtime.files import atomic_path
+from ...runtime.files import write_text
+from ..names import is_inside
 from . import wording
 from .citations import citations
 from .merging import END, START, renewed
@@ -31,19 +31,24 @@ def write_card(
     report: CompressionReport | None = None,
     repo_id: str | None = None,
     known: Mapping[str, Any] | None = None,
+    into: str | Path | None = None,
 ) -> Card:
     """Write `README.md` into a checkpoint folder, or renew our part of the one that is there; returns it.
 
     Arguments as of `model_card`; what the metadata of that file says counts as known, too.
+
+    Args:
+        into: another folder, whose card is written instead.
     """
-    path = Path(folder) / CARD_FILE
-    existing = Card.load(path) if path.is_file() else None
+    path = Path(into or folder) / CARD_FILE
+    existing = (
+        Card.load(path) if is_inside(Path(into or folder), path) else None
+    )  # a link may lead to what nobody may read
     stated = {} if existing is None else existing.metadata
     card = model_card(folder, report, repo_id, {**stated, **(known or {})})
     if existing is not None:
         card = renewed(existing, card)
-    with atomic_path(path) as temporary:
-        temporary.write_text(str(card), encoding="utf-8")
+    write_text(path, str(card))
     return card
 
 
@@ -81,7 +86,7 @@ def model_card(
         quantized=report.quantization is not None,
         packages="hf-vitcompress torchao" if report.quantization else "hf-vitcompress",
         making=wording.making(subject),
-        recipe=yaml.safe_dump(report.settings).strip(),
+        recipe=subject.recipe,
         limits=wording.limits(subject),
         references=citations(report.settings),
     )

@@ -6,10 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from ...errors import ReportError
 from ...evaluation.evaluation import Evaluation
 from ...model.loading import auto_class_name
+from ...report.outside import for_markdown
 from ...report.provenance import is_repo_id
 from ...report.report import CompressionReport
+from ...runtime.text import printable
 from ...runtime.weights import disk_bytes, folder_digest, stored_dtypes
 
 CLASSIFIER = "AutoModelForImageClassification"
@@ -20,7 +25,8 @@ class CardSubject:
     """A folder with a compressed model.
 
     Attributes:
-        report: of the compression.
+        report: of the compression; its texts are safe in Markdown.
+        recipe: its settings as YAML, safe in a block of code.
         auto_class: name of the Auto class that loads it.
         disk_bytes: of its weights.
         dtypes: they are stored in.
@@ -29,6 +35,7 @@ class CardSubject:
     """
 
     report: CompressionReport
+    recipe: str
     auto_class: str
     disk_bytes: int
     dtypes: list[str]
@@ -51,20 +58,34 @@ class CardSubject:
         report = report or CompressionReport.load(folder)
         calibration_dataset = _published(report.calibration_dataset)
         report = replace(report, origin=report.origin.completed(known or {}), calibration_dataset=calibration_dataset)
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        model_type, architectures = _class_of(Path(folder) / "config.json")
         digest = folder_digest(folder)
         judged = report.evaluation
         if judged is not None:
             of_these = digest is not None and digest == (judged.weights or report.weights)
             judged = replace(judged, dataset=_published(judged.dataset)) if of_these else None
         return cls(
-            report,
-            auto_class_name(config.get("model_type", ""), config.get("architectures")),
+            for_markdown(report),
+            yaml.safe_dump(report.settings).strip().replace("<!--", "<! --").replace("```", "` ` `"),
+            auto_class_name(model_type, architectures),
             disk_bytes(folder),
             stored_dtypes(folder),
             same_weights=digest is not None and report.weights == digest,
-            evaluation=judged,
+            evaluation=for_markdown(judged),
         )
+
+
+def _class_of(config: Path) -> tuple[str, list[str]]:
+    """Model type and architectures of a `config.json`.
+
+    Raises:
+        ReportError: it is that of no model.
+    """
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        return str(content.get("model_type", "")), [str(name) for name in content.get("architectures") or []]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise ReportError(f"{str(config)!r} is damaged: {printable(str(error))}. Save the model again.") from error
 
 
 def _published(dataset: str | None) -> str | None:

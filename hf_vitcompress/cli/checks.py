@@ -1,0 +1,65 @@
+"""What is wrong with the words of a command line, whatever the command."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import CompressionConfig
+from ..errors import ConfigError, OutputError, shown
+from ..runtime.files import LONGEST_NAME
+
+LONGEST_PATH = 4095
+"""Bytes that file systems take."""
+
+PATHS = ("model", "data", "against", "test", "validation", "folder", "plan", "config_file", "metric")
+"""Arguments that name what is read."""
+
+OUTPUTS = ("output", "statistics", "figure", "json_file")
+"""Arguments that name what is written."""
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse blank words: they are variables of the shell that were never set.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    for before, word in zip(["", *words], words, strict=False):
+        flag = before if not word.strip() else word.strip().removesuffix("=")
+        if not word.strip() or (word.startswith("--") and word.strip().endswith("=")):
+            name = flag if flag.startswith("-") else "An argument"
+            raise ConfigError(f"{name} is empty; give a value, or leave it out. Was a variable of the shell not set?")
+
+
+def check_paths(arguments: Mapping[str, Any]) -> None:
+    """Refuse names that no file can have.
+
+    Raises:
+        ConfigError, OutputError: naming the argument.
+    """
+    for argument, value in arguments.items():
+        for text in value if isinstance(value, list) else [value]:
+            if argument in PATHS + OUTPUTS and isinstance(text, str | Path):
+                _check_name(argument, str(text))
+
+
+def check_use_of(validation: str | None, config: CompressionConfig) -> None:
+    """Refuse validation images that no search would look at.
+
+    Raises:
+        ConfigError: the budget is not `max_accuracy_drop`.
+    """
+    if validation is not None and config.budget != "max_accuracy_drop":
+        raise ConfigError(
+            f"--validation holds the images to search --max-accuracy-drop on, and the budget is {config.budget}. Leave "
+            "it out; --test judges the result."
+        )
+
+
+def _check_name(argument: str, text: str) -> None:
+    writes = argument in OUTPUTS
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if longest > LONGEST_NAME or len(os.fsencode(text)) > LONGEST_PATH:
+        kind = OutputError if writes else ConfigError
+        raise kind(f"The {argument} {shown(text)} is too long a name: {longest} bytes, where {LONGEST_NAME} are taken.")

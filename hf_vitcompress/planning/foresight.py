@@ -1,0 +1,119 @@
+"""What can be said of a compression before anything is measured."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..architectures.layers import find_layers
+from ..architectures.subject import Subject
+from ..config import CompressionConfig
+from ..errors import BudgetError, DataError
+from ..evaluation.reference import check_classes
+from ..images.images import ImageSource
+from ..importance.gates import gated_layers
+from ..runtime.arguments import require
+from ..runtime.files import check_file
+from ..statistics.statistics import Statistics
+from .allocation import check_reachable
+from .groups.base import Given, LayerGroup
+from .plan import CompressionPlan
+from .planner import make_groups, parameter_budget
+from .selection import learned_scores
+
+KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "config": (
+        CompressionConfig,
+        "Its methods `from_dict` and `load` make one of a mapping and of a file.",
+    ),
+    "accelerator": (Accelerator, "accelerate.Accelerator() makes one."),
+    "image_processor": (Callable, "AutoImageProcessor.from_pretrained loads one."),  # type: ignore[dict-item]
+    "importance": (Mapping, "Give scores by the name of the layer that reads what they are of."),
+    "statistics": (Statistics, "Statistics.load reads a file, and `calibrate` measures them."),
+    "plan": (CompressionPlan, "CompressionPlan.load reads a file, and CompressionPlan(layers) makes one of shapes."),
+    "checkpoint": ((str, os.PathLike), "Give the path of a file."),
+}
+"""What `ViTCompressor` takes by that name, and how to make one."""
+
+
+def check_arguments(*, needed: bool = False, **given: Any) -> None:
+    """Refuse arguments of `ViTCompressor` of another kind than `KINDS` says.
+
+    Args:
+        needed: whether `None` is refused, too.
+        given: by name.
+
+    Raises:
+        ConfigError: naming the argument.
+        OutputError: no checkpoint can be written at that place.
+    """
+    for name, value in given.items():
+        if value is not None or needed:
+            require(name, value, *KINDS[name])
+    for layer, scores in (given.get("importance") or {}).items():
+        require(f"importance[{layer!r}]", scores, Tensor, "Give a score of each neuron or head.")
+    if given.get("checkpoint") is not None:
+        check_file(given["checkpoint"], renews=lambda _: True)
+
+
+def check_feasible(
+    subject: Subject,
+    config: CompressionConfig,
+    plan: CompressionPlan | None,
+    images: ImageSource | None,
+    validation: ImageSource | None,
+    importance: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Refuse what no calibration could help.
+
+    Args:
+        plan: that is to be used; otherwise one is made for the budget of `config`.
+        images: to compensate on.
+        validation: images to search `max_accuracy_drop` on.
+        importance: scores that were given; by default they are learned.
+
+    Raises:
+        ConfigError: the plan names modules or shapes that the model cannot have, or nothing is left to compress;
+            or scores are missing or not finite.
+        BudgetError: see `check_reach`; or there is no accuracy to lose, or there are no images to lose it on.
+        DataError: there are no images to compensate on.
+    """
+    if config.compensation != "none" and images is None:
+        raise DataError(
+            f"compensation={config.compensation!r} learns from images: give some (images=…, --data), or use "
+            'compensation="none".'
+        )
+    if config.criterion == "gates" and importance is not None:
+        for name, count in gated_layers(subject.model, config).items():
+            learned_scores(importance, name, count)
+    if plan is not None:
+        plan.check(_groups(subject, config))
+    elif config.budget == "max_accuracy_drop":
+        check_classes(subject.model)
+        if validation is None:
+            raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")
+    else:
+        check_reach(subject, config)
+
+
+def check_reach(subject: Subject, config: CompressionConfig) -> None:
+    """Refuse a budget of parameters that no plan can meet; one of multiplications is known after calibration only.
+
+    Raises:
+        ConfigError: nothing is left to compress.
+        BudgetError: the smallest model with these settings has more parameters.
+    """
+    groups = _groups(subject, config)
+    if config.budget in ("keep_ratio", "max_params"):
+        parameters = sum(parameter.numel() for parameter in subject.model.parameters())
+        budget = parameter_budget(config, parameters, parameters - sum(group.dense_parameters for group in groups))
+        smallest = sum(group.smallest(config.rank_multiple) for group in groups)
+        check_reachable(budget, smallest, len(groups), config.rank_multiple)
+
+
+def _groups(subject: Subject, config: CompressionConfig) -> list[LayerGroup]:
+    """Not to be solved."""
+    layers = find_layers(subject.model, config.target_modules, config.skip_modules)
+    return make_groups(layers, Given(subject.model, Statistics(), config))

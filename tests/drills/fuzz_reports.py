@@ -1,8 +1,8 @@
 """Hostile values in reports, for a while: python tests/drills/fuzz_reports.py --seed 0 --seconds 60
 
 A finding is any error that is not one of the package's own, and anything of a report that acts in its card: HTML, a
-link, a heading, a mark of ours or a control character outside the block of the recipe. Ends with exit code 1 if there is
-one.
+link, a heading, a mark of ours or a control character outside the block of the recipe. Ends with exit code 1 if there
+is one.
 """
 
 import argparse

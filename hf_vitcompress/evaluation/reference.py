@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -11,7 +12,7 @@ from ..architectures.subject import Subject
 from ..errors import BudgetError
 from ..images.images import Batch, ImageSource
 from ..runtime.devices import resolve_precision
-from ..runtime.distributed import gather_rows, local_work, mean_over_processes, own_share, sum_numbers
+from ..runtime.distributed import gather_objects, gather_rows, local_work, mean_over_processes, own_share, sum_numbers
 from ..runtime.run import Run
 from .evaluation import Outputs, divergences, model_outputs, predictions
 from .intervals import wilson_interval
@@ -73,9 +74,14 @@ class Reference:
 
     def distrust_guesses(self) -> None:
         """Do without the labels where the dense model's accuracy on them is that of guessing, and say so."""
-        if self.labels is None or not self.classes:
+        if not self.classes:
             return
-        known = gather_rows(self.accelerator, predictions(self.outputs) == self.labels)
+        # A process without images has no labels either, and must take part all the same.
+        own = None if self.labels is None else predictions(self.outputs) == self.labels
+        parts = [part for part in gather_objects(self.accelerator, own) if part is not None]
+        if not parts:
+            return
+        known = torch.cat(parts)
         top1 = wilson_interval(int(known.sum()), len(known))
         if is_guessing(top1, len(known), self.subject.model.config.num_labels):
             self.labels = None

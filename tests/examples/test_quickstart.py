@@ -20,7 +20,7 @@ def test_the_quickstart_prints_its_table_and_saves_the_model(tmp_path: Path) -> 
         "agreement",
         "KL measured",
         "KL predicted",
-        "50.0% kept",
+        "% kept",
     ):
         assert row in done.stdout
     assert "pipeline() on the saved folder: a 4 (truth: 4)" in done.stdout

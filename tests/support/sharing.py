@@ -46,6 +46,7 @@ from support.students import LOW_RANK, METHODS, lively
 SECONDS = 400
 IMAGES = 90
 BAD = {3, 20, 50}
+MEASURING = 8
 SECOND_BATCH = 20
 COMPENSATED = ("residual", "low rank", "heads", "distill")
 OF_THE_MAIN_PROCESS = {0, 1, *range(4, 10)}
@@ -169,7 +170,8 @@ class Process:
 
     def compressed(self, name: str, images: ImageSource, **changes: Any) -> dict[str, Any]:
         """Every process keeps its checkpoints under another name, so that it shows who writes them."""
-        config = CompressionConfig(**{"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", **changes})
+        settings = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "measuring_images": MEASURING}
+        config = CompressionConfig(**{**settings, **changes})
         compressor = ViTCompressor(config, progress=False, accelerator=self.accelerator)
         checkpoint = self.folder / f"{name}-{self.index}"
         with solving() as solved:

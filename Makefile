@@ -29,11 +29,11 @@ test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # The tests once more, half as fast, with the lines and branches that each file's tests miss.
 coverage: $(VENV)/installed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --cov --cov-report=term-missing:skip-covered
 	@echo "coverage of lines and branches: $$($(BIN)/coverage report --format=total) %"
 
 # Every command is killed before each of its changes to the disk; EVERY=8 kills before every eighth. Takes half an hour.
@@ -47,7 +47,7 @@ drills: $(VENV)/installed
 test-newest:
 	$(call environment,$(VENV)-newest,$(TORCH))
 	$(VENV)-newest/bin/pip $(INSTALL) $(TORCH) --editable '.[docs,export,quantization,test-tools]' peft
-	$(VENV)-newest/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(VENV)-newest/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # The lower ends of the ranges in pyproject.toml. Exporters need a newer transformers than the rest, so they come second;
 # the pages under docs/ are written for the newest.
@@ -57,11 +57,11 @@ test-oldest:
 	$(PYTHON) requirements/oldest.py adapters quantization test-tools > $(OLDEST)/first.txt
 	$(OLDEST)/bin/pip $(INSTALL) $(TORCH) --constraint $(OLDEST)/first.txt \
 		--editable '.[adapters,quantization,test-tools]'
-	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/docs -k 'not export'
+	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/docs -k 'not export'
 	$(PYTHON) requirements/oldest.py adapters quantization test-tools export > $(OLDEST)/second.txt
 	$(OLDEST)/bin/pip $(INSTALL) $(TORCH) --constraint $(OLDEST)/second.txt \
 		--editable '.[adapters,export,quantization,test-tools]'
-	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist loadfile --ignore tests/docs -k export
+	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/docs -k export
 
 # Damaged and odd inputs for some seconds each: SEED=1 SECONDS_EACH=600 for others, and more.
 fuzz: SEED ?= 0
@@ -86,7 +86,7 @@ dist:
 		tar -xzf dist/*.tar.gz -C "$$outside" --strip-components 1; cd "$$outside"; \
 		"$$bin/python" examples/quickstart.py; \
 		"$$bin/pip" install -qq $(LOCKED) hypothesis pytest pytest-xdist; \
-		"$$bin/pytest" --numprocesses $(WORKERS) --dist loadfile -k 'package or quickstart or cli'
+		"$$bin/pytest" --numprocesses $(WORKERS) --dist worksteal -k 'package or quickstart or cli'
 
 lock:
 	$(call environment,$(VENV)-lock,$(TORCH))

@@ -159,7 +159,7 @@ def test_the_result_shares_no_memory_with_the_dense_model(vit: PreTrainedModel, 
 
 
 def test_a_real_model_keeps_most_answers_at_little_more_than_half(assets: Path, tmp_path: Path) -> None:
-    compressor = new(CompressionConfig(keep_ratio=0.6, batch_size=16, measuring_images=0))
+    compressor = new(CompressionConfig.preset("low_rank", keep_ratio=0.6, batch_size=16, measuring_images=0))
     subject = compressor.open(assets / "vit-s14-cifar10")
     dense = subject.model
     images = open_images(assets / "cifar10" / "calibration.parquet", label2id=dense.config.label2id)

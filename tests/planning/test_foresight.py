@@ -80,7 +80,7 @@ def test_a_budget_out_of_reach_is_refused_before_the_work(
         ({}, {"plan": {"layers": {}}}, ConfigError, "plan must be CompressionPlan"),
         ({}, {"plan": "plan.json"}, ConfigError, r"CompressionPlan\.load reads a file"),
         ({}, {"checkpoint": 3}, ConfigError, "checkpoint must be str"),
-        ({}, {"checkpoint": "/dev/null/file"}, OutputError, "is a file and no folder"),
+        ({}, {"checkpoint": "/dev/null/file"}, OutputError, "Not a directory"),
         ({}, {"checkpoint": "/"}, OutputError, "is a folder"),
     ],
     ids=str,

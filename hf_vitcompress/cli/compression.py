@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from ..runtime.text import printable
 from .checks import check_use_of
 from .ending import goes_on_from
-from .judging import judge, saved_unjudged
+from .judging import judge, judging_images, saved_unjudged
 from .options import Quiet, say_stale_programs, silence_libraries
 from .recipe import with_recipe
 
@@ -85,7 +85,7 @@ def compress(
             kept = reserved(output, "overwrite" if overwrite else "new", inputs)
             place = context.with_resource(kept)
         subject = compressor.open(model)
-        test_images = None if test is None else compressor.open_images(test, subject)
+        test_images = judging_images(compressor, test, subject)
         known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
         subject, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from ..images.images import ImageSource
 
 
+def judging_images(compressor: "ViTCompressor", data: str | None, subject: "Subject") -> "ImageSource | None":
+    """The images to judge on, refused before the work where their labels are not the model's."""
+    from ..evaluation.labels import checked_labels
+
+    return None if data is None else checked_labels(compressor.open_images(data, subject), subject.model)
+
+
 def judge(
     compressor: "ViTCompressor",
     small: "PreTrainedModel",

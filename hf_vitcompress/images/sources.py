@@ -43,6 +43,8 @@ def open_images(
     """
     if isinstance(data, ImageSource):
         return data
+    if isinstance(data, str) and not data.strip():
+        raise DataError("The name of the images is empty. If it comes from a variable, that is not set.")
     if isinstance(data, str | os.PathLike):
         try:
             source = _open_path(Path(data), str(data), split, on_bad_image, label2id)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import yaml
 from PIL import Image
@@ -80,6 +81,17 @@ def test_what_is_wrong_is_said_before_the_work(arguments: list[str], message: st
     assert done.code == 1
     assert re.search(message, one_line(without_bars(done.err)))
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_test_images_that_the_model_does_not_know_are_refused_before_the_work(
+    run: Run, tmp_path: Path
+) -> None:
+    image = {"bytes": (DIGITS / "model" / "config.json").read_bytes(), "path": None}
+    datasets.Dataset.from_dict({"image": [image] * 2, "label": [3, 10]}).to_parquet(tmp_path / "ten.parquet")
+    done = run(*COMPRESS, "--test", "ten.parquet")
+    assert done.code == 1
+    assert re.search(r"10.*class", one_line(without_bars(done.err)))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

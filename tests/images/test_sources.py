@@ -187,6 +187,12 @@ def test_what_holds_no_images_is_refused(data: Any) -> None:
         open_images(data)
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_blank_name_is_not_the_current_folder(name: str) -> None:
+    with pytest.raises(DataError, match="name of the images is empty"):
+        open_images(name)
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("nothing here")
     with pytest.raises(DataError, match=r"No image found.*\.png"):

@@ -85,7 +85,7 @@ dist:
 	set -e; outside=$$(mktemp -d); trap 'rm -rf "$$outside"' EXIT; bin=$$(realpath $(VENV)-dist/bin); \
 		tar -xzf dist/*.tar.gz -C "$$outside" --strip-components 1; cd "$$outside"; \
 		"$$bin/python" examples/quickstart.py; \
-		"$$bin/pip" install -qq $(LOCKED) hypothesis pytest pytest-xdist; \
+		"$$bin/pip" install -qq $(LOCKED) $(BACKEND) hypothesis pytest pytest-xdist; \
 		"$$bin/pytest" --numprocesses $(WORKERS) --dist worksteal -k 'package or quickstart or cli'
 
 lock:

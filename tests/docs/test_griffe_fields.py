@@ -1,12 +1,15 @@
 """The reference pages read what stands beside each setting."""
 
-import griffe
+import pytest
 
-from griffe_fields import FieldDocs
 from hf_vitcompress.config import GROUPS, fields_of
+
+griffe = pytest.importorskip("griffe", reason="griffe is not installed (pip install 'hf-vitcompress[docs]')")
 
 
 def test_the_reference_has_the_type_and_the_text_of_every_setting() -> None:
+    from griffe_fields import FieldDocs
+
     package = griffe.load("hf_vitcompress.config", extensions=griffe.load_extensions(FieldDocs()))
     for group in GROUPS.values():
         members = package["groups"][group.__name__].members

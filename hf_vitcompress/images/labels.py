@@ -23,7 +23,7 @@ def class_ids(names: Sequence[str], label2id: Mapping[str, Any] | None) -> dict[
 def is_class(label: Any) -> bool:
     """Whether it is the index of a class, and not a map of pixels, some boxes or a number that is to be predicted."""
     if isinstance(label, Tensor):
-        return label.dim() == 0 and not label.is_floating_point()
+        return label.dim() == 0 and not (label.is_floating_point() or label.is_complex())
     return label is None or isinstance(label, Integral)
 
 

@@ -66,6 +66,7 @@ def test_labels_past_the_last_class_are_refused(labels: list[int] | None, fits: 
         (np.int64(3), True),
         (torch.tensor(3), True),
         (torch.tensor(3.0), False),
+        (torch.tensor(3j), False),
         (0.5, False),
         (torch.zeros(4, 4).long(), False),
         ({"boxes": torch.zeros(1, 4)}, False),

@@ -21,6 +21,18 @@ def one_line(error: BaseException) -> str:
     return (text if len(text) <= 300 else f"{text[:297]}…").rstrip(".")
 
 
+MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+"""What torch and the system say, in errors that have no class of their own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the system had not enough memory."""
+    # torch raises an OutOfMemoryError for devices, and of the CPU's memory a RuntimeError like any other.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in MEMORY)
+
+
 class VitCompressError(Exception):
     """Base of every error this package raises on purpose.
 

@@ -6,12 +6,11 @@ import threading
 import weakref
 from collections.abc import Collection, Iterator
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_factored import inner_configs
-from ..errors import DataError, UnsupportedModelError, VitCompressError
+from ..errors import DataError, UnsupportedModelError, VitCompressError, is_out_of_memory
 from .inputs import height_and_width, image_shape
 
 EAGER_TOKENS = 640
@@ -133,7 +132,7 @@ def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_si
     except VitCompressError:
         raise
     except (ValueError, RuntimeError, MemoryError) as error:
-        if _out_of_memory(error):
+        if is_out_of_memory(error):
             raise DataError(
                 f"The device {str(model.device)!r} has not enough memory for {type(model).__name__} and a batch of "
                 f"{len(pixel_values)} images of shape {tuple(pixel_values.shape[1:])}. Lower {lower}."
@@ -142,13 +141,6 @@ def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_si
         if refusal is None:
             raise
         raise refusal from error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # Only CUDA's allocator has an error class of its own.
-    said = str(error)
-    kinds = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return kinds or "out of memory" in said or "can't allocate memory" in said
 
 
 def _other_shape(model: PreTrainedModel, pixel_values: Tensor) -> DataError | None:

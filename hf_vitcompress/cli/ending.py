@@ -20,15 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import DistributedError, VitCompressError, one_line
+from ..errors import DistributedError, VitCompressError, is_out_of_memory, one_line
 from ..runtime.text import printable
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "VITCOMPRESS_DEBUG"
-
-MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-"""What torch and the system say, in errors that have no class of their own."""
-
 
 _checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
 
@@ -63,7 +59,7 @@ def tell_error(error: Exception, debug: bool) -> None:
 def explained(error: Exception) -> str:
     """A sentence about an error of Python, the system or a library, and what to do."""
     said = one_line(error)
-    if _is_about_memory(error):
+    if is_out_of_memory(error):
         return (
             f"The memory is full: {said}. Use a smaller --batch-size, fewer images (--num-images) or a device with "
             "more memory."
@@ -77,13 +73,6 @@ def explained(error: Exception) -> str:
         f"Unexpected {type(error).__name__}: {said}. This is a mistake in vitcompress or in a library that it uses; "
         f"{DEBUG_FLAG} shows where it happened."
     )
-
-
-def _is_about_memory(error: Exception) -> bool:
-    # torch raises an OutOfMemoryError for devices, and of the CPU's memory a RuntimeError like any other.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in MEMORY)
 
 
 def goes_on_from(checkpoint: Path | None) -> None:

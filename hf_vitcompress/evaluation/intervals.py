@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import DataError
-
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
+from ..statistics.loss_correction import Z95
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 # One weight for the group and not one per role: with more, the search fits noise.
 WEIGHTED_ROLES = ("q", "k")
 PRIOR_WEIGHT = 2.0
-Z95 = 1.96
-"""Standard errors on each side of a 95 % interval."""
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
 
 
 @dataclass

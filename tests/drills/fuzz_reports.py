@@ -5,19 +5,18 @@ link, a heading, a mark of ours or a control character outside the block of the 
 is one.
 """
 
-import argparse
 import copy
 import json
 import random
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fuzzing import run
 
 from hf_vitcompress.errors import VitCompressError
 from hf_vitcompress.publish.cards import write_card
@@ -101,13 +100,4 @@ def fuzz(seed: int, seconds: float, folder: Path) -> tuple[int, list[str]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as place:
-        count, findings = fuzz(options.seed, options.seconds, Path(place))
-    print(*findings, sep="\n")
-    print(f"reports: {count} in {options.seconds:g} s with seed {options.seed}, {len(findings)} findings")
-    sys.exit(bool(findings))
+    sys.exit(run(__doc__, "reports", "reports", fuzz))

@@ -4,19 +4,17 @@ A finding is any error that is not one of the package's own, one that takes more
 longer than 5 seconds. Ends with exit code 1 if there is one.
 """
 
-import argparse
 import json
 import random
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from fuzzing import run
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_vitcompress import CompressionConfig, CompressionPlan
@@ -144,14 +142,4 @@ def fuzz(seed: int, seconds: float, folder: Path) -> tuple[int, list[str]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60)
-    options = parser.parse_args()
-    seed, seconds = options.seed, options.seconds
-    warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as place:
-        count, findings = fuzz(seed, seconds, Path(place))
-    print(*findings, sep="\n")
-    print(f"settings: {count} recipes and plans in {seconds:g} s with seed {seed}, {len(findings)} findings")
-    sys.exit(bool(findings))
+    sys.exit(run(__doc__, "settings", "recipes and plans", fuzz))

@@ -4,7 +4,6 @@ A damaged or edited file must be refused with one line, or hold to the bit what 
 a checksum that fits must be refused, or be planned with. All else is a finding: the file is kept, and the exit code 1.
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -25,6 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fuzzing import arguments
 
 from hf_vitcompress import Statistics
 from hf_vitcompress.errors import VitCompressError
@@ -189,11 +190,7 @@ class Fuzz:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60)
-    options = parser.parse_args()
-    seed, seconds = options.seed, options.seconds
+    seed, seconds = arguments(__doc__)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         fuzz, end, count = Fuzz(Path(folder)), time.monotonic() + seconds, 0

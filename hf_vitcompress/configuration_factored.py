@@ -5,6 +5,7 @@ This file needs torch and transformers only. It is copied beside every saved che
 """
 
 import dataclasses
+import functools
 import json
 import os
 from typing import Any, cast, get_args
@@ -191,10 +192,17 @@ def heads_of(model_type: str) -> dict[str, tuple[type[PreTrainedModel], ...]]:
     found = {}
     for name, auto_class in vars(modeling_auto).items():
         if name.startswith("Auto") and (mapping := getattr(auto_class, "_model_mapping", None)) is not None:
-            classes = mapping.get(config_class, ())
+            own = config_class in mapping
+            classes = mapping[config_class] if own else _of_shared_config(name, config_class)  # type: ignore[arg-type]
             if classes and not name.endswith("Vision2Seq"):  # an old name of another one
                 found[name] = tuple(classes) if isinstance(classes, list | tuple) else (classes,)
     return found
+
+
+@functools.cache
+def _of_shared_config(auto_name: str, config_class: type[PreTrainedConfig]) -> Any:
+    """For a config class that several model types of transformers have; it goes through all names for the answer."""
+    return getattr(modeling_auto, auto_name)._model_mapping.get(config_class, ())
 
 
 def factored_config_class(model_type: str) -> type[PreTrainedConfig]:

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: no test needs a network
@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from transformers import (
     DeiTConfig,
     DeiTForImageClassification,
@@ -23,12 +24,15 @@ from transformers import (
 )
 
 import hf_vitcompress  # noqa: F401  (registers the Auto classes)
+from hf_vitcompress.report import figures
 from support.models import ASSETS, TINY, seeded, tiny_config
 
 if TYPE_CHECKING:
     from support.published import Made
 
 transformers.utils.logging.disable_progress_bar()
+
+DRAW = figures.compression_figure
 
 
 def pytest_collection_finish() -> None:
@@ -48,6 +52,28 @@ def no_waiting_for_disks() -> Iterator[None]:
     """A process sees what it has written; what a power failure leaves is not for these tests."""
     with mock.patch.object(os, "fsync"):
         yield
+
+
+class Blank:
+    """In place of a figure, which takes longer to draw than a tiny model to compress."""
+
+    def savefig(self, path: Path, metadata: dict[str, str], **_: Any) -> None:
+        info = PngInfo()
+        for key, text in metadata.items():
+            info.add_text(key, text)
+        Image.new("L", (1, 1)).save(path, format="png", pnginfo=info)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_is_drawn() -> Iterator[mock.Mock]:
+    with mock.patch.object(figures, "compression_figure", return_value=Blank()) as drawing:
+        yield drawing
+
+
+@pytest.fixture
+def drawn(nothing_is_drawn: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of figures: they are drawn all the same."""
+    monkeypatch.setattr(nothing_is_drawn, "side_effect", DRAW)
 
 
 @pytest.fixture

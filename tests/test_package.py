@@ -20,7 +20,10 @@ import transformers, transformers.models.auto.modeling_auto
 import transformers.models.vit.modeling_vit
 before = set(sys.modules)
 import hf_vitcompress
-print(" ".join(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+print(*dir(hf_vitcompress))
+import hf_vitcompress.evaluation, hf_vitcompress.evaluation.comparison
+print(*(name for name in ("evaluate", "datasets") if name in sys.modules))
 """
 # A root folder of one computer, and not a part of an address or of a relative path.
 ABSOLUTE = re.compile(r"(?<![\w.~}\])-])/(?:work|tmp|home|root|Users)\b")
@@ -28,22 +31,29 @@ ABSOLUTE = re.compile(r"(?<![\w.~}\])-])/(?:work|tmp|home|root|Users)\b")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
-def test_importing_it_imports_nothing_that_is_not_needed_yet() -> None:
+@pytest.fixture(scope="module")
+def imported() -> list[list[str]]:
+    """What a new interpreter says: modules that the import adds, the package's names, and libraries for metrics."""
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, timeout=300)
-    imported = done.stdout.split()
-    assert "hf_vitcompress" in imported
-    assert not [name for name in imported if name in HEAVY]
+    return [line.split() for line in done.stdout.split("\n")]
+
+
+def test_importing_it_imports_nothing_that_is_not_needed_yet(imported: list[list[str]]) -> None:
+    assert "hf_vitcompress" in imported[0]
+    assert not [name for name in imported[0] if name in HEAVY]
+
+
+def test_dir_shows_every_public_name_and_the_modules_own_ones(imported: list[list[str]]) -> None:
+    assert set(imported[1]) >= {*hf_vitcompress.__all__, "__name__", "__path__"}
+
+
+def test_evaluation_imports_the_library_of_metrics_only_where_one_is_named(imported: list[list[str]]) -> None:
+    assert imported[2] == []
 
 
 @pytest.mark.parametrize("name", hf_vitcompress.__all__)
 def test_public_names_can_be_imported(name: str) -> None:
     assert getattr(hf_vitcompress, name) is not None
-
-
-def test_dir_shows_every_public_name_and_the_modules_own_ones() -> None:
-    script = "import hf_vitcompress; print(*dir(hf_vitcompress))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
-    assert set(done.stdout.split()) >= {*hf_vitcompress.__all__, "__name__", "__path__"}
 
 
 def test_other_names_are_refused_as_usual() -> None:

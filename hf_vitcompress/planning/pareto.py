@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -36,14 +37,14 @@ def rank_options(
 
 def undominated(costs: Sequence[int], errors: Sequence[float]) -> list[int]:
     """Indices, by rising cost, of the points that no other equals or beats in both."""
-    return _front(torch.tensor(costs), torch.tensor(errors, dtype=torch.float64))
+    return _front(np.asarray(costs), np.asarray(errors, dtype=np.float64))
 
 
-def _front(costs: Tensor, errors: Tensor) -> list[int]:
-    order = errors.argsort(stable=True)
-    order = order[costs[order].argsort(stable=True)]
-    least = errors[order].cummin(0).values
-    lower = torch.ones(len(order), dtype=torch.bool)
+def _front(costs: NDArray[np.int64], errors: NDArray[np.float64]) -> list[int]:
+    """In numpy, which is quicker than torch for as few numbers as these."""
+    order = np.lexsort((errors, costs))
+    least = np.minimum.accumulate(errors[order])
+    lower = np.ones(len(order), dtype=bool)
     lower[1:] = least[1:] < least[:-1]
     return order[lower].tolist()
 
@@ -56,10 +57,9 @@ def _factored(side: int, width: int, curve: Tensor | None, multiple: int) -> lis
 
 def _combined(some: list[Option], others: list[Option]) -> list[Option]:
     """Sums of one of `some` and one of `others`."""
-    costs = torch.tensor([one.weights for one in some])[:, None] + torch.tensor([one.weights for one in others])
-    errors = torch.tensor([one.error for one in some], dtype=torch.float64)[:, None]
-    errors = (errors + torch.tensor([one.error for one in others], dtype=torch.float64)).flatten()
-    pairs = (divmod(i, len(others)) for i in _front(costs.flatten(), errors))
+    costs = np.add.outer([one.weights for one in some], [one.weights for one in others])
+    errors = np.add.outer([one.error for one in some], [one.error for one in others])
+    pairs = (divmod(i, len(others)) for i in _front(costs.ravel(), errors.ravel()))
     return [
         Option(some[i].weights + others[j].weights, some[i].error + others[j].error, some[i].ranks + others[j].ranks)
         for i, j in pairs

@@ -1,8 +1,6 @@
 """An architecture from outside: one call, and it is compressed, saved, loaded and multiplied out like any other."""
 
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +31,7 @@ from hf_vitcompress.layers_factored import ATTENTIONS
 from hf_vitcompress.modeling_factored import factored_model_class
 from support import flat, outside
 from support.models import seeded
-from support.processes import environment
+from support.processes import alone
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,17 +102,10 @@ def test_a_type_that_transformers_does_not_know_is_refused() -> None:
 
 
 def test_without_the_call_it_is_refused_and_the_call_named() -> None:
-    code = (
-        "from support import outside; from transformers import AutoConfig, AutoModel\n"
-        "AutoConfig.register('outside', outside.OutsideConfig)\n"
-        "AutoModel.register(outside.OutsideConfig, outside.OutsideModel)\n"
-        "from hf_vitcompress.architectures.layers import find_layers\n"
-        "find_layers(outside.OutsideModel(outside.OutsideConfig()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
-    assert done.returncode != 0
-    assert UnsupportedModelError.__name__ in done.stderr
-    assert "register_family" in done.stderr
+    done = alone(outside.find_layers_unregistered)
+    assert done.code == 1
+    assert UnsupportedModelError.__name__ in done.err
+    assert "register_family" in done.err
 
 
 # ---- names that others have already

@@ -1,29 +1,21 @@
 """Importance scores learned by an unmodified Trainer, and pruning by them."""
 
-import os
 import pickle
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedModel, Trainer, TrainerCallback
+from transformers import AutoModelForImageClassification, Trainer, TrainerCallback
 
 from hf_vitcompress import CompressionConfig
-from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.callbacks import CompressionMetricsCallback, ImportanceGateCallback
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
-from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.importance.gates import gates_of
-from hf_vitcompress.importance.learning import learn_gates
 from hf_vitcompress.model.assembly import is_factored
-from support.models import tiny_config
-from support.processes import environment
-from support.stages import quiet
-from support.students import lively, logits
+from support.gate_trainings import CONFIG, FC2, OUT, PLAIN, Scores, learned_alone, small, train_gates, trained
+from support.processes import together
+from support.students import logits
 from support.training import (
     DATA,
     PIXELS,
@@ -36,44 +28,7 @@ from support.training import (
     weights_of,
 )
 
-SMALL = tiny_config(num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2)
-CONFIG = CompressionConfig.preset(
-    "vtp",
-    max_params=2400,
-    compensation="none",
-    rank_multiple=1,
-    num_images=16,
-    precision="float32",
-    measuring_images=0,
-)
-FC2, OUT = "vit.layers.0.mlp.fc2", "vit.layers.0.attention.o_proj"
 SAVING = {"save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1, "lr_scheduler_type": "cosine"}
-PLAIN = {"without_evaluation": True}
-
-
-def small(seed: int = 0) -> PreTrainedModel:
-    return lively(config=SMALL, seed=seed)
-
-
-def trained(folder: Path, *callbacks: Any, resume: str | None = None, **settings: Any) -> Trainer:
-    trainer = new_trainer(folder, *callbacks, model=settings.pop("model", None) or small(), **{**PLAIN, **settings})
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-class Scores(TrainerCallback):
-    """Notes the scores, and what their gradients are when the optimizer steps."""
-
-    def __init__(self) -> None:
-        self.values: list[dict[str, torch.Tensor]] = []
-        self.settings: list[dict[str, Any]] = []
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        gates = gates_of(kwargs["model"])
-        self.values.append({name: gate.detach().clone() for name, gate in gates.items()})
-        groups = kwargs["optimizer"].param_groups
-        own = [g for g in groups if gates and any(p is gates[FC2] for p in g["params"])]
-        self.settings += [{**group, "params": len(group["params"])} for group in own]
 
 
 def test_the_model_is_pruned_when_training_ends(tmp_path: Path) -> None:
@@ -271,27 +226,9 @@ def test_what_it_cannot_work_with_is_named(tmp_path: Path) -> None:
 # ---- two processes
 
 
-def work(folder: Path) -> None:
-    torch.set_num_threads(1)
-    settings = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False, "max_steps": 4}
-    callback, notes = ImportanceGateCallback(CONFIG, at_step=2), Scores()
-    trainer = trained(folder, callback, notes, **settings)
-    results = {"weights": weights_of(trainer), "values": notes.values[:2], "learned": learned_alone()}
-    torch.save(results, folder / f"result-{os.environ['RANK']}.pt")
-
-
-def learned_alone() -> dict[str, torch.Tensor]:
-    """Without a Trainer; five images a step leave the processes unequal shares."""
-    five, config = ImageSource(list(PIXELS[:5]), None, "the images"), replace(CONFIG, gate_duration="4 epochs")
-    return learn_gates(Subject.alone(small()), five, quiet(config)).scores
-
-
 def test_two_processes_end_with_the_same_model(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path)], env=environment(), capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr
+    ends = together(train_gates, tmp_path, processes=2)
+    assert all(end.code == 0 for end in ends), ends
     one, other = (torch.load(tmp_path / f"result-{i}.pt", weights_only=False) for i in range(2))
     assert same_weights(one["weights"], other["weights"])
     assert same_weights(one["learned"], other["learned"])
@@ -301,7 +238,3 @@ def test_two_processes_end_with_the_same_model(tmp_path: Path) -> None:
     for single, shared in zip(notes.values, one["values"], strict=False):
         for name, own in single.items():
             torch.testing.assert_close(own, shared[name], rtol=1e-3, atol=1e-3)
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))

@@ -1,9 +1,5 @@
-"""Callbacks under data parallelism: two real processes on CPUs, started by torchrun as `python test_… FOLDER`."""
+"""Callbacks under data parallelism: two real processes on CPUs."""
 
-import faulthandler
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +7,19 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from hf_vitcompress.callbacks import CompressionCallback, CompressionMetricsCallback, ProgressiveCompressionCallback
+from hf_vitcompress.callbacks import CompressionCallback
 from hf_vitcompress.model.restructure import follow_layout
-from support.processes import environment
+from support.processes import together
+from support.sharing_trainings import train
 from support.students import lively, logits
-from support.training import CONFIG, PIXELS, new_trainer, same_weights, weights_of
-
-SECONDS = 400
-SETTINGS = {"ddp_backend": "gloo", "ddp_find_unused_parameters": False, "without_evaluation": True}
-
-
-def trained(folder: Path, callback: Any, resume: str | None = None, **settings: Any) -> dict[str, Any]:
-    metrics = CompressionMetricsCallback(dense=lively(), num_images=20)
-    trainer = new_trainer(folder, callback, metrics, **{**SETTINGS, **settings})
-    trainer.train(resume_from_checkpoint=resume)
-    return {"weights": weights_of(trainer), "history": trainer.state.log_history}
-
-
-def work(folder: Path) -> None:
-    torch.set_num_threads(1)
-    stages = [(2, 0.8), (4, 0.5)]
-    saving = {"save_strategy": "steps", "save_steps": 3}
-    more = {"bf16": True, "gradient_accumulation_steps": 2}
-    checkpoint = str(folder / "stages" / "checkpoint-3")
-    results = {
-        "end": trained(folder / "end", CompressionCallback(CONFIG, output_dir=folder / "small")),
-        "midst": trained(folder / "midst", CompressionCallback(CONFIG, at_step=3)),
-        "stages": trained(folder / "stages", ProgressiveCompressionCallback(CONFIG, stages), **saving, **more),
-        "resumed": trained(folder / "stages", ProgressiveCompressionCallback(CONFIG, stages), checkpoint, **more),
-    }
-    torch.save(results, folder / f"result-{os.environ['RANK']}.pt")
+from support.training import CONFIG, PIXELS, new_trainer, same_weights
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, __file__, str(folder)], env=environment(), capture_output=True, text=True, timeout=SECONDS
-    )
-    assert done.returncode == 0, done.stderr
+    ends = together(train, folder, processes=2)
+    assert all(end.code == 0 for end in ends), ends
     return folder, [torch.load(folder / f"result-{i}.pt", weights_only=False) for i in range(2)]
 
 
@@ -90,8 +59,3 @@ def test_one_model_is_saved(results: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, (main, _) = results
     model = AutoModelForImageClassification.from_pretrained(folder / "small")
     assert same_weights(dict(model.state_dict()), main["end"]["weights"])
-
-
-if __name__ == "__main__":
-    faulthandler.dump_traceback_later(SECONDS / 2, exit=True)
-    work(Path(sys.argv[1]))

@@ -21,7 +21,9 @@ from transformers import AutoModelForImageClassification, BertConfig, BertModel,
 import hf_vitcompress
 from hf_vitcompress import CompressionConfig, CompressionPlan, cli
 from hf_vitcompress.statistics.observer import Observer
+from support.dying import run_and_die
 from support.models import DIGITS, seeded, tiny_config
+from support.processes import alone
 from support.terminal import Run, one_line, running_commands, without_bars  # noqa: F401  (the fixture "run")
 
 MODEL = str(DIGITS / "model")
@@ -278,6 +280,7 @@ def test_a_file_that_is_no_plan_is_one_line(content: str, run: Run, statistics: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_inspect_shows_losses_over_budgets_and_by_part(run: Run, statistics: Path, tmp_path: Path) -> None:
     figure = tmp_path / "figure.png"
     done = run("inspect", MODEL, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "--figure", figure, "-q")
@@ -316,22 +319,6 @@ def test_evaluate_judges_one_checkpoint_by_its_labels(run: Run) -> None:
 
 # ---- interruption
 
-KILLED = """
-import os, signal, sys
-import hf_vitcompress.statistics.calibration
-from hf_vitcompress.cli import main
-from hf_vitcompress.statistics import Statistics
-
-hf_vitcompress.statistics.calibration.CHECKPOINT_SECONDS = 0
-save = Statistics.save
-def save_and_die(self, path):
-    save(self, path)
-    if self.images == 128:
-        os.kill(os.getpid(), signal.SIGKILL)
-Statistics.save = save_and_die
-main()
-"""
-
 
 def interruptible(folder: Path) -> list[str]:
     output = ["--output", str(folder / "small")]
@@ -342,9 +329,8 @@ def interruptible(folder: Path) -> list[str]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What is left of a run that was killed after 128 images."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-c", KILLED, *interruptible(folder)]
-    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = alone(run_and_die, interruptible(folder))
+    assert killed.code == -signal.SIGKILL, killed.err
     (file,) = folder.glob(".*.safetensors")
     return file
 

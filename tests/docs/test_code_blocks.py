@@ -15,14 +15,12 @@ from typing import Any
 
 import datasets
 import pytest
-from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedModel, ViTImageProcessorPil
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.architectures.families import FAMILIES
 from hf_vitcompress.durations import Duration
 from hf_vitcompress.layers_factored import ATTENTIONS
-from hf_vitcompress.report import figures
 from support import my_vit
 from support.blocks import PAGES, Block, Reader, blocks_of, name_of
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
@@ -94,8 +92,6 @@ def reader(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(Duration, "minutes", property(minutes_here))
     monkeypatch.setattr(CompressionConfig, "__init__", functools.partialmethod(CompressionConfig.__init__, **SMALLER))
-    monkeypatch.setattr(figures, "compression_figure", lambda *_: Image.new("L", (1, 1)))  # drawn in tests/report
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: figure.save(path))
     monkeypatch.setitem(sys.modules, "my_vit", my_vit)
     families, attentions = dict(FAMILIES), dict(ATTENTIONS)
     yield Reader(folder, monkeypatch)

@@ -1,7 +1,5 @@
 """Metrics of the `evaluate` library: loaded when they are used, computed of both models, tried before any image."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +152,3 @@ def test_metrics_need_labels_and_classes(vit: PreTrainedModel, pixels: Tensor) -
         evaluate_model(
             headless, images(pixels, torch.zeros(96).long()), against=headless, metrics=[ShareRight()], progress=False
         )
-
-
-def test_the_library_is_not_imported_until_a_metric_is_named() -> None:
-    code = (
-        "import sys, hf_vitcompress.evaluation, hf_vitcompress.evaluation.comparison\n"
-        "print([name for name in ('evaluate', 'datasets') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

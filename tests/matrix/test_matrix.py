@@ -1,8 +1,9 @@
-"""The contract of every family: each head × each way to compress it, from a checkpoint with old keys to training.
+"""The contract of every family: heads × ways to compress them, from a checkpoint with old keys to training.
 
 A new family is in it as soon as `zoo.HEADS` has tiny models of its heads.
 """
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,7 +130,18 @@ def same(ours: list[Term], theirs: list[Term], tolerance: float = 1e-5) -> bool:
     )
 
 
-CASES = [(head, way) for head in HEADS for way in WAYS]
+def cases() -> list[tuple[Head, str]]:
+    """The first head of each form of a family goes every way, the others one each, in turn: blocks are the same."""
+    found, seen = [], set()
+    turns = itertools.cycle(WAYS)
+    for head in HEADS:
+        first = (head.family, head.variant, *head.images) not in seen
+        seen.add((head.family, head.variant, *head.images))
+        found += [(head, way) for way in (WAYS if first else (next(turns),))]
+    return found
+
+
+CASES = cases()
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True, ids=[f"{head}-{way}" for head, way in CASES], scope="module")

@@ -124,6 +124,7 @@ def test_json_is_valid_after_one_image(tmp_path: Path) -> None:
     strict_json((tmp_path / "compression_report.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(
     ("changes", "panels"),
     [({}, 2), ({"predicted_loss": None, "budget_curve": []}, 1), ({"parts": PARTS[:1]}, 2)],

@@ -1,11 +1,10 @@
 """Several processes as one: the same results on each, said and written once, and an end where one of them ends.
 
-Real processes on CPUs, of which every launch does all its checks: `python -m support.sharing JOB FOLDER`.
+Real processes on CPUs, of which every launch does all its checks; two of them are started by torchrun.
 """
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import warnings
@@ -23,34 +22,15 @@ from transformers import AutoModelForImageClassification
 from hf_vitcompress.runtime.distributed import deal, own_share
 from hf_vitcompress.statistics.statistics import Statistics
 from support.moments import relative, same, streamed, vectors
-from support.processes import environment
-from support.sharing import BAD, COMPENSATED, IMAGES, MEASURING, SECONDS, Failure, Results, work
+from support.processes import SECONDS, Ended, environment, together
+from support.sharing import BAD, COMPENSATED, IMAGES, MEASURING, Failure, Results, work
 
 
-def launch(job: str, folder: Path, processes: int) -> list[subprocess.CompletedProcess[str]]:
-    """The processes after their end, started as any launcher starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": processes}
-    command = [sys.executable, "-m", "support.sharing", job, str(folder)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = [
-        subprocess.Popen(command, env=environment(**meeting, RANK=rank, LOCAL_RANK=rank), **pipes)
-        for rank in range(processes)
-    ]
-    try:
-        outputs = [process.communicate(timeout=SECONDS) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    ends = zip(running, outputs, strict=True)
-    return [subprocess.CompletedProcess(command, process.returncode, *output) for process, output in ends]
-
-
-def torchrun(job: str, folder: Path, processes: int) -> subprocess.CompletedProcess[str]:
+def torchrun(job: str, folder: Path, processes: int) -> Ended:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["-m", "support.sharing", job, str(folder)]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS)
+    return Ended(done.returncode, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +39,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ends(place: Path) -> list[subprocess.CompletedProcess[str]]:
+def ends(place: Path) -> list[Ended]:
     """Of two processes of which the second was killed."""
-    return launch("killed", place, 2)
+    return together(work, "killed", place, processes=2)
 
 
 @pytest.fixture(scope="module")
-def results(place: Path, ends: list[subprocess.CompletedProcess[str]]) -> Results:
+def results(place: Path, ends: list[Ended]) -> Results:
     found = {}
     for count in (1, 2, 3):
         folder = place / str(count)
@@ -75,8 +55,9 @@ def results(place: Path, ends: list[subprocess.CompletedProcess[str]]) -> Result
                 warnings.simplefilter("ignore")  # of unreadable images and of few tokens, as other processes print them
                 work("everything", folder)
         else:
-            done = [torchrun("everything", folder, 2)] if count == 2 else launch("everything", folder, count)
-            assert all(one.returncode == 0 for one in done), "\n".join(one.stderr for one in done)
+            started = [torchrun("everything", folder, 2)] if count == 2 else []
+            done = started or together(work, "everything", folder, processes=count)
+            assert all(one.code == 0 for one in done), "\n".join(one.err for one in done)
         found[count] = [torch.load(folder / f"result-{i}.pt", weights_only=False) for i in range(count)]
     return found
 
@@ -255,11 +236,11 @@ def test_all_processes_say_that_no_image_can_be_read(results: Results, count: in
         assert result[run].message.startswith("None of the 90 images of the images can be read")
 
 
-def test_a_killed_process_ends_the_other(ends: list[subprocess.CompletedProcess[str]]) -> None:
+def test_a_killed_process_ends_the_other(ends: list[Ended]) -> None:
     left, dead = ends
-    assert dead.returncode == -signal.SIGKILL
-    assert left.returncode == 1
-    assert "DistributedError: Process 0 of 2 lost the others" in left.stderr
+    assert dead.code == -signal.SIGKILL
+    assert left.code == 1
+    assert "DistributedError: Process 0 of 2 lost the others" in left.err
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

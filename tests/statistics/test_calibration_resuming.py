@@ -1,13 +1,10 @@
 """Calibration that is interrupted goes on with the same bits; other checkpoints are refused."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ViTForImageClassification, ViTImageProcessorPil
@@ -22,9 +19,10 @@ from hf_vitcompress.statistics import calibration
 from hf_vitcompress.statistics.calibration import calibrate
 from hf_vitcompress.statistics.statistics import Statistics
 from support.calibrations import Poisoned, config, every_mlp, interrupted, run
+from support.dying import calibrate_and_die
 from support.models import seeded, tiny_config
 from support.moments import same
-from support.processes import environment
+from support.processes import alone
 from support.stages import quiet
 
 
@@ -80,36 +78,10 @@ def test_a_checkpoint_follows_four_batches_and_then_the_clock(
     assert saved == saved_after
 
 
-KILLED = """
-import os, pathlib, signal, sys, torch
-from support.calibrations import config, run
-from support.models import seeded, tiny_config
-from transformers import ViTForImageClassification
-from hf_vitcompress.statistics import calibration
-from hf_vitcompress.images import ImageSource
-
-class Killer(list):
-    looked = False
-
-    def __getitem__(self, index):
-        if index == 70 and self.looked:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.looked = self.looked or index == 70
-        return super().__getitem__(index)
-
-calibration.CHECKPOINT_SECONDS = -1.0
-torch.set_num_threads(int(sys.argv[2]))
-model = seeded(ViTForImageClassification, tiny_config())
-pixels = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-run(model, ImageSource(Killer(pixels), None, "the list of images"), config(), pathlib.Path(sys.argv[1]))
-"""
-
-
 def test_killed_process_is_continued_with_the_same_bits(vit: PreTrainedModel, pixels: Tensor, tmp_path: Path) -> None:
     checkpoint = tmp_path / "c"
-    arguments = [sys.executable, "-c", KILLED, str(checkpoint), str(torch.get_num_threads())]
-    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = alone(calibrate_and_die, checkpoint)
+    assert done.code == -signal.SIGKILL, done.err
     assert Statistics.load(checkpoint).images == 64
     assert same(run(vit, pixels, config(), checkpoint=checkpoint), run(vit, pixels, config()))
 

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.models.vit.modeling_vit import eager_attention_forward  # noqa: F401  (what factored attention calls)
 
 from hf_vitcompress.architectures.families import Family, register_family
+from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.layers_factored import Attention
 
 
@@ -128,3 +129,10 @@ def register() -> None:
     AutoModel.register(OutsideConfig, OutsideModel, exist_ok=True)
     AutoModelForImageClassification.register(OutsideConfig, OutsideForImageClassification, exist_ok=True)
     register_family("outside", OUTSIDE, attentions={PlainAttention: NAMES})
+
+
+def find_layers_unregistered() -> None:
+    """In a process of its own, where only transformers has been told of the architecture."""
+    AutoConfig.register("outside", OutsideConfig)
+    AutoModel.register(OutsideConfig, OutsideModel)
+    find_layers(OutsideModel(OutsideConfig()))

@@ -1,4 +1,4 @@
-"""What processes do that share work; run as `python -m support.sharing JOB FOLDER`, on as many as a launcher starts."""
+"""What processes do that share work; torchrun starts them as `python -m support.sharing JOB FOLDER`."""
 
 import contextlib
 import faulthandler
@@ -40,10 +40,10 @@ from hf_vitcompress.runtime.distributed import (
 from hf_vitcompress.statistics import calibration, identity
 from hf_vitcompress.statistics.calibration import calibrate
 from support.models import DIGITS
+from support.processes import SECONDS
 from support.stages import quiet
 from support.students import LOW_RANK, METHODS, lively
 
-SECONDS = 400
 IMAGES = 90
 BAD = {3, 20, 50}
 MEASURING = 8

@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from ..runtime.text import printable
 from .checks import check_use_of
 from .ending import goes_on_from
+from .help import IMAGES_PANEL
 from .judging import judge, judging_images, saved_unjudged
 from .options import Quiet, say_stale_programs, silence_libraries
 from .recipe import with_recipe
@@ -23,7 +24,11 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="Calibration images: a folder, a parquet file or a Hub data set. Labels are not used.",
+        rich_help_panel=IMAGES_PANEL,
     ),
+]
+Validation = Annotated[
+    str | None, typer.Option(help="Images to search --max-accuracy-drop on.", rich_help_panel=IMAGES_PANEL)
 ]
 MODEL, IMAGES = "the model", "the images (--data)"
 """What errors call them."""
@@ -46,8 +51,10 @@ def compress(
     data: Data = None,
     statistics: StatisticsFile = None,
     plan: Annotated[Path | None, typer.Option(help="Use this plan (JSON, maybe edited) instead of planning.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
-    test: Annotated[str | None, typer.Option(help="Images to judge the result on, against MODEL.")] = None,
+    validation: Validation = None,
+    test: Annotated[
+        str | None, typer.Option(help="Images to judge the result on, against MODEL.", rich_help_panel=IMAGES_PANEL)
+    ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time both models, alternately.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in OUTPUT.")] = False,
     quiet: Quiet = False,
@@ -56,9 +63,8 @@ def compress(
 
     Example: vitcompress compress facebook/deit-base-patch16-224 --data photos/ --keep-ratio 0.4 --output deit-40
     """
-    from rich.console import Console
-
     from ..planning.plan import CompressionPlan
+    from ..report.tables import show
     from ..runtime.distributed import local_work
     from ..runtime.outputs import reserved, work_path
     from ..statistics.statistics import Statistics
@@ -100,7 +106,7 @@ def compress(
             goes_on_from(None)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
                 file.unlink(missing_ok=True)
-            Console().print(compressor.report.render())
+            show(compressor.report.render())
             print(f"saved to {printable(str(output))}")
             say_stale_programs(place.path)
         if failure is not None:
@@ -122,14 +128,13 @@ def inspect_model(
 
     Example: vitcompress inspect my-vit --data photos/ --statistics my-vit.safetensors
     """
-    from rich.console import Console
-
     from ..planning.foresight import check_reach
     from ..report.figures import check_figure, compression_figure, is_our_figure, save_figure
     from ..report.report import group_reports
-    from ..report.tables import table
+    from ..report.tables import PartsTable, show, table
     from ..runtime.distributed import local_work
     from ..runtime.files import check_file
+    from ..runtime.text import loss_text
 
     goes_on_from(statistics)
     compressor = _compressor(config, quiet)
@@ -149,20 +154,10 @@ def inspect_model(
         return
     planner = compressor.planner(subject, known)
     parts, curve = group_reports(planner, plan), planner.budget_curve(config)
-    console = Console()
-    rows = [(f"{ratio:.2f}", f"{loss:.4f}") for ratio, loss in curve]
-    console.print(table(("keep ratio", "predicted KL"), rows, title="over budgets"))
-    by_part = [
-        (
-            part.name,
-            part.kept,
-            f"{part.parameters / part.dense_parameters:.0%}",
-            "" if part.predicted_loss is None else f"{part.predicted_loss:.2e}",
-        )
-        for part in parts
-    ]
+    rows = [(f"{ratio:.2f}", loss_text(loss)) for ratio, loss in curve]
+    show(table(("keep ratio", "predicted KL"), rows, title="over budgets"))
     title = f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"
-    console.print(table(("part", "what is left", "kept", "predicted KL"), by_part, title=title))
+    show(PartsTable(parts, title))
     if figure is not None:
         point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
         save_figure(compression_figure(title, parts, curve, point), figure)
@@ -175,8 +170,11 @@ def plan_budget(
     config: CompressionConfig,
     statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Images to compensate candidates on, where asked.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Images to compensate candidates on, where asked.", rich_help_panel=IMAGES_PANEL),
+    ] = None,
+    validation: Validation = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier plan in OUTPUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -185,8 +183,11 @@ def plan_budget(
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
     from ..planning.plan import is_plan
+    from ..report.report import group_reports
+    from ..report.tables import PartsTable, show
     from ..runtime.distributed import local_work
     from ..runtime.files import check_file
+    from ..runtime.text import loss_text
 
     check_use_of(validation, config)
     compressor = _compressor(config, quiet)
@@ -207,8 +208,11 @@ def plan_budget(
         print(plan.to_json(), end="")
     else:
         plan.save(output)
-        place = printable(str(output))
-        print(f"predicted KL {plan.predicted_loss}, keep ratio {plan.keep_ratio:.4f}, saved to {place}")
+        parts = group_reports(compressor.planner(subject, known), plan)
+        show(PartsTable(parts, f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"))
+        if plan.predicted_loss is not None:
+            print(f"predicted KL {loss_text(plan.predicted_loss, plan.predicted_interval)}")
+        print(f"saved to {printable(str(output))}")
 
 
 def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":

@@ -37,6 +37,7 @@ from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import sum_in_place
 from ..runtime.hooks import Capture
 from ..runtime.run import Run
+from ..runtime.text import loss_text
 from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
 from .course import CompensationPoint
@@ -145,7 +146,7 @@ class Distillation(Learner[CompensationPoint]):
 
     def caption(self, point: CompensationPoint) -> str:
         """The held-out loss."""
-        return f"held-out loss {point.loss:.4f}"
+        return f"held-out loss {loss_text(point.loss)}"
 
     def gives_up(self, state: TrainingState[CompensationPoint]) -> bool:
         """Whether the held-out loss only rises, in the second half of the steps."""
@@ -164,7 +165,7 @@ class Distillation(Learner[CompensationPoint]):
         if self.accelerator.is_main_process:
             warnings.warn(
                 f"The loss became {loss} after {state.step} steps of distilling, and the training ended there. The "
-                f"result is the best state before that, with a held-out loss of {self.best_loss:.4f}. Lower "
+                f"result is the best state before that, with a held-out loss of {loss_text(self.best_loss)}. Lower "
                 f"learning_rate ({config.learning_rate:g}) to go further.",
                 CompensationWarning,
                 stacklevel=2,

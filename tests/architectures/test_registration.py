@@ -135,7 +135,7 @@ def test_a_class_with_the_name_of_one_of_transformers_is_refused_and_nothing_reg
     with pytest.raises(ConfigError, match=r"test_registration\.ViTConfig and transformers.*FactoredViTConfig.*Rename"):
         register_family("usual_name", outside.OUTSIDE)
     assert "usual_name" not in FAMILIES
-    assert factored_config_class("vit").__mro__[2] is transformers.ViTConfig
+    assert transformers.ViTConfig in factored_config_class("vit").__mro__
 
 
 def test_a_model_class_with_such_a_name_is_refused_before_any_work() -> None:

@@ -2,6 +2,7 @@
 
 from ...report.report import CompressionReport
 from ...report.tables import NOT_MEASURED, comparison_rows
+from ...runtime.text import loss_text
 from .subject import CLASSIFIER, CardSubject
 
 TRAITS = {
@@ -119,7 +120,8 @@ def making(subject: CardSubject) -> list[str]:
         unit = " nats" if subject.auto_class == CLASSIFIER else ""
         sentences.append(
             f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, {done.seconds:.0f} s, "
-            f"loss on {done.held_out_images:,} others from {done.loss_before:.4f} to {done.loss_after:.4f}{unit}."
+            f"loss on {done.held_out_images:,} others from {loss_text(done.loss_before)} to "
+            f"{loss_text(done.loss_after)}{unit}."
         )
     if not subject.same_weights:
         sentences.append("Afterwards the weights were changed, for instance trained further or stored otherwise.")

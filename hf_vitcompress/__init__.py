@@ -7,7 +7,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .starting import is_command_line, start_command_line
-
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -67,7 +67,7 @@ class ViTCompressor:
         report: of the last compression, `None` before the first.
         checkpoints: files that let an interrupted compensation go on; of no use once its result is saved.
         statistics: of the last calibration; pass them to `compress` or `plan` to reach another budget in seconds.
-        seconds: by stage, of the last compression.
+        seconds: by stage, of the last compression, including the time before an interruption.
 
     Examples:
         >>> compressor = ViTCompressor(CompressionConfig(keep_ratio=0.4))
@@ -254,6 +254,7 @@ class ViTCompressor:
         if (key := identity_digest(statistics.identity)) not in self._learned:
             with self._timed("gates"):
                 self._learned[key], kept = gates_for(subject, images, self.run, checkpoint)
+            self.seconds["gates"] += kept.spent
             self.checkpoints += [] if kept.path is None else [kept.path]
         self.importance = self._learned[key].scores
 
@@ -277,7 +278,8 @@ class ViTCompressor:
             compensator = self._compensator(planner, images, checkpoint)
             plan = search_compensated(compensator, reference, plan)
             self.checkpoints += compensator.checkpoints
-            return plan
+        self.seconds["plan"] += compensator.spent
+        return plan
 
     def _build(self, planner: Planner, plan: CompressionPlan) -> PreTrainedModel:
         with self._timed("build"):
@@ -310,9 +312,9 @@ class ViTCompressor:
             compensator = self._compensator(planner, images, checkpoint)
             done = compensator.run(small, plan)
         self.checkpoints += compensator.checkpoints
+        self.seconds["compensate"] += compensator.spent
         if self.report is not None:
-            self.report.compensation = done
-            self.report.weights = model_digest(small)
+            self.report.compensation, self.report.weights = done, model_digest(small)
             self.report.seconds["compensate"] = self.seconds["compensate"]
 
     def _compensator(self, planner: Planner, images: Any, checkpoint: str | Path | None) -> Compensator:

@@ -37,7 +37,6 @@ app = typer.Typer(
     cls=Commands,
     context_settings={"max_content_width": 120},
     help="Compress Vision Transformers of transformers, and get transformers models back.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # see `help.GroupedCommand`
@@ -73,7 +72,7 @@ def shared_options(
 def main() -> None:
     """Entry point: whatever goes wrong ends in one line on stderr; see `ending` for the exit codes."""
     debug = is_debugging()
-    words = [word for word in sys.argv[1:] if word != DEBUG_FLAG]
+    words = [word for word in sys.argv[1:] if word != DEBUG_FLAG] or ["--help"]
     goes_on_from(None)
     take_any_text()
     with warnings_on_one_line(debug), ended_by_sigterm():

@@ -8,7 +8,7 @@ import typer
 from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..runtime.text import printable
-from .checks import check_use_of
+from .checks import check_images, check_use_of
 from .ending import goes_on_from
 from .help import IMAGES_PANEL
 from .judging import judge, judging_images, saved_unjudged
@@ -90,6 +90,7 @@ def compress(
         if accelerator.is_main_process:
             kept = reserved(output, "overwrite" if overwrite else "new", inputs)
             place = context.with_resource(kept)
+        check_images(data, validation, test)
         subject = compressor.open(model)
         test_images = judging_images(compressor, test, subject)
         known = _known_statistics(statistics) if data is None else None
@@ -145,6 +146,7 @@ def inspect_model(
             check_figure(figure)
             inputs = {MODEL: model, IMAGES: data, "the statistics (--statistics)": statistics}
             check_file(figure, inputs, beside=(MODEL,), renews=is_our_figure)
+        check_images(data)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
         check_reach(subject, config)
@@ -200,7 +202,9 @@ def plan_budget(
                 "the validation images (--validation)": validation,
             }
             check_file(output, inputs, beside=(MODEL,), renews=lambda file: overwrite and is_plan(file))
-        subject, known = compressor.open(model), _known_statistics(statistics)
+        check_images(data, validation)
+        known = _known_statistics(statistics)
+        subject = compressor.open(model)
     plan = compressor.plan(subject, known, validation, data)
     if not compressor.accelerator.is_main_process:
         return

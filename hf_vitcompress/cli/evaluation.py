@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
+from .checks import check_images
 from .help import IMAGES_PANEL
 from .options import Quiet, holds, silence_libraries
 
@@ -69,6 +70,7 @@ def evaluate_checkpoint(
         check_renewable(model)
     accelerator = new_accelerator()
     with local_work(accelerator, "The start"):
+        check_images(data)
         candidate = Candidate.load(model, accelerator)
         dense = None if against is None else Candidate.load(against, accelerator)
         images = open_images(data, label2id=candidate.model.config.label2id)

@@ -90,7 +90,9 @@ class Commands(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write a line for each command."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.help.partition("\n")[0]) for name, command in self.commands.items()])
+            formatter.write_dl(
+                [(name, (command.help or "").partition("\n")[0]) for name, command in self.commands.items()]
+            )
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the example, and where there are more."""

@@ -38,7 +38,7 @@ class Compensator:
         checkpoint: path that the stages' own checkpoint files begin with; `None` keeps none.
 
     Attributes:
-        checkpoints: these files.
+        stages: these files, of the stages that have begun.
 
     Raises:
         DataError: there are fewer than two images.
@@ -52,13 +52,23 @@ class Compensator:
             )
         config = run.config
         self.planner, self.work, self.config, self.checkpoint = planner, run, config, checkpoint
-        self.checkpoints: list[Path] = []
+        self.stages: list[Checkpoint] = []
         held_out = max(1, min(config.held_out_images, int(LARGEST_HELD_OUT_SHARE * len(images))))
         end = len(images) - held_out
         self.train = images.select(
             range(end if config.compensation_images is None else min(end, config.compensation_images))
         )
         self.reference = Reference.of(planner.subject, images.select(range(end, len(images))), run)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The files of the stages that have begun."""
+        return [stage.path for stage in self.stages if stage.path is not None]
+
+    @property
+    def spent(self) -> float:
+        """Seconds of these stages in earlier runs, which were interrupted."""
+        return sum(stage.spent for stage in self.stages)
 
     def run(self, student: PreTrainedModel, plan: CompressionPlan, share: float = 1.0) -> CompensationReport:
         """Compensate `student` in place, as the config says.
@@ -85,7 +95,7 @@ class Compensator:
             images=len(self.train),
             held_out_images=self.reference.images,
             points=points,
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - start + self.spent,
         )
 
     def _distill(
@@ -138,8 +148,7 @@ class Compensator:
         if validation is not None:
             identity["other validation images"] = images_facts(validation.source, accelerator, labels=True)
         kept = Checkpoint.beside(self.checkpoint, stage, identity, accelerator)
-        if kept.path is not None:
-            self.checkpoints.append(kept.path)
+        self.stages.append(kept)
         return kept
 
     @cached_property

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
@@ -18,6 +17,7 @@ from ..images.images import Batch, ImageSource
 from ..model.towers import compressed_part
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import gather_objects, local_work, new_accelerator, own_share
+from ..runtime.run import progress_bar
 from ..runtime.weights import model_digest
 from .checks import check_comparable, check_evaluation, check_same_form
 from .intervals import Interval, mean_interval, wilson_interval
@@ -144,19 +144,12 @@ def evaluate_model(
     with local_work(accelerator, "Loading the metrics"):
         chosen = Metrics.load(metrics, subjects[0].model.config.num_labels or 0)
     share = own_share(accelerator, images.batch_count(batch_size))
-    results = []
-    with tqdm(
-        total=len(images) * len(subjects),
-        desc="evaluating",
-        unit=" images",
-        disable=not (progress and accelerator.is_main_process),
-    ) as bar:
-        for subject in subjects:
-            own = images.select(range(len(images)))
-            with local_work(accelerator, "Evaluation"):
-                batches = own.batches(subject.processor, batch_size, share)
-                found = model_outputs(subject, batches, precision, bar, accelerator.num_processes)
-            results.append(found)
+    results, shown = [], progress and accelerator.is_main_process
+    for subject, doing in zip(subjects, ("evaluating", "evaluating the dense model"), strict=False):
+        own = images.select(range(len(images)))
+        with progress_bar(doing, "images", shown, total=len(images)) as bar, local_work(accelerator, "Evaluation"):
+            batches = own.batches(subject.processor, batch_size, share)
+            results.append(model_outputs(subject, batches, precision, bar, accelerator.num_processes))
     outputs, labels = results[0]
     bad_images = own.account(accelerator)
     figures = _image_figures(outputs, results[1][0] if against is not None else None, labels, classes)

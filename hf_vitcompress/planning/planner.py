@@ -253,8 +253,11 @@ def _solve_all(groups: Sequence[LayerGroup], run: Run) -> None:
     accelerator = run.accelerator
     owners = deal([group.work for group in groups], accelerator.num_processes)
     mine = [i for i, owner in enumerate(owners) if owner == accelerator.process_index]
-    with local_work(accelerator, "Factorization"):
-        solutions = {i: _solved(groups[i]) for i in run.bar("factorizing", "groups", mine)}
+    solutions = {}
+    with local_work(accelerator, "Factorization"), run.bar("factorizing", "groups", total=len(groups)) as bar:
+        for i in mine:
+            solutions[i] = _solved(groups[i])
+            bar.update(min(accelerator.num_processes, len(groups) - bar.n))
     for found in gather_objects(accelerator, solutions):
         for i, solution in found.items():
             groups[i].solution = solution

@@ -76,6 +76,7 @@ def calibrate(
     model, config, accelerator = subject.model, run.config, run.accelerator
     _check_targets(model, images, config)
     statistics = _begin(subject, layers, images, run, checkpoint)
+    start -= statistics.timing.get("calibrate", 0.0)  # before an interruption
     done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
     sampler = Sampler(len(images), config.seed)
     observer = Observer(statistics, layers, sampler, config.token_weighting)
@@ -104,6 +105,7 @@ def calibrate(
             _record_shape(statistics, shapes, accelerator)
             variety.gather(accelerator, statistics)
             _record_left_out(statistics, images, accelerator, _learns_labels(config))
+            statistics.timing["calibrate"] = time.perf_counter() - start
             if checkpoint is not None:
                 with local_work(accelerator, "Writing the checkpoint"):
                     if run.is_main:
@@ -112,7 +114,7 @@ def calibrate(
     _check_gradients(statistics, model)
     _warn_if_few_tokens(statistics, layers)
     check_variety(statistics, layers, variety.counts, images.name)
-    statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start
+    statistics.timing["calibrate"] = time.perf_counter() - start
     return statistics
 
 

@@ -41,6 +41,8 @@ LANGUAGES = {"python", "bash", "yaml", "text"}
 MAKES_SMALL = re.compile(r'(?:--output |save_pretrained\("|output_dir=")small/?["\s]')
 """A page that makes the folder itself does not find it there."""
 
+OUTPUT = re.compile(r"--output (\S+)")
+
 DENSE = ("MODEL", "facebook/deit-base-patch16-224", "google/vit-base-patch16-224")
 SPEED = 300
 """So many times as fast as the pages say, minutes are over."""
@@ -127,6 +129,14 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
         shutil.rmtree(reader.folder / "small")
     for block in blocks:
         reader.run(block)
+
+
+def test_no_command_writes_where_another_has_written() -> None:
+    """Whoever follows several pages in one folder would be refused."""
+    bash = [block.code for page in PAGES for block in runnable(page) if block.language == "bash"]
+    written = Counter(name.rstrip("/") for code in bash for name in OUTPUT.findall(code))
+    assert written
+    assert [name for name, count in written.items() if count > 1] == []
 
 
 def test_blocks_that_are_not_run_are_known_and_say_why() -> None:

@@ -101,7 +101,7 @@ def show(renderable: "RenderableType") -> None:
     from rich.console import Console
 
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
-    Console(width=None if narrow else WIDEST, soft_wrap=not narrow).print(renderable)
+    Console(width=None if narrow else WIDEST).print(renderable)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -27,6 +27,7 @@ from hf_vitcompress import (
 )
 from hf_vitcompress.architectures.families import FAMILIES, register_family
 from hf_vitcompress.architectures.layers import find_layers, may_prune_heads
+from hf_vitcompress.architectures.registration import register_configs
 from hf_vitcompress.configuration_factored import factored_config_class
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
 from hf_vitcompress.layers_factored import ATTENTIONS
@@ -84,6 +85,22 @@ def test_it_comes_back_through_the_auto_classes(
     wide = to_dense(loaded)
     assert type(wide) is outside.OutsideForImageClassification
     torch.testing.assert_close(answers(wide, pixels), answers(small, pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_config_of_a_type_registers_its_models() -> None:
+    """Importing the package registers configs alone, because models take seconds to import."""
+    _, model = same_name("Late", "late")
+    register_configs("late")
+    config_class = factored_config_class("late")
+    assert AutoConfig.for_model("vitcompress_late").__class__ is config_class
+    assert AutoModel._model_mapping[config_class] is factored_model_class(model)
+
+
+def test_before_the_first_config_no_model_is_made() -> None:
+    _, model = same_name("Later", "later")
+    register_configs("later")
+    assert factored_config_class("later") not in AutoModel._model_mapping
+    assert model not in configuration_factored.FACTORED
 
 
 def test_joint_attention_needs_the_names_and_takes_them(model: PreTrainedModel, pixels: Tensor) -> None:

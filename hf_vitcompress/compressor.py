@@ -139,9 +139,12 @@ class ViTCompressor:
             check_arguments(statistics=statistics, plan=plan, checkpoint=checkpoint)
             # Images before the model: what is wrong with them is known in no time.
             source = None if images is None else self.open_images(images, limit=self.run.images_wanted)
-            held_out, source = self._hold_out(source, validation)
+            searched = self.config.budget == "max_accuracy_drop"
+            held_out = self.open_images(validation, options=VALIDATION) if searched and validation is not None else None
             subject = self.open(model)
-            source, held_out = (None if own is None else self.open_images(own, subject) for own in (source, held_out))
+            source, held_out = (own and self.open_images(own, subject) for own in (source, held_out))
+            if searched and held_out is None and source is not None:
+                held_out, source = validation_shares(source, self.config)
             check_feasible(subject, self.config, plan, source, held_out, self._given_importance)
         if statistics is None:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
@@ -334,14 +337,6 @@ class ViTCompressor:
         if self.report is not None:
             self.report.model, self.report.weights = type(whole).__name__, model_digest(whole)
         return whole
-
-    def _hold_out(self, source: ImageSource | None, validation: Any) -> tuple[ImageSource | None, ImageSource | None]:
-        """Validation images and what remains for calibration."""
-        if self.config.budget != "max_accuracy_drop":
-            return None, source
-        if validation is not None or source is None:
-            return None if validation is None else self.open_images(validation, options=VALIDATION), source
-        return validation_shares(source, self.config)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -1,10 +1,11 @@
 """Which part of a data set is taken, and which of its columns."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import DataError
+from ..errors import DataError, DataWarning
 
 _KINDS = {
     "train": ("train", "training"),
@@ -43,23 +44,37 @@ TESTING = DataOptions(prefer=("test", "validation"))
 
 
 def chosen_split(names: Sequence[str], name: str, options: DataOptions) -> str:
-    """The split to take of the data set `name`.
+    """The split to take of the data set `name`; a warning says if it is not what was looked for.
 
     Raises:
         DataError: it has no such split, or none at all.
     """
     if not names:
-        raise DataError(f"{name} has no splits, and no images.")
-    wanted = [options.split] if options.split else [*options.prefer, "train"]
-    for one in wanted:
-        found = next((n for n in names if n == one), None) or next(
-            (n for n in names if kind_of(n) == kind_of(one)), None
-        )
-        if found is not None:
-            return found
+        raise DataError(f"No image found in {name}: it has no splits.")
     if options.split:
-        raise DataError(f"{name} has no split {options.split!r}; it has {', '.join(names)}.")
-    return names[0]
+        found = _like(names, options.split)
+        if found is None:
+            raise DataError(f"{name} has no split {options.split!r}; it has {', '.join(names)}.")
+        return found
+    for kind in options.prefer:
+        if (found := _like(names, kind)) is not None:
+            return found
+    found = _like(names, "train") or names[0]
+    if "train" not in options.prefer:
+        warnings.warn(
+            f"{name} has no split for {' or '.join(options.prefer)}: the images of {found!r} are taken. If the model was "
+            "trained on them, figures on them flatter it. Another split is chosen by --split.",
+            DataWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _like(names: Sequence[str], wanted: str) -> str | None:
+    """That split, or else one of its kind."""
+    if wanted in names:
+        return wanted
+    return next((name for name in names if kind_of(name) == kind_of(wanted)), None)
 
 
 def kind_of(split: str) -> str:

@@ -37,9 +37,9 @@ def from_path(path: Path, options: DataOptions, on_bad_image: OnBadImage) -> Ima
         return _from_folder(path, options, on_bad_image)
     suffix = path.suffix.lower()
     if suffix in {**TABLES, **LISTS}:
-        return _from_table([path], path.name, None, options, on_bad_image)
+        return _from_table([path], path.name, options, on_bad_image, named=True)
     if suffix in image_suffixes():
-        return _pictures(path.parent, [path], path.name, options, on_bad_image)
+        return from_pictures(path.parent, [path], path.name, on_bad_image)
     raise nothing_found(path)
 
 
@@ -62,24 +62,19 @@ def _from_folder(path: Path, options: DataOptions, on_bad_image: OnBadImage) -> 
     files = files_in(folder)
     pictures = [file for file in files if file.suffix.lower() in image_suffixes()]
     tables = [file for file in files if file.suffix.lower() in TABLES and file.name not in METADATA]
-    if tables and (not pictures or any(split_of_file(table.stem) for table in tables)):
-        source = _from_table(tables, name, folder, options, on_bad_image)
+    # A clone of a Hub data set may have pictures in its README, and a folder of pictures a table of something else.
+    are_shards = any(file.suffix.lower() != ".tar" and split_of_file(file.stem) for file in tables)
+    if tables and (are_shards or not pictures):
+        source = _from_table(tables, name, options, on_bad_image, named=split is not None)
     elif _has_metadata(folder) and pictures:
         loaded = _loaded(folder, "images", lambda: datasets.load_dataset("imagefolder", data_dir=str(folder)))
-        source = from_splits(loaded, name, on_bad_image, options)
+        only = next(iter(loaded.values())) if len(loaded) == 1 else loaded  # `train` is what it calls a single one
+        source = from_splits(only, name, on_bad_image, options)
     elif pictures:
-        source = _pictures(folder, pictures, name, options, on_bad_image)
+        source = from_pictures(folder, pictures, name, on_bad_image)
     else:
         raise nothing_found(path)
-    return source if split is None else replace(source, split=split)
-
-
-def _pictures(
-    root: Path, pictures: Sequence[Path], name: str, options: DataOptions, on_bad_image: OnBadImage
-) -> ImageSource:
-    if options.image_column or options.label_column:
-        raise DataError(f"{name} is pictures in folders and has no columns; the names of the folders are the labels.")
-    return from_pictures(root, pictures, name, on_bad_image)
+    return replace(source, split=split or source.split)
 
 
 def _has_metadata(folder: Path) -> bool:
@@ -87,17 +82,17 @@ def _has_metadata(folder: Path) -> bool:
 
 
 def _from_table(
-    files: Sequence[Path], name: str, root: Path | None, options: DataOptions, on_bad_image: OnBadImage
+    files: Sequence[Path], name: str, options: DataOptions, on_bad_image: OnBadImage, named: bool
 ) -> ImageSource:
-    """The rows of tables of one kind; in a folder those of one split, as their names say.
+    """The rows of tables of one kind, of one split if their names say which they are of.
 
     Args:
-        root: the folder in which tables are looked for; `None` of one that was named.
+        named: whether it is known which files are meant.
     """
     import datasets
 
     split = None
-    if root is not None:
+    if not named:
         by_split = _by_split(files)
         if set(by_split) != {None}:
             split = chosen_split([key for key in by_split if key], name, options)

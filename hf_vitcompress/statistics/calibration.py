@@ -125,7 +125,7 @@ def _begin(
     settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
     settings["precision"] = resolve_precision(config.precision, model.device)
     settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
-    settings["dataset"] = images.hub_id
+    settings |= {"dataset": images.hub_id, "split": images.split}
     labels = _learns_labels(config)
     statistics = Statistics(settings=settings, identity=identity_of(subject, images, accelerator, labels))
     with local_work(accelerator, "Reading the checkpoint"):

@@ -44,19 +44,6 @@ def check_paths(arguments: Mapping[str, Any]) -> None:
                 _check_name(argument, str(text))
 
 
-def check_images(*data: str | None) -> None:
-    """Refuse images that are not there, before a model is loaded; `None` stands for none.
-
-    Raises:
-        DataError: naming the first that cannot be opened.
-    """
-    from ..images.sources import open_images
-
-    for name in data:
-        if name is not None:
-            open_images(name)
-
-
 def check_use_of(validation: str | None, config: CompressionConfig) -> None:
     """Refuse validation images that no search would look at.
 

@@ -8,7 +8,8 @@ import typer
 from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..runtime.text import printable
-from .checks import check_images, check_use_of
+from .checks import check_use_of
+from .data_options import options_beside, with_data_options
 from .ending import goes_on_from
 from .help import IMAGES_PANEL
 from .judging import judge, judging_images, saved_unjudged
@@ -17,6 +18,8 @@ from .recipe import with_recipe
 
 if TYPE_CHECKING:
     from ..compressor import ViTCompressor
+    from ..images.images import ImageSource
+    from ..images.options import DataOptions
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.")]
 Data = Annotated[
@@ -43,10 +46,12 @@ StatisticsFile = Annotated[
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def compress(
     context: typer.Context,
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.")],
     data: Data = None,
     statistics: StatisticsFile = None,
@@ -63,6 +68,7 @@ def compress(
 
     Example: vitcompress compress facebook/deit-base-patch16-224 --data photos/ --keep-ratio 0.4 --output deit-40
     """
+    from ..images.options import TESTING, VALIDATION
     from ..planning.plan import CompressionPlan
     from ..report.tables import show
     from ..runtime.distributed import local_work
@@ -90,12 +96,14 @@ def compress(
         if accelerator.is_main_process:
             kept = reserved(output, "overwrite" if overwrite else "new", inputs)
             place = context.with_resource(kept)
-        check_images(data, validation, test)
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
+        held_out = _opened(compressor, validation, options_beside(options, validation == data, VALIDATION))
+        test_images = _opened(compressor, test, options_beside(options, test == data, TESTING))
         subject = compressor.open(model)
-        test_images = judging_images(compressor, test, subject)
+        test_images = judging_images(test_images, subject)
         known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
-        subject, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
+        subject, images, validation=held_out, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
     assert compressor.report is not None
     shape = (known or compressor.statistics or Statistics()).image_shape
@@ -115,9 +123,11 @@ def compress(
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def inspect_model(
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     data: Data = None,
     statistics: StatisticsFile = None,
     figure: Annotated[
@@ -146,11 +156,11 @@ def inspect_model(
             check_figure(figure)
             inputs = {MODEL: model, IMAGES: data, "the statistics (--statistics)": statistics}
             check_file(figure, inputs, beside=(MODEL,), renews=is_our_figure)
-        check_images(data)
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
         check_reach(subject, config)
-    known = known or compressor.calibrate(subject, data, statistics)
+    known = known or compressor.calibrate(subject, images, statistics)
     plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:
         return
@@ -167,9 +177,11 @@ def inspect_model(
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def plan_budget(
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
     data: Annotated[
@@ -184,6 +196,7 @@ def plan_budget(
 
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
+    from ..images.options import VALIDATION
     from ..planning.plan import is_plan
     from ..report.report import group_reports
     from ..report.tables import PartsTable, show
@@ -202,10 +215,10 @@ def plan_budget(
                 "the validation images (--validation)": validation,
             }
             check_file(output, inputs, beside=(MODEL,), renews=lambda file: overwrite and is_plan(file))
-        check_images(data, validation)
-        known = _known_statistics(statistics)
-        subject = compressor.open(model)
-    plan = compressor.plan(subject, known, validation, data)
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
+        held_out = _opened(compressor, validation, options_beside(options, validation == data, VALIDATION))
+        subject, known = compressor.open(model), _known_statistics(statistics)
+    plan = compressor.plan(subject, known, held_out, images)
     if not compressor.accelerator.is_main_process:
         return
     if output is None:
@@ -225,6 +238,13 @@ def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
     if quiet:
         silence_libraries()
     return ViTCompressor(config, progress=not quiet)
+
+
+def _opened(
+    compressor: "ViTCompressor", data: str | None, options: "DataOptions", limit: int | None = None
+) -> "ImageSource | None":
+    """The images of a flag, which is looked at before the model is loaded."""
+    return None if data is None else compressor.open_images(data, limit=limit, options=options)
 
 
 def _check_statistics(file: Path, model: str, data: str | None) -> None:

@@ -124,7 +124,7 @@ def inspect_model(
     """
     from rich.console import Console
 
-    from ..planning.foresight import check_reach
+    from ..planning.foresight import within_reach
     from ..report.figures import check_figure, compression_figure, is_our_figure, save_figure
     from ..report.report import group_reports
     from ..report.tables import table
@@ -142,7 +142,8 @@ def inspect_model(
             check_file(figure, inputs, beside=(MODEL,), renews=is_our_figure)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
-        check_reach(subject, config)
+        config = within_reach(subject, config)
+    compressor = _compressor(config, quiet)
     known = known or compressor.calibrate(subject, data, statistics)
     plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:

@@ -210,7 +210,7 @@ def check_model_type(config: PreTrainedConfig) -> None:
     """
     dense_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     if not (set(_model_types(config)) & set(FAMILIES)):
-        raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported()}")
+        raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported(config)}")
 
 
 def _model_types(config: PreTrainedConfig) -> Iterator[str]:

@@ -38,7 +38,7 @@ from .report.provenance import Environment, Origin
 from .report.report import CompressionReport
 from .runtime.distributed import local_work, new_accelerator
 from .runtime.identity import identity_digest
-from .runtime.random_state import unchanged_random_state
+from .runtime.random_state import independent_of_caller
 from .runtime.run import Run
 from .runtime.weights import model_digest
 from .statistics.calibration import calibrate, images_to_learn
@@ -106,7 +106,7 @@ class ViTCompressor:
         """The device, and the processes that share the work."""
         return self.run.accelerator
 
-    @unchanged_random_state()
+    @independent_of_caller()
     def compress(
         self,
         model: Model,
@@ -176,7 +176,7 @@ class ViTCompressor:
         source = open_images(images, on_bad_image=self.config.on_bad_image, limit=limit, options=options)
         return source if model is None else checked_labels(source, self.open(model).model, self.config)
 
-    @unchanged_random_state()
+    @independent_of_caller()
     def calibrate(self, model: Model, images: Any, checkpoint: str | Path | None = None) -> Statistics:
         """Collect the statistics of a model, and correct the predicted losses; see `statistics.calibration`."""
         config = self.config
@@ -210,7 +210,7 @@ class ViTCompressor:
         with self._timed("factorize"):
             return make_planner(subject, statistics, self.run, self.importance)
 
-    @unchanged_random_state()
+    @independent_of_caller()
     def plan(
         self,
         model: Model,
@@ -229,7 +229,7 @@ class ViTCompressor:
         """
         return self._plan(self.planner(model, statistics), validation, images, checkpoint)
 
-    @unchanged_random_state()
+    @independent_of_caller()
     def build(self, model: Model, statistics: Statistics, plan: CompressionPlan) -> PreTrainedModel:
         """The factored model of a plan, with its report in `report`."""
         check_arguments(needed=True, plan=plan)
@@ -237,7 +237,8 @@ class ViTCompressor:
         plan.check(planner.groups)
         return self._build(planner, plan)
 
-    @unchanged_random_state()
+    @independent_of_caller()
+    @independent_of_caller()
     def compensate(
         self,
         small: PreTrainedModel,

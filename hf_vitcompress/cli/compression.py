@@ -139,7 +139,7 @@ def inspect_model(
 
     Example: vitcompress inspect my-vit --data photos/ --statistics my-vit.safetensors
     """
-    from ..planning.foresight import check_reach
+    from ..planning.foresight import within_reach
     from ..report.figures import check_figure, compression_figure, is_our_figure, save_figure
     from ..report.report import group_reports
     from ..report.tables import PartsTable, show, table
@@ -159,7 +159,8 @@ def inspect_model(
         images = _opened(compressor, data, options, compressor.run.images_wanted)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
-        check_reach(subject, config)
+        config = within_reach(subject, config)
+    compressor = _compressor(config, quiet)
     known = known or compressor.calibrate(subject, images, statistics)
     plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:

@@ -23,6 +23,7 @@ from ..runtime.outputs import complete_exchange
 from .boundary import config_content, damaged_processor, explained
 from .completeness import check_complete, check_size, without_report
 from .making import MAKING
+from .plain import check_plain, unwrapped
 
 logger = logging.get_logger(__name__)
 
@@ -89,21 +90,21 @@ class ReadableQuantizer(TorchAoHfQuantizer):
 
 
 def load_dense_model(model: str | Path | PreTrainedModel, accelerator: Accelerator | None = None) -> PreTrainedModel:
-    """`model` itself, or loaded by `load_model`.
+    """`model` itself, without what wraps it, or loaded by `load_model`.
 
     Raises:
         UnsupportedModelError: see `load_model` and `check_model`.
     """
-    loaded = load_model(model, accelerator) if isinstance(model, str | Path) else model
+    loaded = load_model(model, accelerator) if isinstance(model, str | Path) else unwrapped(model)
     check_model(loaded)
     return loaded
 
 
 def check_model(model: Any) -> None:
-    """That it is a model of transformers whose linear layers have plain weights.
+    """That it is a model of transformers, and all its weights are there and plain.
 
     Raises:
-        UnsupportedModelError: it is none, is quantized or has adapters.
+        UnsupportedModelError: it is none, is quantized, offloaded or without weights, or has adapters.
     """
     name = type(model).__name__
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "merge_and_unload"):
@@ -114,6 +115,7 @@ def check_model(model: Any) -> None:
         raise UnsupportedModelError(f"Give a transformers model, a folder or a Hub id, not a {name}. {supported()}")
     if getattr(model, "hf_quantizer", None) is not None:
         raise UnsupportedModelError(f"This {name} is quantized already. Give the model as it was before quantization.")
+    check_plain(model)
 
 
 def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
@@ -208,7 +210,7 @@ def check_model_type(config: PreTrainedConfig) -> None:
     """
     dense_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     if not (set(_model_types(config)) & set(FAMILIES)):
-        raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported()}")
+        raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported(config)}")
 
 
 def _model_types(config: PreTrainedConfig) -> Iterator[str]:

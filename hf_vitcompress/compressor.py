@@ -152,10 +152,8 @@ class ViTCompressor:
             chosen = None if source is None else calibration_shares(source, self.config)[0]
             self._choose_importance(subject, chosen, statistics, checkpoint)
         planner = self.planner(subject, statistics)
-        if plan is None:
-            plan = self._plan(planner, held_out, source, checkpoint)
-        else:
-            plan = planner.completed(plan, self.config)
+        given = None if plan is None else planner.completed(plan, self.config)
+        plan = given or self._plan(planner, held_out, source, checkpoint)
         small = self._build(planner, plan)
         if self.config.compensation != "none":
             self._compensate(small, planner, plan, source, checkpoint)

@@ -20,7 +20,7 @@ from ..runtime.checkpoints import Checkpoint
 from ..runtime.identity import SETTINGS, Identity, facts_of
 from ..runtime.run import Run
 from .course import CompensationPoint, CompensationReport
-from .distillation import Distillation, trained_parameters
+from .distillation import Distillation, chosen_learning_rate, trained_parameters
 from .optimizer import RotatedAdamW, eigenbases
 from .residual import ResidualCompensation
 
@@ -111,7 +111,7 @@ class Compensator:
             optimizer = RotatedAdamW(
                 trained_parameters(student).values(),
                 eigenbases(student, self.planner.layers, self.planner.statistics),
-                config.learning_rate,
+                chosen_learning_rate(config, self.planner.subject.model),
                 self.reference.precision,
             )
         teaching = Distillation(student, self.planner.subject, self.train, self.reference, self.work, optimizer)

@@ -24,8 +24,8 @@ BLOCK = re.compile(
 
 PROCESSES = 2
 """How many start, whatever number stands behind `--num_processes` and `--nproc-per-node`."""
-NARROW = ["--rank-multiple", "2", "--measuring-images", "0"]
-"""What these processes are told besides, because the model is only 64 wide."""
+FEWER = ["--measuring-images", "0"]
+"""What these processes are told besides, because the photos are few."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Reader:
         with self.monkeypatch.context() as patch:
             for name, value in environment(HF_HUB_OFFLINE=1).items():
                 patch.setenv(name, value)
-            LAUNCHERS[words[0]]([*words[1:], *NARROW])
+            LAUNCHERS[words[0]]([*words[1:], *FEWER])
 
     def target(self, words: list[str]) -> None:
         """`make …` is not run, because it makes an environment; the target must be there."""

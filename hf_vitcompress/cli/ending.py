@@ -22,9 +22,9 @@ from typing import Any
 
 from ..errors import DistributedError, VitCompressError, is_out_of_memory, one_line
 from ..runtime.text import printable
+from ..starting import DEBUG_FLAG
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "VITCOMPRESS_DEBUG"
 
 _checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
 
@@ -92,13 +92,19 @@ def tell_interruption() -> None:
 
 
 @contextlib.contextmanager
-def warnings_on_one_line() -> Iterator[None]:
-    """A block in which the package's own warnings are their text alone: a user has nothing from a line of our code."""
+def warnings_on_one_line(debug: bool) -> Iterator[None]:
+    """A block in which the package's own warnings are their text alone: a user has nothing from a line of our code.
+
+    Args:
+        debug: whether to show those of libraries, which speak to developers.
+    """
     before = warnings.formatwarning
 
     def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
         ours = category.__module__ == VitCompressError.__module__
-        return f"warning: {message}\n" if ours else before(message, category, *where, **line)
+        if ours:
+            return f"warning: {message}\n"
+        return before(message, category, *where, **line) if debug else ""
 
     warnings.formatwarning = formatted
     try:

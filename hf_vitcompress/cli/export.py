@@ -36,9 +36,8 @@ def export_checkpoint(
 
     Example: vitcompress export deit-40 --to onnx --against facebook/deit-base-patch16-224
     """
-    from rich.console import Console
-
     from ..deploy.export import export_model
+    from ..report.tables import show
     from ..runtime.files import check_file, write_text
 
     if quiet:
@@ -49,7 +48,7 @@ def export_checkpoint(
     result = export_model(
         model, to, output, against=against, overwrite=overwrite, tolerance=tolerance, max_batch=max_batch
     )
-    Console().print(result.render())
+    show(result.render())
     print(f"saved to {printable(str(result.folder))}")
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2) + "\n")

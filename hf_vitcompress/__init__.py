@@ -6,12 +6,17 @@ Importing the package registers the `Factored…` classes with the Auto classes;
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .starting import end_quietly_on_interruption, is_command_line
+from .starting import end_quietly_on_interruption, is_command_line, unfit_libraries
 
 if is_command_line():
     end_quietly_on_interruption()  # before the imports that take seconds
 
-from . import modeling_factored
+try:
+    from . import modeling_factored
+except ImportError as error:
+    if (unfit := unfit_libraries(error)) is None:
+        raise
+    raise unfit from error
 from .architectures.registration import MODEL_TYPES, register
 from .layers_factored import Attention, FactoredLinear
 from .model_methods import PackageModelMixin

@@ -64,7 +64,9 @@ def test_the_tables_of_class_names_hold_a_factored_class_once():
         names = getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES")
         dense = names[model_type]
         factored_model_class(getattr(transformers, dense))
-        assert [name for name in names[f"vitcompress_{model_type}"] if name == f"Factored{dense}"] == [f"Factored{dense}"]
+        assert [name for name in names[f"vitcompress_{model_type}"] if name == f"Factored{dense}"] == [
+            f"Factored{dense}"
+        ]
 
 
 def test_a_compiled_model_has_the_same_logits(pixels):

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import hf_vitcompress
+from hf_vitcompress.starting import unfit_libraries
 from support.models import REPOSITORY
 
 HEAVY = ("datasets", "evaluate", "matplotlib", "rich", "typer", "accelerate")
+OPTIONAL = ("onnx", "onnxruntime", "onnxscript", "openvino", "peft", "timm", "torchao", "torchvision")
 IMPORT = """
 import sys
 import transformers, transformers.models.auto.modeling_auto
@@ -32,7 +34,17 @@ def test_importing_it_imports_nothing_that_is_not_needed_yet() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, timeout=300)
     imported = done.stdout.split()
     assert "hf_vitcompress" in imported
-    assert not [name for name in imported if name in HEAVY]
+    assert not [name for name in imported if name in HEAVY + OPTIONAL]
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_named() -> None:
+    """transformers says only that some class of its own cannot be imported."""
+    error = ModuleNotFoundError("Could not import module 'PreTrainedModel'.")
+    assert unfit_libraries(error) is None
+    error.__cause__ = RuntimeError("operator torchvision::nms does not exist")
+    assert re.fullmatch(
+        r".*torchvision is not made for.*nms does not exist.*pip install --upgrade.*", str(unfit_libraries(error))
+    )
 
 
 @pytest.mark.parametrize("name", hf_vitcompress.__all__)

@@ -19,6 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..architectures.inputs import image_shape, model_inputs
 from ..errors import ConfigError, ExportError
 from ..evaluation.latency import LATENCY_BATCHES, Latency, alternate_latency
+from ..images.unloaded import UnloadedProcessor
 from ..model.assembly import dense_class, dense_config, empty_model
 from ..model.loading import check_model_type, load_dense_model, load_image_processor
 from ..model.shapes import layout_of
@@ -159,7 +160,8 @@ def _for_images(model: PreTrainedModel, compressed: PreTrainedModel) -> PreTrain
 
 def _image_processor(given: str | Path | PreTrainedModel, model: PreTrainedModel) -> Any:
     """The one beside the model, or the one that a model not saved yet would be saved with."""
-    companions = [item for item in getattr(model, "companions", []) if isinstance(item, ImageProcessingMixin)]
+    kinds = (ImageProcessingMixin, UnloadedProcessor)
+    companions = [item for item in getattr(model, "companions", []) if isinstance(item, kinds)]
     return companions[0] if companions else load_image_processor(given)
 
 

@@ -36,6 +36,8 @@ def preprocess(images: Sequence[Any], processor: Any) -> tuple[Tensor, dict[str,
         )
     try:
         found = dict(processor(images=list(images), return_tensors="pt"))
+    except DataError:  # of one that stands for a processor that cannot be loaded
+        raise
     except Exception as error:  # a processor is anybody's code, and raises anything
         raise _refusal(processor, error) from error
     pixel_values = found.pop("pixel_values")

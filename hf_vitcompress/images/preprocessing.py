@@ -36,8 +36,6 @@ def preprocess(images: Sequence[Any], processor: Any) -> tuple[Tensor, dict[str,
         )
     try:
         found = dict(processor(images=list(images), return_tensors="pt"))
-    except DataError:  # of one that stands for a processor that cannot be loaded
-        raise
     except Exception as error:  # a processor is anybody's code, and raises anything
         raise _refusal(processor, error) from error
     pixel_values = found.pop("pixel_values")
@@ -63,6 +61,8 @@ def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
 
 
 def _refusal(processor: Any, error: Exception) -> DataError:
+    if isinstance(error, DataError):  # of one that stands for a processor that cannot be loaded
+        return error
     name, reason = type(processor).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
     mean = getattr(processor, "image_mean", None)
     if isinstance(mean, list | tuple) and len(mean) not in (0, 3):

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, DINOv3ViTConfig, DINOv3ViTModel, Pr
 
 from hf_vitcompress import ViTCompressor
 from hf_vitcompress.errors import DataError, UnsupportedModelError
-from hf_vitcompress.images.preprocessing import preprocess
+from hf_vitcompress.images import open_images
 from hf_vitcompress.images.unloaded import UnloadedProcessor
 from hf_vitcompress.model.loading import load_image_processor, load_model
 from hf_vitcompress.publish.record import restored_companions
@@ -44,6 +44,10 @@ LOADING = {
 """How transformers says it, by what to give pip."""
 
 
+def first_batch(images: Any, processor: Any) -> torch.Tensor:
+    return next(open_images(images).batches(processor, 2)).pixel_values
+
+
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
     """A model beside which there is a processor that needs a package."""
@@ -58,11 +62,11 @@ def test_a_missing_package_is_named_where_pictures_need_it(
 ) -> None:
     monkeypatch.setattr(AutoImageProcessor, "from_pretrained", LOADING[package])
     found = load_image_processor(dense)
-    assert torch.equal(preprocess(list(pixels[:2]), found)[0], pixels[:2])
+    assert torch.equal(first_batch(pixels, found), pixels[:2])
     with pytest.raises(
         DataError, match=rf"dense' \(OddImageProcessor\) needs {package}: `pip install {package}`.*="
     ) as e:
-        preprocess(pictures[:2], found)
+        first_batch(pictures, found)
     assert "\n" not in str(e.value)
 
 
@@ -87,7 +91,7 @@ def test_other_reasons_are_told_and_nothing_is_run_or_asked(
     (dense / "odd.py").write_text("raise SystemExit('this was run')")
     found = load_image_processor(dense)
     with pytest.raises(DataError, match=says):
-        preprocess(pictures[:2], found)
+        first_batch(pictures, found)
     (tmp_path / "copy").mkdir()
     found.save_pretrained(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / FILE).read_text()) == {**settings, **SIZE}
@@ -157,7 +161,7 @@ def test_dinov3_as_published_takes_pictures_with_torchvision_and_tensors_without
 ) -> None:
     subject = small_recipe().open(dinov3(tmp_path))
     if importlib.util.find_spec("torchvision") is not None:
-        assert preprocess(pictures[:2], subject.processor)[0].shape == (2, 3, 16, 16)
+        assert first_batch(pictures, subject.processor).shape == (2, 3, 16, 16)
         return
     with pytest.raises(DataError, match="needs torchvision: `pip install torchvision`"):
-        preprocess(pictures[:2], subject.processor)
+        first_batch(pictures, subject.processor)

@@ -95,7 +95,7 @@ def _say(processor: Any, keeps_ratio: bool, size: Size, fits: bool) -> None:
 
 
 def _sizes_made(processor: Any, channels: int) -> list[Size]:
-    """Height and width that an image processor makes of each of `PICTURES`; none where it leaves or does not say them."""
+    """Height and width that an image processor makes of each of `PICTURES`; none where they stay, or are unknown."""
     if processor is None:
         return []
     if isinstance(processor, UnloadedProcessor):

@@ -163,8 +163,9 @@ class ViTCompressor:
             return model
         return open_subject(model, self.config.target, self.image_processor, self.accelerator)
 
-    def open_images(self, images: Any, subject: Subject, limit: int | None = None) -> ImageSource:
+    def open_images(self, images: Any, model: Model, limit: int | None = None) -> ImageSource:
         """Images of any kind, with labels in the model's terms; see `images.open_images`."""
+        subject = self.open(model)
         source = open_images(images, None, self.config.on_bad_image, subject.model.config.label2id, limit)
         return checked_labels(source, subject.model, self.config)
 

@@ -15,6 +15,7 @@ from ..config import OnBadImage
 from ..errors import DataError
 from ..runtime.distributed import gather_objects
 from .decoding import Raw, UnreadableImageError, decode_image, read_image
+from .labels import FoundLabels, labels_for
 from .preprocessing import preprocess, stacked
 from .tally import Tally, check_readable, tell_left_out
 
@@ -59,13 +60,14 @@ class ImageSource:
 
     Attributes:
         images: undecoded images.
-        labels: class indices, or `None`.
+        labels: indices of the model's classes, or `None`; see `matched`.
         name: where they come from, for messages and reports.
         on_bad_image: what to do with an image that cannot be read.
         hub_id: of the data set they come from; `None` for others.
         targets: for each image what the model's own loss takes as `labels`, where that is more than a class: a map of
             pixels, or a mapping with boxes; `None` without.
         inputs: for each image what else is known about it, by the name of the model's argument; `None` without.
+        found: labels as the images have them, not matched to any model; `None` without.
         numbers: of each image in what was opened, where this is a part of it; `None` for all of it.
         tally: which were read so far, and which were left out, by these numbers; a copy begins anew.
         digests: of the content of each image, without and with its labels, once `digest` has looked at them.
@@ -78,6 +80,7 @@ class ImageSource:
     hub_id: str | None = None
     targets: Sequence[Any] | None = None
     inputs: Sequence[Mapping[str, Tensor]] | None = None
+    found: FoundLabels | None = None
     numbers: Sequence[int] | None = None
     tally: Tally = field(init=False, compare=False)
     digests: dict[bool, list[str]] = field(init=False, compare=False, repr=False)
@@ -105,8 +108,20 @@ class ImageSource:
             labels=chosen(self.labels),
             targets=chosen(self.targets),
             inputs=chosen(self.inputs),
+            found=None if self.found is None else replace(self.found, values=[self.found.values[i] for i in indices]),
             numbers=chosen(range(len(self)) if self.numbers is None else self.numbers),
         )
+
+    def matched(self, label2id: Mapping[str, Any] | None) -> "ImageSource":
+        """The same images, with the labels that were found as a model's classes.
+
+        Args:
+            label2id: index by name of the model's classes.
+        """
+        if self.found is None:
+            return self
+        labels, targets = labels_for(self.found, label2id, self.name)
+        return replace(self, labels=labels, targets=targets)
 
     def sample(self, count: int | None, seed: int) -> "ImageSource":
         """At most `count` images in an order drawn from `seed`."""

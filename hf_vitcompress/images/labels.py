@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -9,6 +10,45 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, DataWarning
+
+
+@dataclass(frozen=True)
+class FoundLabels:
+    """Labels as the images have them, not matched to any model.
+
+    Attributes:
+        values: of each image a number, or more than a class; `None` or a negative number where it is withheld.
+        names: of the classes that the numbers stand for, in their order; `None` where the numbers are the model's own.
+        where: what holds them, such as `the column 'label'`, for messages.
+    """
+
+    values: Sequence[Any]
+    names: Sequence[str] | None
+    where: str
+
+
+def labels_for(
+    found: FoundLabels, label2id: Mapping[str, Any] | None, name: str
+) -> tuple[list[int] | None, list[Any] | None]:
+    """Indices of a model's classes, and targets that are more than classes; `None` of what there is not.
+
+    Args:
+        label2id: index by name of the model's classes.
+        name: of the images.
+
+    Raises:
+        DataError: labels are of no kind that a model takes.
+    """
+    values = found.values
+    if not all(map(is_class, values)):
+        return None, known_targets(values, name)
+    ids = None if found.names is None else class_ids(found.names, label2id)
+    if found.names is not None and ids is None:
+        return None, None
+    known = known_classes(values, label2id, name)
+    if known is None or ids is None or found.names is None:
+        return known, None
+    return [ids[found.names[value]] for value in known], None
 
 
 def class_ids(names: Sequence[str], label2id: Mapping[str, Any] | None) -> dict[str, int] | None:

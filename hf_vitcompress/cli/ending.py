@@ -65,8 +65,8 @@ def explained(error: Exception) -> str:
             "more memory."
         )
     if isinstance(error, ImportError):
-        package = (error.name or "").partition(".")[0] or "a package"
-        return f"{package} is missing or cannot be imported: {said}. Install it, or install this package again."
+        package = (error.name or "").partition(".")[0] or "hf-vitcompress"
+        return f"{package} is missing or cannot be imported: {said}. Install it: `pip install --upgrade {package}`."
     if isinstance(error, OSError) and error.errno is not None:
         return f"The system says: {said}. Free some space, or choose a place that can be read and written."
     return (

@@ -25,7 +25,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..architectures.inputs import model_inputs
-from ..errors import ConfigError, ExportError
+from ..errors import ConfigError, ExportError, one_line
 
 UNMASKED = "vitcompress_unmasked"
 """Attention without a mask. Otherwise transformers makes one, of ones, while it traces, and every block applies it."""
@@ -80,7 +80,11 @@ def require_format(name: str) -> Format:
         with quiet():
             exporters.AutoHfExporter.from_config(getattr(exporters, chosen.config)())
     except (ImportError, OSError) as error:
-        raise ExportError(f"Exporting to {name} is not possible with what is installed: {error}") from error
+        packages = " ".join(("torch", "transformers", *chosen.packages))
+        raise ExportError(
+            f"Exporting to {name} is not possible with what is installed: {one_line(error)}. Renew it: "
+            f"`pip install --upgrade {packages}`."
+        ) from error
     return chosen
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..config import OnBadImage
 from ..errors import DataError
+from ..runtime.packages import require_package
 from ..runtime.random_state import unchanged_random_state
 from .folders import IMAGE_SUFFIXES, from_folder, image_files
 from .images import ImageSource
@@ -57,8 +58,7 @@ def open_images(
 
 
 def _open_path(path: Path, name: str, split: str | None, on_bad_image: OnBadImage) -> ImageSource:
-    import datasets
-
+    datasets = require_package("datasets", "Reading images from a data set or a folder")
     if path.is_dir() and (files := image_files(path)):
         return from_folder(path, files, on_bad_image)
     parquet = [path] if path.suffix == ".parquet" else sorted(path.glob("*.parquet")) if path.is_dir() else []

@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 environment = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip install -qq $(2) $(BACKEND)
 INSTALL := install -qq --no-build-isolation
 
-.PHONY: quickstart test coverage drills fuzz test-newest test-oldest docs dist lock benchmarks support cards clean
+.PHONY: quickstart test coverage drills fuzz test-newest test-oldest test-torchvision docs dist lock benchmarks support cards clean
 
 quickstart: $(VENV)-quickstart/installed
 	@$(VENV)-quickstart/bin/python examples/quickstart.py
@@ -62,6 +62,14 @@ test-oldest:
 	$(OLDEST)/bin/pip $(INSTALL) $(TORCH) --constraint $(OLDEST)/second.txt \
 		--editable '.[adapters,export,quantization,test-tools]'
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/docs -k export
+
+# With torchvision, whose image processors transformers then uses. It fits one release of torch, which has no build for
+# CPUs alone here: 5.5 GB.
+test-torchvision: TORCHVISION := --constraint requirements/locked.txt --constraint requirements/torchvision.txt
+test-torchvision:
+	$(call environment,$(VENV)-torchvision,$(TORCHVISION))
+	$(VENV)-torchvision/bin/pip $(INSTALL) $(TORCHVISION) --editable '.[test]' torchvision
+	$(VENV)-torchvision/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # Damaged and odd inputs for some seconds each: SEED=1 SECONDS_EACH=600 for others, and more.
 fuzz: SEED ?= 0

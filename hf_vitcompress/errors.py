@@ -95,6 +95,10 @@ class ExportError(VitCompressError, RuntimeError):
     """The model cannot be exported, the exporter is missing, or the program's outputs differ."""
 
 
+class MissingPackageError(VitCompressError, ImportError):
+    """A package that is needed for this is missing, or cannot be imported."""
+
+
 class CalibrationWarning(UserWarning):
     """The statistics are usable, but less reliable than they should be."""
 

@@ -20,6 +20,7 @@ from typing import Any, cast
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, conversion_mapping
+from transformers.models.auto import modeling_auto
 
 from . import configuration_factored, layers_factored
 from .configuration_factored import (
@@ -28,6 +29,7 @@ from .configuration_factored import (
     PUBLIC,
     TRAVELLING_FILES,
     factored_config_class,
+    heads_of,
     made_class,
 )
 from .layers_factored import (
@@ -221,7 +223,20 @@ def factored_model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedM
             if mapping is not None:
                 conversion_mapping.register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
                 break
+        _make_known_to_pipelines(dense_class, name, model_type)
     return FACTORED[dense_class]
+
+
+def _make_known_to_pipelines(dense_class: type[PreTrainedModel], name: str, model_type: str) -> None:
+    """Write the name of a factored class beside that of the dense one, where pipelines read which classes they take.
+
+    Some read a copy of these tables, which lacks what is registered with an Auto class.
+    """
+    for auto_name, dense_classes in heads_of(model_type).items():
+        if dense_class in dense_classes:
+            names = getattr(modeling_auto, auto_name)._model_mapping._model_mapping
+            key = MODEL_TYPE_PREFIX + model_type
+            names[key] = (*(known for known in names.get(key, ()) if known != name), name)
 
 
 def __getattr__(name: str) -> type:

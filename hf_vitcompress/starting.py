@@ -1,4 +1,4 @@
-"""The start of the command line: what must be settled before the imports, which take seconds."""
+"""The start, which takes seconds of imports: what is settled before them, and what can go wrong in them."""
 
 import itertools
 import logging
@@ -52,7 +52,27 @@ def _end_quietly_on_interruption() -> None:
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
+        elif issubclass(kind, UnfitLibrariesError):
+            print(f"error: {error}", file=sys.stderr)
         else:
             before(kind, error, trace)
 
     sys.excepthook = shown
+
+
+class UnfitLibrariesError(ImportError):
+    """Libraries that this package needs are installed, but do not work together."""
+
+
+def unfit_libraries(error: ImportError) -> UnfitLibrariesError | None:
+    """What to say where transformers cannot be imported: its own error leaves out the first cause; `None` of others."""
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    if "torchvision" not in str(first):
+        return None
+    return UnfitLibrariesError(
+        f"transformers cannot be imported, because the installed torchvision is not made for the installed torch "
+        f"({first}). Install the two together, `pip install --upgrade torch torchvision`, or remove torchvision, "
+        "`pip uninstall torchvision`."
+    )

@@ -1,10 +1,17 @@
 """What transformers, accelerate and torch do with factored models: training, pipelines, compiling, offloading."""
 
+import logging
+
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForImageClassification, Trainer, pipeline
+from transformers.models.auto import modeling_auto
 
+from hf_vitcompress.configuration_factored import factored_config_class
+from hf_vitcompress.modeling_factored import factored_model_class
 from support.factored import Labelled, assert_same_outputs, every_head, factored, outputs, training_arguments
+from support.zoo import HEADS
 
 
 def test_the_trainer_trains_the_factors_and_its_checkpoint_reloads(pixels, tmp_path):
@@ -30,6 +37,36 @@ def test_the_image_classification_pipeline_runs_on_a_saved_folder(pictures, proc
     with torch.no_grad():
         expected = model(**processor(pictures[0], return_tensors="pt")).logits.softmax(-1)[0]
     assert scores == pytest.approx({f"LABEL_{i}": float(p) for i, p in enumerate(expected)}, abs=1e-5)
+
+
+TASKS = {
+    "ForImageClassification": "image-classification",
+    "ForObjectDetection": "object-detection",
+    "ForSemanticSegmentation": "image-segmentation",
+    "ForDepthEstimation": "depth-estimation",
+    "Model": "image-feature-extraction",
+}
+PIPED = {(head.name, task): head for head in HEADS for end, task in TASKS.items() if head.name.endswith(end)}
+
+
+@pytest.mark.parametrize(("name", "task"), PIPED)
+def test_no_pipeline_reports_that_it_does_not_support_a_factored_class(name, task, processor, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    head = PIPED[name, task]
+    config = factored_config_class(head.family)(**head.settings, compression={"layers": {}})
+    pipeline(task, model=factored_model_class(head.model_class)(config), image_processor=processor, device="cpu")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_the_tables_of_class_names_hold_a_factored_class_once():
+    """What pipelines compare with; more of them than there are tiny models for."""
+    for model_type, table in [("clip", "ZERO_SHOT_IMAGE_CLASSIFICATION"), ("sam", "MASK_GENERATION")]:
+        names = getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES")
+        dense = names[model_type]
+        factored_model_class(getattr(transformers, dense))
+        assert [name for name in names[f"vitcompress_{model_type}"] if name == f"Factored{dense}"] == [
+            f"Factored{dense}"
+        ]
 
 
 def test_a_compiled_model_has_the_same_logits(pixels):

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 import hf_vitcompress
+from hf_vitcompress.starting import unfit_libraries
 from support.models import REPOSITORY
 
 HEAVY = ("datasets", "evaluate", "matplotlib", "rich", "typer", "accelerate")
 MODELS = ("transformers.modeling_utils", "transformers.generation.utils", "transformers.quantizers")
+OPTIONAL = ("onnx", "onnxruntime", "onnxscript", "openvino", "peft", "timm", "torchao", "torchvision")
 IMPORT = """
 import sys
 import transformers.models.auto.modeling_auto
@@ -40,7 +42,7 @@ def imported() -> list[list[str]]:
 
 def test_importing_it_imports_nothing_that_is_not_needed_yet(imported: list[list[str]]) -> None:
     assert "hf_vitcompress" in imported[0]
-    assert not [name for name in imported[0] if name.partition(".")[0] in HEAVY or name in MODELS]
+    assert not [name for name in imported[0] if name.partition(".")[0] in HEAVY + OPTIONAL or name in MODELS]
     assert not [name for name in imported[0] if ".modeling_" in name]
 
 
@@ -50,6 +52,16 @@ def test_dir_shows_every_public_name_and_the_modules_own_ones(imported: list[lis
 
 def test_evaluation_imports_the_library_of_metrics_only_where_one_is_named(imported: list[list[str]]) -> None:
     assert imported[2] == []
+
+
+def test_a_torchvision_that_does_not_fit_torch_is_named() -> None:
+    """transformers says only that some class of its own cannot be imported."""
+    error = ModuleNotFoundError("Could not import module 'PreTrainedModel'.")
+    assert unfit_libraries(error) is None
+    error.__cause__ = RuntimeError("operator torchvision::nms does not exist")
+    assert re.fullmatch(
+        r".*torchvision is not made for.*nms does not exist.*pip install --upgrade.*", str(unfit_libraries(error))
+    )
 
 
 @pytest.mark.parametrize("name", hf_vitcompress.__all__)

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import DistributedError, VitCompressError, is_out_of_memory, one_line
 from ..runtime.text import printable
-from ..starting import DEBUG_FLAG
+from ..starting import DEBUG_FLAG, unfit_libraries
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
@@ -65,8 +65,10 @@ def explained(error: Exception) -> str:
             "more memory."
         )
     if isinstance(error, ImportError):
-        package = (error.name or "").partition(".")[0] or "a package"
-        return f"{package} is missing or cannot be imported: {said}. Install it, or install this package again."
+        if (unfit := unfit_libraries(error)) is not None:
+            return str(unfit)
+        package = (error.name or "").partition(".")[0] or "hf-vitcompress"
+        return f"{package} is missing or cannot be imported: {said}. Install it: `pip install --upgrade {package}`."
     if isinstance(error, OSError) and error.errno is not None:
         return f"The system says: {said}. Free some space, or choose a place that can be read and written."
     return (

@@ -19,6 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..architectures.inputs import image_shape, model_inputs
 from ..errors import ConfigError, ExportError
 from ..evaluation.latency import LATENCY_BATCHES, Latency, alternate_latency
+from ..images.unloaded import UnloadedProcessor
 from ..model.assembly import dense_class, dense_config, empty_model
 from ..model.loading import check_model_type, load_dense_model, load_image_processor
 from ..model.shapes import layout_of
@@ -26,6 +27,7 @@ from ..model.towers import compressed_part, takes_only_images
 from ..runtime.outputs import Output, reserved
 from .export_formats import IMAGES, UNMASKED, Format, load_program, program_files, require_format, trace
 from .export_report import ExportReport, ExportResult, Port
+from .export_sizes import Fit, Size, checked_size, fit_for
 
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 3)
@@ -41,6 +43,7 @@ def export_model(
     overwrite: bool = False,
     tolerance: float = TOLERANCE,
     max_batch: int | None = None,
+    image_size: int | Size | None = None,
 ) -> ExportResult:
     """Convert a compressed or dense model for another runtime, and keep the result if it computes the same.
 
@@ -59,21 +62,24 @@ def export_model(
         overwrite: whether to replace a program of this package in `output`.
         tolerance: largest absolute difference of an output from torch's.
         max_batch: largest number of images, for `executorch`, which reserves memory for them. Default: 32.
+        image_size: pixels of the images, one number or height and width; by default the size that the image processor
+            makes. The image processor beside the program is set to it.
 
     Returns:
         the folder, the report, and with `against` the dense program's report and the latency of both.
 
     Raises:
-        ConfigError: the format is unknown, or `output`, `against` or `max_batch` does not fit the model or the format.
+        ConfigError: the format is unknown, or `output`, `against`, `max_batch` or `image_size` does not fit the model
+            or the format.
         ExportError: a package is missing, the model cannot be traced, or the program's outputs differ.
         OutputError: `output` exists, holds something else, is or contains a model, or cannot be written.
         UnsupportedModelError: a model cannot be found, or its architecture is not supported.
     """
-    chosen = _with_limit(require_format(to), max_batch)
+    chosen, size = _with_limit(require_format(to), max_batch), checked_size(image_size)
     folder = _output_folder(model, to, output)
     inputs = {MODEL: model, "the dense model (against)": against}
     with reserved(folder, "overwrite" if overwrite else "new", inputs, beside=(MODEL,)) as place:
-        return _exported(place, model, chosen, against, tolerance)
+        return _exported(place, model, chosen, against, tolerance, size)
 
 
 def _exported(
@@ -82,6 +88,7 @@ def _exported(
     chosen: Format,
     against: str | Path | PreTrainedModel | None,
     tolerance: float,
+    size: Size | None,
 ) -> ExportResult:
     whole = _load(model)
     ours, theirs = _for_images(whole, whole), None if against is None else _for_images(_load(against), whole)
@@ -90,16 +97,16 @@ def _exported(
             f"The models take images of different shapes, {image_shape(ours)} and {image_shape(theirs)}, and cannot be "
             "timed against each other. Give against (--against) the dense model that was compressed."
         )
-    processor = _image_processor(model, whole)
+    fit = fit_for(ours, _image_processor(model, whole), size)
     with output.replaced() as staging:
-        report = _export(ours, chosen, staging, tolerance, processor)
+        report = _export(ours, chosen, staging, tolerance, fit)
     if theirs is None:
         return ExportResult(output.path, report)
     with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # Windows removes no file that a runtime has open
-        dense = _export(theirs, chosen, Path(place), tolerance)
+        dense = _export(theirs, chosen, Path(place), tolerance, Fit(fit.shape))
         large, small = load_program(Path(place), chosen), load_program(output.path, chosen)
-        sizes = _allowed(LATENCY_BATCHES, chosen)
-        latency = [_latency(large, small, size, image_shape(ours)) for size in sizes]
+        counts = _allowed(LATENCY_BATCHES, chosen)
+        latency = [_latency(large, small, count, fit.shape) for count in counts]
     return ExportResult(output.path, report, dense, latency)
 
 
@@ -159,30 +166,30 @@ def _for_images(model: PreTrainedModel, compressed: PreTrainedModel) -> PreTrain
 
 def _image_processor(given: str | Path | PreTrainedModel, model: PreTrainedModel) -> Any:
     """The one beside the model, or the one that a model not saved yet would be saved with."""
-    companions = [item for item in getattr(model, "companions", []) if isinstance(item, ImageProcessingMixin)]
+    kinds = (ImageProcessingMixin, UnloadedProcessor)
+    companions = [item for item in getattr(model, "companions", []) if isinstance(item, kinds)]
     return companions[0] if companions else load_image_processor(given)
 
 
 # ---- the program
 
 
-def _export(
-    model: PreTrainedModel, chosen: Format, folder: Path, tolerance: float, processor: Any = None
-) -> ExportReport:
+def _export(model: PreTrainedModel, chosen: Format, folder: Path, tolerance: float, fit: Fit) -> ExportReport:
     """Write a program to `folder`, if it computes what the model does."""
-    name, shape = type(model).__name__, image_shape(model)
+    name, (_, height, width) = type(model).__name__, fit.shape
     twin = _float32_twin(model)
-    batches = {size: _random_images(size, shape) for size in _allowed(CHECKED_BATCHES, chosen)}
-    with torch.no_grad(), _explained(f"{name} could not be run on images alone", chosen):
+    failure = f"{name} could not be run on images of {height} × {width} pixels alone"
+    with torch.no_grad(), _explained(failure, chosen, "Choose another size with image_size (--image-size)"):
+        batches = {size: _random_images(size, fit.shape) for size in _allowed(CHECKED_BATCHES, chosen)}
         expected = {size: _named_outputs(twin, images) for size, images in batches.items()}
     twin.set_attn_implementation(UNMASKED)
     with _explained(f"{name} could not be exported to {chosen.name}", chosen):
-        exported = trace(twin, chosen, shape)
+        exported = trace(twin, chosen, fit.shape)
     exported.config = dense_config(twin.config)
     exported.config.update({"architectures": [dense_class(type(twin)).__name__], "dtype": torch.float32})
     exported.save_pretrained(folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
+    if fit.processor is not None:
+        fit.processor.save_pretrained(folder)
     difference = _checked_difference(folder, chosen, batches, expected, tolerance)
     report = ExportReport(
         format=chosen.name,
@@ -280,11 +287,12 @@ def _random_images(count: int, shape: tuple[int, int, int]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _explained(failure: str, chosen: Format) -> Iterator[None]:
-    """Whatever fails inside is an `ExportError` that begins with `failure`."""
+def _explained(failure: str, chosen: Format, remedy: str | None = None) -> Iterator[None]:
+    """Whatever fails inside is an `ExportError` that begins with `failure`; the remedy is by default another format."""
     try:
         yield
     except Exception as error:  # exporters and runtimes raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         packages = " or ".join(("torch", *chosen.packages))
-        raise ExportError(f"{failure}: {reason}. Try another format, or another version of {packages}.") from error
+        remedy = remedy or f"Try another format, or another version of {packages}"
+        raise ExportError(f"{failure}: {reason}. {remedy}.") from error

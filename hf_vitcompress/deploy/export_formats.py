@@ -4,6 +4,7 @@ Tracing, files and runtimes are those of `transformers.exporters`.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import io
@@ -23,7 +24,8 @@ from torch.export import Dim
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..errors import ConfigError, ExportError
+from ..architectures.inputs import model_inputs
+from ..errors import ConfigError, ExportError, one_line
 
 UNMASKED = "vitcompress_unmasked"
 """Attention without a mask. Otherwise transformers makes one, of ones, while it traces, and every block applies it."""
@@ -78,7 +80,11 @@ def require_format(name: str) -> Format:
         with quiet():
             exporters.AutoHfExporter.from_config(getattr(exporters, chosen.config)())
     except (ImportError, OSError) as error:
-        raise ExportError(f"Exporting to {name} is not possible with what is installed: {error}") from error
+        packages = " ".join(("torch", "transformers", *chosen.packages))
+        raise ExportError(
+            f"Exporting to {name} is not possible with what is installed: {one_line(error)}. Renew it: "
+            f"`pip install --upgrade {packages}`."
+        ) from error
     return chosen
 
 
@@ -94,9 +100,13 @@ def trace(model: PreTrainedModel, chosen: Format, shape: tuple[int, int, int]) -
     config = getattr(exporters, chosen.config)(dynamic_shapes={IMAGES: {0: batch}})
     # ExecuTorch's exporter plans memory for four times what it has seen, and torch.export takes 1 for a constant.
     images = torch.zeros(1 if chosen.max_batch == 1 else max(2, math.ceil((chosen.max_batch or 0) / 4)), *shape)
+    given = model_inputs(model, images)
+    fixed = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
+    forward = functools.partial(model.forward, **fixed)
     if chosen.plain_outputs:
-        forward = model.forward
         cast(Any, model).forward = lambda **inputs: dict(forward(**inputs))
+    elif fixed:
+        cast(Any, model).forward = forward
     with quiet():
         exported = exporters.AutoHfExporter.from_config(config).export(model, {IMAGES: images}, config)
         if chosen.tidy is not None:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TorchAoConfig
 from transformers.utils.import_utils import TORCHAO_MIN_VERSION, is_torchao_available
 
 from ..architectures.running import attention_implementations
-from ..errors import QuantizationError
+from ..errors import QuantizationError, one_line
 from ..evaluation.costs import Costs, count_costs
 from ..model.assembly import is_factored
 from ..model.loading import check_model, load_model
@@ -92,7 +92,13 @@ def _quantization_config(scheme: str) -> TorchAoConfig:
         raise QuantizationError(f"The scheme {scheme!r} is unknown. Choose one of {', '.join(SCHEMES)}.")
     if not is_torchao_available():
         raise QuantizationError(f"Quantization needs torchao {TORCHAO_MIN_VERSION} or newer: `pip install torchao`.")
-    return TorchAoConfig(getattr(importlib.import_module("torchao.quantization"), SCHEMES[scheme])())
+    try:
+        return TorchAoConfig(getattr(importlib.import_module("torchao.quantization"), SCHEMES[scheme])())
+    except (ImportError, OSError, AttributeError) as error:  # made for another torch, or without this scheme
+        raise QuantizationError(
+            f"The installed torchao does not work here ({one_line(error)}): `pip install --upgrade torchao`, in the "
+            "version that is made for the installed torch."
+        ) from error
 
 
 def _load_quantized(

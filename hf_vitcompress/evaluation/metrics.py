@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..runtime.packages import require_package
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -37,6 +38,7 @@ class Metrics:
 
         Raises:
             ConfigError: a metric cannot be loaded, is given twice, or cannot be computed from classes alone.
+            MissingPackageError: the `evaluate` library is missing.
         """
         loaded = cls(tuple(map(_module, metrics)), classes)
         for name, count in Counter(module.name for module in loaded.modules).items():
@@ -75,8 +77,7 @@ class Metrics:
 
 
 def _module(metric: "str | EvaluationModule") -> "EvaluationModule":
-    import evaluate
-
+    evaluate = require_package("evaluate", "A metric")
     if isinstance(metric, evaluate.EvaluationModule):
         return metric
     if not isinstance(metric, str):

@@ -61,6 +61,8 @@ def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
 
 
 def _refusal(processor: Any, error: Exception) -> DataError:
+    if isinstance(error, DataError):  # of one that stands for a processor that cannot be loaded
+        return error
     name, reason = type(processor).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
     mean = getattr(processor, "image_mean", None)
     if isinstance(mean, list | tuple) and len(mean) not in (0, 3):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..config import OnBadImage
 from ..errors import DataError
+from ..runtime.packages import require_package
 from ..runtime.random_state import unchanged_random_state
 from .classes import Classes
 from .hub import from_hub
@@ -71,6 +72,7 @@ def open_images(
 
 
 def _open_path(path: Path, name: str, options: DataOptions, on_bad_image: OnBadImage, limit: int | None) -> ImageSource:
+    require_package("datasets", "Reading images from a data set or a folder")
     if path.exists() or path.is_symlink():
         return from_path(path, options, on_bad_image)
     looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix

@@ -37,6 +37,11 @@ def explained(name: str, quantizing: bool = False) -> Iterator[None]:
     except VitCompressError:
         raise
     except ImportError as error:
+        if "peft" in str(error).lower():
+            raise UnsupportedModelError(
+                f"The model {name!r} has adapters of a PEFT that does not work here: {first_line(error)} Give what "
+                "`merge_and_unload` of PEFT makes of it, or `pip install --upgrade peft`."
+            ) from error
         raise QuantizationError(
             f"The model {name!r} is quantized by a library that is missing here: {first_line(error)} Install it; "
             "for models of `vitcompress quantize` that is `pip install torchao`."

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     TorchAoConfig,
 )
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto import CONFIG_MAPPING
 from transformers.utils import logging
 
@@ -21,6 +22,7 @@ from ..architectures.families import FAMILIES, supported
 from ..architectures.registration import register
 from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class, heads_of, inner_configs
 from ..errors import QuantizationError, UnsupportedModelError
+from ..images.unloaded import UnloadedProcessor
 from ..modeling_factored import factored_model_class
 from ..runtime.distributed import new_accelerator
 from ..runtime.outputs import complete_exchange
@@ -121,7 +123,10 @@ def check_model(model: Any) -> None:
 
 
 def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
-    """The image processor beside a model, or `None` where there is none, or one of a class that transformers lacks.
+    """The image processor beside a model, or `None` where there is none.
+
+    One that cannot be loaded here, because a package is missing or transformers lacks its class, is an
+    `UnloadedProcessor`.
 
     Raises:
         UnsupportedModelError: its file is damaged.
@@ -129,23 +134,31 @@ def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
     name = model.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
     if not name:
         return None
+    settings = None
     try:
-        return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        if "Unrecognized" not in str(error) and any(Path(name).glob("*processor_config.json")):
-            raise damaged_processor(name, error) from error
-        return None
-    except (ImportError, MemoryError):
+        settings = ImageProcessingMixin.get_image_processor_dict(name)[0]
+        # Where nothing is said of remote code, transformers asks at the terminal.
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except MemoryError:
         raise
     except Exception as error:  # values of a file reach constructors that check none of them
+        if isinstance(settings, dict) and _is_of_the_environment(error):
+            return UnloadedProcessor.of(name, settings, error)
+        if isinstance(error, OSError | ValueError) and not any(Path(name).glob("*processor_config.json")):
+            return None
         raise damaged_processor(name, error) from error
+
+
+def _is_of_the_environment(error: Exception) -> bool:
+    """Whether an image processor may be loaded elsewhere."""
+    return isinstance(error, ImportError) or any(sign in str(error) for sign in ("Unrecognized", "trust_remote_code"))
 
 
 def load_processor(model: PreTrainedModel) -> Any:
     """What prepares texts and images for a model that takes both, or `None` where nothing usable lies beside it."""
     name = model.config.name_or_path
     try:
-        return AutoProcessor.from_pretrained(name) if name else None
+        return AutoProcessor.from_pretrained(name, trust_remote_code=False) if name else None
     except (OSError, ValueError, ImportError):
         return None
     except Exception as error:  # as above; what was computed by now is worth more than the processor
@@ -186,7 +199,7 @@ def _load_config(name: str) -> PreTrainedConfig:
     model_type = config_content(name)["model_type"]
     if model_type.startswith(MODEL_TYPE_PREFIX) and model_type.removeprefix(MODEL_TYPE_PREFIX) in CONFIG_MAPPING:
         register(model_type.removeprefix(MODEL_TYPE_PREFIX))
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     check_model_type(config)
     return config
 

@@ -3,13 +3,13 @@
 Needs matplotlib, imported on first use.
 """
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, shown
 from ..runtime.files import atomic_path
+from ..runtime.packages import require_package
 
 SOFTWARE = "hf_vitcompress"
 """What the metadata of a PNG name, so that a figure of this package is known again."""
@@ -108,11 +108,11 @@ def check_figure(path: str | Path) -> None:
 
     Raises:
         ConfigError: the name says that it is no PNG.
-        ImportError: matplotlib is missing.
+        MissingPackageError: matplotlib is missing.
     """
     if Path(path).suffix.lower() != ".png":
         raise ConfigError(f"The figure is a PNG; give it a name that ends in .png, not {shown(str(path))}.")
-    importlib.import_module("matplotlib.figure")
+    require_package("matplotlib.figure", "The figure")
 
 
 def save_figure(figure: "Figure", path: str | Path) -> None:

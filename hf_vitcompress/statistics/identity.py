@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from ..architectures.subject import Subject
 from ..images.digest import READY, images_facts
 from ..images.images import ImageSource
+from ..images.unloaded import UnloadedProcessor
 from ..runtime.identity import PACKAGE, Identity, facts_of, package_facts
 from ..runtime.weights import model_digest
 
@@ -56,7 +57,8 @@ def subject_identity(subject: Subject) -> Identity:
     model = {"weights": model_digest(subject.model, by_name=True), **facts_of({"part that is read": reading})}
     config = facts_of(_without(subject.model.config.to_dict(), NO_PART_OF_THE_FUNCTION))
     found = {MODEL: model, CONFIG: config}
-    return found if subject.processor is None else {**found, PROCESSOR: processor_facts(subject.processor)}
+    unknown = subject.processor is None or isinstance(subject.processor, UnloadedProcessor)
+    return found if unknown else {**found, PROCESSOR: processor_facts(subject.processor)}
 
 
 def processor_facts(processor: Any) -> dict[str, str]:

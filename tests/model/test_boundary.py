@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from hf_vitcompress.errors import UnsupportedModelError
+from hf_vitcompress.errors import DataError, UnsupportedModelError
 from hf_vitcompress.model.boundary import first_line
 from hf_vitcompress.model.loading import load_image_processor, load_model
 from support.factored import formed
@@ -236,10 +236,11 @@ def test_a_damaged_image_processor_is_named(content: str, saved: Path, tmp_path:
         load_image_processor(folder)
 
 
-def test_an_image_processor_of_an_unknown_class_is_none(saved: Path, tmp_path: Path) -> None:
+def test_an_image_processor_of_an_unknown_class_matters_to_pictures_alone(saved: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved / "dense", tmp_path / "model"))
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "NeverHeardOf"}')
-    assert load_image_processor(folder) is None
+    with pytest.raises(DataError, match="NeverHeardOf, which this version of transformers lacks"):
+        load_image_processor(folder)(images=[])
 
 
 @pytest.mark.parametrize(

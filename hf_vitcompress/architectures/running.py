@@ -154,7 +154,8 @@ def _other_shape(model: PreTrainedModel, pixel_values: Tensor) -> DataError | No
         return None
     if found[0] != channels:
         return DataError(
-            f"Images arrive with {found[0]} channels, and the config of {name} says num_channels={channels}. Give a "
+            f"Images arrive with {found[0]} channels, and the config of {name} says num_channels={channels}. Give an "
+            f"image processor for {channels} (do_convert_rgb=False, image_mean and image_std of as many numbers), or a "
             f"DataLoader of ready `pixel_values` (n, {channels}, {height}, {width})."
         )
     return DataError(

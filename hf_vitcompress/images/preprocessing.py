@@ -67,11 +67,11 @@ def by_shape(images: Sequence[Image.Image | Tensor], processor: Any) -> list[Sha
         # because some processors pad the images of a batch to one size.
         sizes = _places(image.size for image in images)
         if len(sizes) == 1:
-            raise _refusal(processor, error) from error
+            raise _refusal(processor, images, error) from error
     try:
         return _joined(_processed([images[i] for i in own], own, processor) for own in sizes.values())
     except Exception as error:
-        raise _refusal(processor, error) from error
+        raise _refusal(processor, images, error) from error
 
 
 def stacked(tensors: Sequence[Tensor], what: str) -> Tensor:
@@ -123,10 +123,11 @@ def _one_of(parts: Sequence[Shaped]) -> Shaped:
     return Shaped([places[i] for i in order], torch.cat([part.pixel_values for part in parts])[order], inputs)
 
 
-def _refusal(processor: Any, error: Exception) -> DataError:
+def _refusal(processor: Any, images: Sequence[Any], error: Exception) -> DataError:
     name, reason = type(processor).__name__, (str(error).strip() or type(error).__name__).splitlines()[0]
     mean = getattr(processor, "image_mean", None)
-    if isinstance(mean, list | tuple) and mean and "mean must have" in reason:
+    channels = {3} if getattr(processor, "do_convert_rgb", False) else {len(image.getbands()) for image in images}
+    if isinstance(mean, list | tuple) and mean and channels != {len(mean)}:
         return DataError(
             f"{name} is made for images of {len(mean)} channel{'s' * (len(mean) > 1)} (image_mean={list(mean)}), and "
             f"these have another number ({reason}). Give one whose image_mean and image_std have as many numbers as "
@@ -175,7 +176,7 @@ def _check_range(images: Sequence[Tensor], processor: Any) -> None:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, DataWarning, stacklevel=5)
+    warnings.warn(message, DataWarning, stacklevel=2)
 
 
 def _range(processor: Any) -> tuple[float, float] | None:

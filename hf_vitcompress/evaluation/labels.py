@@ -4,6 +4,7 @@ import warnings
 
 from transformers import PreTrainedModel
 
+from ..architectures.inputs import image_channels
 from ..architectures.outputs import is_classifier
 from ..config import CompressionConfig
 from ..errors import DataWarning
@@ -17,7 +18,9 @@ FEWEST = 8
 
 
 def checked_labels(images: ImageSource, model: PreTrainedModel, config: CompressionConfig | None = None) -> ImageSource:
-    """The images with labels in terms of the model's classes; a warning names those that cannot be used.
+    """The images, seen in the model's channels, with labels in terms of its classes.
+
+    A warning names labels that cannot be used.
 
     Args:
         config: with which a model is to be compressed; most do not use labels, and then these may be anything.
@@ -25,6 +28,7 @@ def checked_labels(images: ImageSource, model: PreTrainedModel, config: Compress
     Raises:
         DataError: a label is past the model's last class.
     """
+    images.channels = image_channels(model)
     matched = images.matched(Classes.of(model.config))
     if (config is None or config.uses_labels) and is_classifier(model):
         check_labels(matched.labels, model.config.num_labels, images.name)

@@ -7,12 +7,14 @@ import stat
 from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO
 
+import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
 from ..runtime.distributed import from_main, local_work
 from ..runtime.weights import tensor_digest
+from .arrays import is_ready
 from .images import ImageSource, Raw
 
 SAMPLE = 4096
@@ -60,7 +62,7 @@ def _digest_at(images: ImageSource, index: int, labels: bool) -> str:
     """Of the image and what is known about it; begins with `READY` where it needs no processor."""
     raw = images.images[index]
     known = "".join(_text(value) for value in _known(images, index, labels))
-    return (READY if isinstance(raw, Tensor) else "") + _digest(image_digest(raw) + known)
+    return (READY if is_ready(raw) else "") + _digest(image_digest(raw) + known)
 
 
 def _known(images: ImageSource, index: int, labels: bool) -> list[Any]:
@@ -74,6 +76,8 @@ def image_digest(raw: Raw) -> str:
     if isinstance(raw, Mapping):
         raw = raw.get("bytes") or raw.get("path")
     try:
+        if isinstance(raw, np.ndarray):
+            return _digest(f"{raw.dtype} {raw.shape}", raw.tobytes())
         if isinstance(raw, Tensor):
             return tensor_digest(raw)
         if isinstance(raw, Image.Image):

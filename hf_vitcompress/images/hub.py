@@ -43,7 +43,7 @@ def _loaded(name: str, options: DataOptions, limit: int | None) -> tuple[Any, st
 
     chosen = {"name": options.config, "revision": options.revision}
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    files, sizes = _outline(name, given)
+    files, sizes = outline(name, given)
     names = list(files) or list(sizes)
     if not names:
         loaded = datasets.load_dataset(name, **given)
@@ -58,7 +58,7 @@ def _loaded(name: str, options: DataOptions, limit: int | None) -> tuple[Any, st
     return datasets.load_dataset(name, split=split, **given), split
 
 
-def _outline(name: str, given: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, int]]:
+def outline(name: str, given: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Files and numbers of rows by split, as far as they are known without loading anything."""
     import datasets
 

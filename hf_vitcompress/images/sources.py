@@ -75,7 +75,9 @@ def _open_path(path: Path, name: str, options: DataOptions, on_bad_image: OnBadI
     require_package("datasets", "Reading images from a data set or a folder")
     if path.exists() or path.is_symlink():
         return from_path(path, options, on_bad_image)
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix
+    looks_local = (
+        path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1 or path.suffix
+    )
     if looks_local:
         raise DataError(f"There is no folder or file {name!r}.")
     return from_hub(name, options, on_bad_image, limit)

@@ -33,6 +33,7 @@ class Reference:
         labels: (n,), `UNLABELLED` where one is not known, or `None`.
         images: how many images all processes together have.
         accelerator: over whose processes the images are dealt out.
+        trusted: whether labels may be used; see `distrust_guesses`.
     """
 
     subject: Subject
@@ -43,6 +44,7 @@ class Reference:
     labels: Tensor | None
     images: int
     accelerator: Accelerator
+    trusted: bool = True
 
     @classmethod
     def of(cls, subject: Subject, images: ImageSource, run: Run) -> "Reference":
@@ -74,10 +76,13 @@ class Reference:
         """Their mean."""
         return float(self.losses_of(model).mean())
 
-    def distrust_guesses(self) -> None:
+    def distrust_guesses(self, instead: str) -> None:
         """Do without the labels where the dense model's accuracy on them is that of guessing, and say so.
 
         So, too, where nearly none of the images has a label.
+
+        Args:
+            instead: what takes the labels' place, for the warning.
         """
         if not self.classes:
             return
@@ -88,18 +93,15 @@ class Reference:
         right = torch.cat(parts)
         problem = ""
         if len(right) < min(FEWEST, self.images):
-            problem = (
-                f"Only {len(right)} of {self.images} images of {self.source.name} have a label that fits the model"
-            )
+            problem = f"Only {len(right)} of {self.images} images of {self.source.name} have labels that fit the model"
         else:
             top1 = wilson_interval(int(right.sum()), len(right))
             if is_guessing(top1, len(right), self.subject.model.config.num_labels):
                 problem = guessing("The dense model's", top1, self.source.name)
         if problem:
-            self.labels = None
+            self.labels, self.trusted = None, False
             if self.accelerator.is_main_process:
-                instead = "They are not used; agreement with the dense model takes their place."
-                warnings.warn(f"{problem}. {instead}", DataWarning, stacklevel=2)
+                warnings.warn(f"{problem}. They are not used; {instead}.", DataWarning, stacklevel=2)
 
     def _known_right(self) -> Tensor | None:
         """Of each labelled image whether the dense model knows its class."""

@@ -12,8 +12,8 @@ from .tables import from_dataset
 
 MANY = 4
 """Where a split has so many times as many images as are used, they are streamed and not downloaded."""
-LARGEST_NUMBER_OF_STREAMS = 16
-"""At most so many files are read in turn."""
+MOST_FILES = 16
+"""From so many files images are streamed at most."""
 
 
 def from_hub(name: str, options: DataOptions, on_bad_image: OnBadImage, limit: int | None) -> ImageSource:
@@ -43,7 +43,7 @@ def _loaded(name: str, options: DataOptions, limit: int | None) -> tuple[Any, st
 
     chosen = {"name": options.config, "revision": options.revision}
     given: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    files, sizes = _outline(name, given)
+    files, sizes = outline(name, given)
     names = list(files) or list(sizes)
     if not names:
         loaded = datasets.load_dataset(name, **given)
@@ -58,7 +58,7 @@ def _loaded(name: str, options: DataOptions, limit: int | None) -> tuple[Any, st
     return datasets.load_dataset(name, split=split, **given), split
 
 
-def _outline(name: str, given: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, int]]:
+def outline(name: str, given: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, int]]:
     """Files and numbers of rows by split, as far as they are known without loading anything."""
     import datasets
 
@@ -72,17 +72,17 @@ def _outline(name: str, given: Mapping[str, Any]) -> tuple[dict[str, list[str]],
 
 
 def _streamed(stream: Any, count: int) -> Any:
-    """The first rows of every file in turn, `count` in all: many data sets are sorted by class."""
+    """The first rows of several files, `count` in all where these have as many: many data sets are sorted by class."""
     import datasets
 
-    parts = min(stream.num_shards, LARGEST_NUMBER_OF_STREAMS)
-    if parts > 1:
-        stream = datasets.interleave_datasets([stream.shard(parts, index) for index in range(parts)])
     features = stream.features
     for column, feature in (features or {}).items():
         if isinstance(feature, datasets.Image):
             stream = stream.cast_column(column, datasets.Image(decode=False))
-    rows = list(stream.take(count))
+    parts = min(stream.num_shards, MOST_FILES, count)
+    rows = []
+    for index in range(parts):
+        rows += stream.shard(parts, index).take(-(-(count - len(rows)) // (parts - index)))
     return datasets.Dataset.from_list(rows, features)
 
 

@@ -22,11 +22,13 @@ class FoundLabels:
             where it is withheld.
         names: of the classes that the numbers stand for, in their order; `None` where the numbers are the model's own.
         where: what holds them, such as `the column 'label'`, for messages.
+        problem: why there are none, where all are `None`.
     """
 
     values: Sequence[Any]
     names: Sequence[str] | None
     where: str
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,15 @@ def labels_for(found: FoundLabels, classes: Classes | None, name: str) -> Matche
     Raises:
         DataError: labels are of no kind that a model takes.
     """
-    values, names = list(map(_plain, found.values)), found.names
+    single = classes is not None and classes.single
+    values, names = [_plain(value, single) for value in found.values], found.names
     if any(isinstance(value, str) for value in values):
         values, names = _numbered(values)
-    numbers = _numbers(values, floats=classes is not None and classes.single)
+    numbers = _numbers(values, floats=single)
     if numbers is None:
         return Matched(targets=known_targets(found.values, name))
     if all(number == UNLABELLED for number in numbers):
-        return Matched()
+        return Matched(problem=found.problem)
     if names is None:
         problem = _yes_and_no(values, classes, name)
         return Matched(problem=problem) if problem else Matched(numbers, how=f"by index, from {found.where}")
@@ -98,8 +101,14 @@ def _some(names: Sequence[str]) -> str:
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} others"
 
 
-def _plain(value: Any) -> Any:
-    """A single value as Python's own; anything else as it is."""
+def _plain(value: Any, single: bool = False) -> Any:
+    """A number as Python's own; anything else as it is.
+
+    Args:
+        single: whether a list of one number is that number, as where labels are a column (n, 1).
+    """
+    if single and isinstance(value, list | tuple | Tensor) and getattr(value, "ndim", 1) == 1 and len(value) == 1:
+        value = value[0]
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 

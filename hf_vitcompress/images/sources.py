@@ -73,7 +73,9 @@ def open_images(
 def _open_path(path: Path, name: str, options: DataOptions, on_bad_image: OnBadImage, limit: int | None) -> ImageSource:
     if path.exists() or path.is_symlink():
         return from_path(path, options, on_bad_image)
-    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix
+    looks_local = (
+        path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1 or path.suffix
+    )
     if looks_local:
         raise DataError(f"There is no folder or file {name!r}.")
     return from_hub(name, options, on_bad_image, limit)

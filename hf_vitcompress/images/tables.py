@@ -41,11 +41,7 @@ def from_dataset(
         raise DataError(f"Images cannot be taken from a {type(dataset).__name__}. Give a `datasets.Dataset`.")
     features = dataset.features
     column = _image_column(features, name, options.image_column)
-    label_column = _label_column(features, column, name, options.label_column)
-    found = None
-    if label_column is not None:
-        names = getattr(features[label_column], "names", None)
-        found = FoundLabels(list(dataset.with_format(None)[label_column]), names, f"the column {label_column!r}")
+    found = _labels(dataset, column, name, options.label_column)
     if isinstance(features[column], datasets.Image):
         # Undecoded, so that one broken image is one broken image and not the end of the iteration.
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
@@ -89,17 +85,28 @@ def _image_column(features: Any, name: str, wanted: str | None) -> str:
     raise DataError(f"{name} has no column of images; its columns are {', '.join(features)}.")
 
 
-def _label_column(features: Any, image_column: str, name: str, wanted: str | None) -> str | None:
-    """The column that was asked for; else the one that is called so, or the only one of classes."""
+def _labels(dataset: Any, image_column: str, name: str, wanted: str | None) -> FoundLabels | None:
+    """In the column that was asked for; else in the one that is called so, or the only one of classes."""
     import datasets
 
-    if wanted is not None:
-        return _existing(features, wanted, name, "--label-column")
+    features = dataset.features
     columns = [
         column for column in features if column != image_column and not isinstance(features[column], datasets.Image)
     ]
     of_classes = [column for column in columns if isinstance(features[column], datasets.ClassLabel)]
-    return _likeliest(of_classes, LABEL_COLUMNS) or _likeliest(columns, LABEL_COLUMNS) or _only(of_classes)
+    if wanted is not None:
+        column: str | None = _existing(features, wanted, name, "--label-column")
+    else:
+        column = _likeliest(of_classes, LABEL_COLUMNS) or _likeliest(columns, LABEL_COLUMNS)
+    if column is None and len(of_classes) > 1:
+        several = f"{name} has several columns of classes: {', '.join(of_classes)}. Say which one to take "
+        several += "(--label-column, DataOptions(label_column=…))."
+        return FoundLabels([None] * len(dataset), None, "the columns", several)
+    column = column or next(iter(of_classes), None)
+    if column is None:
+        return None
+    names = getattr(features[column], "names", None)
+    return FoundLabels(list(dataset.with_format(None)[column]), names, f"the column {column!r}")
 
 
 def _existing(features: Any, column: str, name: str, flag: str) -> str:
@@ -112,10 +119,6 @@ def _likeliest(columns: Any, known: Sequence[str]) -> str | None:
     """The first of the known names that a column has, in small letters or large ones."""
     by_name = {column.lower(): column for column in columns}
     return next((by_name[name] for name in known if name in by_name), None)
-
-
-def _only(columns: Sequence[str]) -> str | None:
-    return columns[0] if len(columns) == 1 else None
 
 
 def _is_text(feature: Any) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..runtime.distributed import from_main, local_work
 from ..runtime.weights import tensor_digest
-from .images import ImageSource, Raw
+from .decoding import Raw, UnreadableImageError
+from .images import ImageSource
 
 SAMPLE = 4096
 """Bytes at the beginning, in the middle and at the end of a file that are read, besides its size."""
@@ -58,7 +59,10 @@ def facts_of_images(images: ImageSource, labels: bool = False, left_out: Collect
 
 def _digest_at(images: ImageSource, index: int, labels: bool) -> str:
     """Of the image and what is known about it; begins with `READY` where it needs no processor."""
-    raw = images.images[index]
+    try:
+        raw = images.images[index]
+    except UnreadableImageError:  # whoever reads the image says what is wrong with it
+        return UNREADABLE
     known = "".join(_text(value) for value in _known(images, index, labels))
     return (READY if isinstance(raw, Tensor) else "") + _digest(image_digest(raw) + known)
 

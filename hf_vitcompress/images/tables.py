@@ -43,6 +43,8 @@ def from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage) -> ImageSour
     if isinstance(features[column], datasets.Image):
         # Undecoded, so that one broken image is one broken image and not the end of the iteration.
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    else:
+        dataset = dataset.with_format("torch")  # of lists of numbers, as `map` stores `pixel_values`
     label_column = next((c for c in LABEL_COLUMNS if c in features), None)
     found = None
     if label_column is not None:

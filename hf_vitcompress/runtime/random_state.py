@@ -24,3 +24,18 @@ def unchanged_random_state() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         numpy.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A block in which what draws from the random states of the CPU draws the same each time; they stay as they were.
+
+    Args:
+        seed: any whole number.
+    """
+    with unchanged_random_state():
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        # `torch.manual_seed` would seed GPUs as well, those that are not in use yet at their first use.
+        torch.default_generator.manual_seed(seed)
+        yield

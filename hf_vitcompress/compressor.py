@@ -166,7 +166,9 @@ class ViTCompressor:
     def open_images(self, images: Any, model: Model, limit: int | None = None) -> ImageSource:
         """Images of any kind, with labels in the model's terms; see `images.open_images`."""
         subject = self.open(model)
-        source = open_images(images, None, self.config.on_bad_image, subject.model.config.label2id, limit)
+        # Where a limit is given the images are to compress with, which most recipes do without labels.
+        labels = limit is None or self.config.uses_labels
+        source = open_images(images, None, self.config.on_bad_image, subject.model.config.label2id, limit, labels)
         return checked_labels(source, subject.model, self.config)
 
     @unchanged_random_state()
@@ -317,7 +319,8 @@ class ViTCompressor:
             self.report.seconds["compensate"] = self.seconds["compensate"]
 
     def _compensator(self, planner: Planner, images: Any, checkpoint: str | Path | None) -> Compensator:
-        source = self.open_images(images, planner.subject).sample(None, self.config.seed)  # as calibration sees them
+        source = self.open_images(images, planner.subject, self.run.images_wanted)
+        source = source.sample(None, self.config.seed)  # as calibration sees them
         return Compensator(planner, source, self.run, checkpoint)
 
     def _back_in_place(self, small: PreTrainedModel, subject: Subject) -> PreTrainedModel:

@@ -43,7 +43,8 @@ class Run:
         if wanted is None:
             return None
         if config.compensation != "none":
-            wanted = max(wanted, (config.compensation_images or STREAM_IMAGES) + config.held_out_images)
+            learn = (config.compensation_images or STREAM_IMAGES) if config.distills else wanted
+            wanted = max(wanted, learn + config.held_out_images)
         return wanted + (config.validation_images if config.budget == "max_accuracy_drop" else 0)
 
     def bar(self, doing: str, unit: str, items: Iterable[Any] | None = None, **settings: Any) -> "tqdm[Any]":

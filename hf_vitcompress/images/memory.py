@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -12,7 +11,7 @@ from ..config import OnBadImage
 from ..errors import DataError
 from .images import ImageSource
 from .indexed import class_names, from_indexed, from_loader, unchanged_generators
-from .samples import ACCEPTED, CHANNELS, Sample, is_pair, kind_of, samples_of
+from .samples import ACCEPTED, CHANNELS, Sample, as_tensor, is_pair, kind_of, samples_of
 from .streams import drawn, from_samples, from_stream
 
 FRAMES = ("pandas", "polars")
@@ -35,7 +34,7 @@ def from_memory(data: Any, on_bad_image: OnBadImage, limit: int | None = None, l
     """
     _check_holds_images(data)
     if isinstance(data, Mapping) or is_pair(data):
-        return from_samples(samples_of(data), "the batch", on_bad_image)
+        return from_samples(next(drawn([data], "the batch")), "the batch", on_bad_image)
     if isinstance(data, Tensor | np.ndarray):
         return from_samples(_of_array(data), "the tensor", on_bad_image)
     if isinstance(data, list | tuple):
@@ -59,7 +58,7 @@ def _of_array(data: Tensor | np.ndarray) -> list[Sample]:
     """Of images (n, …), or of a single one with its channels first or last."""
     if data.ndim == 3 and (len(data) in CHANNELS or data.shape[-1] in CHANNELS):
         return samples_of(data)
-    return [Sample(image) for image in (torch.from_numpy(data) if data.dtype in FLOATS else data)]
+    return [Sample(image) for image in (as_tensor(data) if data.dtype in FLOATS else data)]
 
 
 def _check_holds_images(data: Any) -> None:

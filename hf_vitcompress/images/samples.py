@@ -119,7 +119,7 @@ def _of_mapping(item: Mapping[str, Any]) -> list[Sample]:
     others = {key: value for key, value in item.items() if key not in (name, label_name)}
     about = {}
     if name == "pixel_values":  # what a processor made of a picture says nothing that it will not say again
-        arrays = {key: torch.as_tensor(value) for key, value in others.items() if _is_array(value)}
+        arrays = {key: as_tensor(value) for key, value in others.items() if _is_array(value)}
         about = {key: value for key, value in arrays.items() if value.dim() > 0}
     return _of_pair(item[name], None if label_name is None else item[label_name], about)
 
@@ -143,7 +143,8 @@ def _of_pair(image: Any, label: Any, about: Mapping[str, Tensor]) -> list[Sample
     own = {key: value for key, value in about.items() if len(value) == count}
     labels = [None] * count if label is None else label
     return [
-        Sample(image[i], _plain_label(labels[i]), {key: value[i] for key, value in own.items()}) for i in range(count)
+        Sample(_plain(image[i]), _plain_label(labels[i]), {key: value[i] for key, value in own.items()})
+        for i in range(count)
     ]
 
 
@@ -166,7 +167,12 @@ def _plain(image: Any) -> Any:
     if not isinstance(image, Image.Image | Tensor | np.ndarray) and hasattr(image, "__array__"):
         image = np.asarray(image)
     ready = isinstance(image, np.ndarray) and image.dtype.kind == "f" and image.ndim >= 3
-    return torch.from_numpy(image) if ready else image
+    return as_tensor(image) if ready else image
+
+
+def as_tensor(array: Tensor | np.ndarray) -> Tensor:
+    """Tensors share no memory that is not to be written to, and have no negative strides: both are copied."""
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _holds_floats(nested: Any) -> bool:
@@ -181,7 +187,7 @@ def _plain_label(label: Any) -> Any:
         label = np.asarray(label)
     if not isinstance(label, np.ndarray):
         return label
-    return label.item() if label.ndim == 0 else torch.as_tensor(label) if label.dtype.kind in "biuf" else list(label)
+    return label.item() if label.ndim == 0 else as_tensor(label) if label.dtype.kind in "biuf" else list(label)
 
 
 def let_go(image: Raw) -> Raw:

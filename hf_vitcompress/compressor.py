@@ -93,8 +93,7 @@ class ViTCompressor:
         self.checkpoints: list[Path] = []
         self.seconds: dict[str, float] = {}
         self._given_importance = importance
-        self._learned: dict[str, LearnedImportance] = {}
-        """By the identity of the statistics that the scores were learned with."""
+        self._learned: dict[str, LearnedImportance] = {}  # by identity of the statistics they were learned with
 
     @property
     def config(self) -> CompressionConfig:
@@ -171,7 +170,8 @@ class ViTCompressor:
         self, images: Any, model: Model | None = None, limit: int | None = None, options: DataOptions | None = None
     ) -> ImageSource:
         """Images of any kind, with labels in the model's terms if there is one; see `images.open_images`."""
-        source = open_images(images, on_bad_image=self.config.on_bad_image, limit=limit, options=options)
+        labels = limit is None or self.config.uses_labels  # a limit is for images to compress with
+        source = open_images(images, None, self.config.on_bad_image, None, limit, options, labels)
         return source if model is None else checked_labels(source, self.open(model).model, self.config)
 
     @independent_of_caller()
@@ -327,7 +327,8 @@ class ViTCompressor:
             self.report.seconds["compensate"] = self.seconds["compensate"]
 
     def _compensator(self, planner: Planner, images: Any, checkpoint: str | Path | None) -> Compensator:
-        source = self.open_images(images, planner.subject).sample(None, self.config.seed)  # as calibration sees them
+        source = self.open_images(images, planner.subject, self.run.images_wanted)
+        source = source.sample(None, self.config.seed)  # as calibration sees them
         return Compensator(planner, source, self.run, checkpoint)
 
     def _back_in_place(self, small: PreTrainedModel, subject: Subject) -> PreTrainedModel:

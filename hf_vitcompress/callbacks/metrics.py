@@ -116,10 +116,10 @@ class CompressionMetricsCallback(TrainerLink):
         images = self.images
         if images is None and trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
             loader = trainer.get_eval_dataloader()
-            images = batches_of(loader.dataset, loader.collate_fn, 2 * config.batch_size, config.seed)
+            images = batches_of(loader.dataset, loader.collate_fn, 2 * config.batch_size)
         elif images is None:
             images = training_images(trainer, config)
-        source = open_images(images, limit=self.num_images).sample(self.num_images, config.seed)
+        source = open_images(images, limit=self.num_images, labels=False).sample(self.num_images, config.seed)
         model = load_dense_model(dense, trainer.accelerator)
         subject = Subject.alone(model, image_processor_of(trainer))
         return Reference.of(subject, source, Run(config, trainer.accelerator, progress=False))

@@ -1,12 +1,11 @@
 """What callbacks use of a Trainer: its images, its image processor, and a random state beside its own."""
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any
 
 from accelerate.data_loader import IterableDatasetShard
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, set_seed
 
 from ..config import CompressionConfig
@@ -29,23 +28,21 @@ def image_processor_of(trainer: Trainer) -> Any:
 
 
 def training_images(trainer: Trainer, config: CompressionConfig) -> DataLoader:
-    """The Trainer's training data as batches, in an order drawn from `config.seed`; its own iteration is untouched."""
+    """The Trainer's training data through its collator; its own iteration is untouched, and none of it is held."""
     loader = trainer.callback_handler.train_dataloader
     if loader is None:
         loader = trainer.get_train_dataloader()
-    return batches_of(loader.dataset, loader.collate_fn, config.batch_size, config.seed)
+    return batches_of(loader.dataset, loader.collate_fn, config.batch_size)
 
 
-def batches_of(dataset: Any, collate: Any, batch_size: int, seed: int) -> DataLoader:
-    """Batches of a data set, in an order drawn from `seed`; those of an iterable data set in its own order.
+def batches_of(dataset: Any, collate: Any, batch_size: int) -> DataLoader:
+    """Batches of a data set in its own order; `open_images` reads those of a map-style one by their index.
 
     Raises:
         DataError: the data set is empty.
     """
     if isinstance(dataset, IterableDatasetShard):
         dataset = dataset.dataset
-    if not isinstance(dataset, IterableDataset):
-        if len(dataset) == 0:
-            raise DataError("The Trainer's data set is empty: give images to calibrate on (images=…).")
-        dataset = Subset(dataset, random.Random(seed).sample(range(len(dataset)), len(dataset)))
+    if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
+        raise DataError("The Trainer's data set is empty: give images to calibrate on (images=…).")
     return DataLoader(dataset, batch_size, collate_fn=collate)

@@ -80,12 +80,9 @@ class Evaluation:
 
 
 def model_outputs(
-    subject: Subject, batches: Iterable[Batch], precision: str = "float32", bar: Any = None, processes: int = 1
+    subject: Subject, batches: Iterable[Batch], precision: str = "float32"
 ) -> tuple[Outputs, Tensor | None]:
-    """What the subject's model says about the images, and labels (n,), `UNLABELLED` where one is not known.
-
-    `bar` advances for all `processes` that do the same.
-    """
+    """What the subject's model says about the images, and labels (n,), `UNLABELLED` where one is not known."""
     outputs, labels, model = [], [], subject.model
     with without_dropout(model):
         for batch in batches:
@@ -94,8 +91,6 @@ def model_outputs(
             outputs.append([term.cpu() for term in terms])
             if batch.labels is not None:
                 labels.append(batch.labels)
-            if bar is not None:
-                bar.update(min(processes * len(batch.pixel_values), bar.total - bar.n))
     return outputs, torch.cat(labels) if labels and len(labels) == len(outputs) else None
 
 
@@ -154,16 +149,17 @@ def evaluate_model(
     with local_work(accelerator, "Loading the metrics"):
         chosen = Metrics.load(metrics, subjects[0].model.config.num_labels or 0)
     share = own_share(accelerator, images.batch_count(batch_size))
-    results, shown = [], progress and accelerator.is_main_process
-    for subject, doing in zip(subjects, ("evaluating", "evaluating the dense model"), strict=False):
-        own = images.select(range(len(images)))
-        with progress_bar(doing, "images", shown, total=len(images)) as bar, local_work(accelerator, "Evaluation"):
-            batches = own.batches(subject.processor, batch_size, share)
-            results.append(model_outputs(subject, batches, precision, bar, accelerator.num_processes))
-    outputs, labels = results[0]
+    own, shown = images.select(range(len(images))), progress and accelerator.is_main_process
+    with progress_bar("evaluating", "images", shown, total=len(images)) as bar, local_work(accelerator, "Evaluation"):
+        found = []
+        for batch in own.batches(subjects[0].processor, batch_size, share):
+            # Through both models at once, so that neither images nor outputs pile up.
+            said = [model_outputs(subject, [batch], precision) for subject in subjects]
+            (outputs, labels), reference = said[0], said[1][0] if against is not None else None
+            found.append(_image_figures(outputs, reference, labels, classes))
+            bar.update(min(accelerator.num_processes * len(batch.pixel_values), len(images) - bar.n))
     bad_images = own.account(accelerator)
-    figures = _image_figures(outputs, results[1][0] if against is not None else None, labels, classes)
-    figures = _gathered(accelerator, figures if outputs else None)
+    figures = _gathered(accelerator, _joined(found) if found else None)
     judged = _evaluation(figures, bad_images)
     if accelerator.is_main_process:
         _distrust_guesses(judged, images.name, subjects[0].model.config.num_labels)
@@ -252,11 +248,15 @@ def _image_figures(
     return figures
 
 
-def _gathered(accelerator: Accelerator, figures: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Of all processes; those that are known on each that has images."""
-    parts = [part for part in gather_objects(accelerator, figures) if part is not None]
+def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Those that are known of every part."""
     known = set.intersection(*(set(part) for part in parts)) if parts else set()
     return {name: torch.cat([part[name] for part in parts]) for name in sorted(known)}
+
+
+def _gathered(accelerator: Accelerator, figures: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Of all processes; those that are known on each that has images."""
+    return _joined([part for part in gather_objects(accelerator, figures) if part is not None])
 
 
 def _evaluation(figures: dict[str, Tensor], bad_images: int) -> Evaluation:

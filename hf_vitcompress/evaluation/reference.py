@@ -1,6 +1,7 @@
 """A dense model's outputs on some images, to hold compressed ones against."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,10 @@ from .evaluation import Outputs, divergences, model_outputs, predictions
 from .intervals import wilson_interval
 from .labels import FEWEST, guessing, is_guessing
 
+HELD_IMAGES = 1024
+"""So many images at most stay in memory, as the model takes them: 620 MB of 224 × 224. The recipe's own shares
+(`measuring_images`, `held_out_images`, `validation_images`) have no more by default."""
+
 
 @dataclass
 class Reference:
@@ -28,7 +33,8 @@ class Reference:
     Attributes:
         subject: the dense model.
         source: the images, not yet read.
-        batches: this process's share of the images.
+        share: the batches that are this process's.
+        held: these batches, if there are no more images than `HELD_IMAGES`.
         outputs: of the dense model on them.
         labels: (n,), `UNLABELLED` where one is not known, or `None`.
         images: how many images all processes together have.
@@ -38,7 +44,9 @@ class Reference:
 
     subject: Subject
     source: ImageSource
-    batches: list[Batch]
+    share: range
+    held: list[Batch] | None
+    batch_size: int
     precision: str
     outputs: Outputs
     labels: Tensor | None
@@ -53,11 +61,12 @@ class Reference:
         precision = resolve_precision(config.precision, subject.model.device)
         with local_work(accelerator, "Reading images"):
             share = own_share(accelerator, images.batch_count(2 * config.batch_size))
-            batches = list(images.batches(subject.processor, 2 * config.batch_size, share))
-            outputs, labels = model_outputs(subject, batches, precision)
+            batches = images.batches(subject.processor, 2 * config.batch_size, share)
+            held = list(batches) if len(images) <= HELD_IMAGES else None
+            outputs, labels = model_outputs(subject, batches if held is None else held, precision)
         count = round(sum_numbers(accelerator, [sum(len(terms[0]) for terms in outputs)])[0])
         images.account(accelerator)
-        return cls(subject, images, batches, precision, outputs, labels, count, accelerator)
+        return cls(subject, images, share, held, 2 * config.batch_size, precision, outputs, labels, count, accelerator)
 
     @property
     def classes(self) -> bool:
@@ -67,6 +76,13 @@ class Reference:
     def outputs_of(self, model: PreTrainedModel) -> Outputs:
         """What a compressed form of the dense model says about the same images."""
         return model_outputs(self.subject.like(model), self.batches, self.precision)[0]
+
+    @property
+    def batches(self) -> Iterable[Batch]:
+        """This process's share of the images; many are read again each time, so that memory does not grow with them."""
+        if self.held is not None:
+            return self.held
+        return self.source.batches(self.subject.processor, self.batch_size, self.share)
 
     def losses_of(self, model: PreTrainedModel) -> Tensor:
         """Divergence from the dense model (images,), nats (see `outputs.divergence`), on every process."""

@@ -15,10 +15,14 @@ from torch import Tensor
 from ..runtime.distributed import from_main, local_work
 from ..runtime.weights import tensor_digest
 from .arrays import is_ready
-from .images import ImageSource, Raw
+from .decoding import Raw, UnreadableImageError
+from .images import ImageSource
 
 SAMPLE = 4096
 """Bytes at the beginning, in the middle and at the end of a file that are read, besides its size."""
+
+LOOKED_AT = 8192
+"""Images of a set whose bytes are read to tell it from others."""
 
 UNREADABLE = "unreadable"
 
@@ -39,28 +43,36 @@ def images_facts(images: ImageSource, accelerator: Accelerator, labels: bool = F
 def facts_of_images(images: ImageSource, labels: bool = False, left_out: Collection[int] = ()) -> dict[str, str]:
     """The facts that tell these images from others: their `form`, their `content` in whatever order, and their `order`.
 
-    Each is looked at once. A file is known by its size and a sample of its bytes, so that 100,000 of them take seconds.
+    Each is looked at once. A file is known by its size and a sample of its bytes. Of more than `LOOKED_AT` images so
+    many are looked at, evenly over all, besides their number: a stage that uses more of them reads them over hours, and
+    is not to begin by reading all of them for this.
 
     Args:
         labels: whether labels and targets count, as they do where something is learnt from them.
         left_out: numbers of images whose content does not count.
     """
+    count = len(images)
+    places = range(count) if count <= LOOKED_AT else [i * count // LOOKED_AT for i in range(LOOKED_AT)]
     if labels not in images.digests:
-        images.digests[labels] = [_digest_at(images, index, labels) for index in range(len(images))]
+        images.digests[labels] = [_digest_at(images, index, labels) for index in places]
     digests = [
         UNREADABLE if images.number(index) in left_out else digest
-        for index, digest in enumerate(images.digests[labels])
+        for index, digest in zip(places, images.digests[labels], strict=True)
     ]
+    size = str(count) if count > LOOKED_AT else ""
     return {
         "form": READY if all(digest.startswith(READY) for digest in digests) else "images to process",
-        "content": _digest("".join(sorted(digests))),
-        "order": _digest("".join(digests)),
+        "content": _digest("".join(sorted(digests)) + size),
+        "order": _digest("".join(digests) + size),
     }
 
 
 def _digest_at(images: ImageSource, index: int, labels: bool) -> str:
     """Of the image and what is known about it; begins with `READY` where it needs no processor."""
-    raw = images.images[index]
+    try:
+        raw = images.images[index]
+    except UnreadableImageError:  # whoever reads the image says what is wrong with it
+        return UNREADABLE
     known = "".join(_text(value) for value in _known(images, index, labels))
     return (READY if is_ready(raw) else "") + _digest(image_digest(raw) + known)
 

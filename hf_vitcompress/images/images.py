@@ -20,6 +20,7 @@ from .decoding import Raw, UnreadableImageError, decode_image, read_image
 from .labels import FoundLabels, Matched, labels_for
 from .preprocessing import by_shape, stacked
 from .tally import Tally, check_readable, tell_left_out
+from .views import Chosen
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class ImageSource:
     """Images in a fixed order, decoded on demand.
 
     Attributes:
-        images: undecoded images.
+        images: undecoded images, in any sequence; it need not hold them, and no method makes a list of them.
         labels: indices of the model's classes, `UNLABELLED` where one is not known, or `None`; see `matched`.
         name: where they come from, for messages and reports.
         on_bad_image: what to do with an image that cannot be read.
@@ -108,17 +109,18 @@ class ImageSource:
     def select(self, indices: Sequence[int]) -> "ImageSource":
         """The images at `indices`, sharing nothing that changes."""
 
-        def chosen(values: Sequence[T] | None) -> list[T] | None:
-            return None if values is None else [values[i] for i in indices]
+        def chosen(values: Sequence[T] | None) -> Chosen[T] | None:
+            return None if values is None else Chosen(values, indices)
 
+        numbers = range(len(self)) if self.numbers is None else self.numbers
         return replace(
             self,
-            images=[self.images[i] for i in indices],
-            labels=chosen(self.labels),
+            images=Chosen(self.images, indices),
+            labels=None if self.labels is None else [self.labels[i] for i in indices],
             targets=chosen(self.targets),
             inputs=chosen(self.inputs),
-            found=None if self.found is None else replace(self.found, values=[self.found.values[i] for i in indices]),
-            numbers=chosen(range(len(self)) if self.numbers is None else self.numbers),
+            found=None if self.found is None else replace(self.found, values=Chosen(self.found.values, indices)),
+            numbers=[numbers[i] for i in indices],
         )
 
     def matched(self, classes: Classes | None) -> "ImageSource":
@@ -243,8 +245,9 @@ class ImageSource:
         return index if self.numbers is None else self.numbers[index]
 
     def _decode(self, index: int) -> Image.Image | Tensor | None:
-        raw, number = self.images[index], self.number(index)
+        raw, number = None, self.number(index)
         try:
+            raw = self.images[index]
             image = read_image(raw, self.channels)
         except UnreadableImageError as error:
             description = f"{self._place(index, raw)}: {error}"

@@ -13,10 +13,13 @@ from ..runtime.random_state import unchanged_random_state
 from .classes import Classes
 from .hub import from_hub
 from .images import ImageSource
+from .indexed import Samples, of_samples
 from .memory import from_memory
-from .options import DataOptions
+from .options import DataOptions, chosen_split
 from .paths import from_path
-from .tables import from_dataset, from_splits
+from .samples import has_images
+from .streams import from_iterable_dataset
+from .tables import from_dataset
 
 
 @unchanged_random_state()
@@ -27,20 +30,24 @@ def open_images(
     label2id: Mapping[str, Any] | None = None,
     limit: int | None = None,
     options: DataOptions | None = None,
+    labels: bool = True,
 ) -> ImageSource:
     """Make an `ImageSource` of anything that holds images.
 
+    What can be read image by image stays where it is: folders, data sets, and a `DataLoader` of a map-style data set.
+    Streams are drawn from once, and what is drawn is held in memory.
+
     Args:
-        data: a `datasets.Dataset`; the path of a folder of images (sub-folders are classes, or splits with classes in
-            them), of a parquet file, of a folder of parquet files or of one that `save_to_disk` wrote; the Hub id of a
-            data set; a list of PIL images, paths or tensors; a tensor (n, channels, height, width); or an iterable of
-            ready batches, such as a DataLoader.
+        data: a `datasets.Dataset` or `IterableDataset`; the path of a folder of images (sub-folders are classes, or
+            splits with classes in them), of a parquet file, of a folder of parquet files or of one that `save_to_disk`
+            wrote; the Hub id of a data set; a sequence, a torch data set or an iterable, such as a `DataLoader`, of
+            images, samples or batches; or one batch. See `samples.ACCEPTED`.
         split: by name; as in `options`, before which it comes.
         on_bad_image: `"skip"` leaves out an image that cannot be read and counts it; `"error"` stops.
         label2id: index by name of the model's classes; labels are matched to them by name if both have names.
-        limit: number of images to take from an iterable of batches, which is read once and held in memory, or from a
-            large data set on the Hub.
+        limit: number of images to draw from a stream (see `streams.from_stream`) or from a large data set on the Hub.
         options: which part of a data set to take, and which of its columns.
+        labels: whether labels are wanted even if every sample of a data set has to be read for them.
 
     Raises:
         DataError: the source does not exist, or it contains no image, or not what the options name.
@@ -58,17 +65,40 @@ def open_images(
         except OSError as error:
             place = str(error.filename or data)
             raise DataError(f"{place!r} cannot be opened: {error.strerror or error}.") from error
-    elif hasattr(data, "column_names") and hasattr(data, "features"):
-        source = from_dataset(data, "the data set", on_bad_image, options)
-    elif isinstance(data, Mapping) and "pixel_values" not in data:
-        source = from_splits(data, "the data set", on_bad_image, options)
+    elif isinstance(data, Mapping) and not has_images(data):
+        split, name = chosen_split(list(data), "the data set", options), "the data set"
+        if len(data) == 1 and not options.split:
+            source = _open_object(data[split], name, on_bad_image, options, limit, labels)
+        else:
+            source = _open_object(data[split], f"{name}, split {split}", on_bad_image, options, limit, labels)
+            source = replace(source, split=split)
     else:
-        source = from_memory(data, on_bad_image, limit)
+        source = _open_object(data, "the data set", on_bad_image, options, limit, labels)
     if not len(source):
         raise DataError(f"No image found in {source.name}.")
     if options.split and source.split is None:
         raise DataError(f"{source.name} has no splits: leave out the split {options.split!r} (--split).")
     return source.matched(classes)
+
+
+def _open_object(
+    data: Any, name: str, on_bad_image: OnBadImage, options: DataOptions, limit: int | None, labels: bool
+) -> ImageSource:
+    import datasets
+
+    if isinstance(data, datasets.IterableDataset):
+        return from_iterable_dataset(data, name, on_bad_image, limit, options)
+    if not isinstance(data, datasets.Dataset):
+        return from_memory(data, on_bad_image, limit, labels)
+    plain = data.with_format(None)
+    if data.format["type"] != "custom":
+        return from_dataset(plain, name, on_bad_image, options)
+    try:
+        source = from_dataset(plain, name, on_bad_image, options)
+    except DataError:  # the transform may make images of rows that have none
+        return from_memory(data, on_bad_image, limit, labels)
+    samples = Samples(data, range(len(data)), None, source.name)
+    return of_samples(samples, source, labels) or source
 
 
 def _open_path(path: Path, name: str, options: DataOptions, on_bad_image: OnBadImage, limit: int | None) -> ImageSource:

@@ -40,11 +40,13 @@ def from_dataset(
     if not isinstance(dataset, datasets.Dataset):
         raise DataError(f"Images cannot be taken from a {type(dataset).__name__}. Give a `datasets.Dataset`.")
     features = dataset.features
-    column = _image_column(features, name, options.image_column)
+    column = image_column(features, name, options.image_column)
     found = _labels(dataset, column, name, options.label_column)
     if isinstance(features[column], datasets.Image):
         # Undecoded, so that one broken image is one broken image and not the end of the iteration.
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    elif not _is_text(features[column]):
+        dataset = dataset.with_format("torch")  # of lists of numbers, as `map` stores `pixel_values`
     images: Sequence[Any] = dataset[column]
     if folder is not None and _is_text(features[column]):
         images = [path and str(folder / path) for path in images]
@@ -65,7 +67,7 @@ def from_splits(loaded: Any, name: str, on_bad_image: OnBadImage, options: DataO
     return replace(from_dataset(loaded[split], f"{name}, split {split}", on_bad_image, options), split=split)
 
 
-def _image_column(features: Any, name: str, wanted: str | None) -> str:
+def image_column(features: Any, name: str, wanted: str | None) -> str:
     """The column that was asked for; else the only one of images, or the one that is called so."""
     import datasets
 
@@ -87,26 +89,32 @@ def _image_column(features: Any, name: str, wanted: str | None) -> str:
 
 def _labels(dataset: Any, image_column: str, name: str, wanted: str | None) -> FoundLabels | None:
     """In the column that was asked for; else in the one that is called so, or the only one of classes."""
+    column, problem = label_column(dataset.features, image_column, name, wanted)
+    if problem:
+        return FoundLabels([None] * len(dataset), None, "the columns", problem)
+    if column is None:
+        return None
+    names = getattr(dataset.features[column], "names", None)
+    return FoundLabels(list(dataset.with_format(None)[column]), names, f"the column {column!r}")
+
+
+def label_column(features: Any, image_column: str, name: str, wanted: str | None) -> tuple[str | None, str]:
+    """The column of labels that was asked for, or the likeliest one; or `None`, and why none of several is it."""
     import datasets
 
-    features = dataset.features
+    if wanted is not None:
+        return _existing(features, wanted, name, "--label-column"), ""
     columns = [
         column for column in features if column != image_column and not isinstance(features[column], datasets.Image)
     ]
     of_classes = [column for column in columns if isinstance(features[column], datasets.ClassLabel)]
-    if wanted is not None:
-        column: str | None = _existing(features, wanted, name, "--label-column")
-    else:
-        column = _likeliest(of_classes, LABEL_COLUMNS) or _likeliest(columns, LABEL_COLUMNS)
+    column = _likeliest(of_classes, LABEL_COLUMNS) or _likeliest(columns, LABEL_COLUMNS)
     if column is None and len(of_classes) > 1:
-        several = f"{name} has several columns of classes: {', '.join(of_classes)}. Say which one to take "
-        several += "(--label-column, DataOptions(label_column=…))."
-        return FoundLabels([None] * len(dataset), None, "the columns", several)
-    column = column or next(iter(of_classes), None)
-    if column is None:
-        return None
-    names = getattr(features[column], "names", None)
-    return FoundLabels(list(dataset.with_format(None)[column]), names, f"the column {column!r}")
+        return None, (
+            f"{name} has several columns of classes: {', '.join(of_classes)}. Say which one to take (--label-column, "
+            "DataOptions(label_column=…))."
+        )
+    return column or next(iter(of_classes), None), ""
 
 
 def _existing(features: Any, column: str, name: str, flag: str) -> str:

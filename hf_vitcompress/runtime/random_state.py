@@ -34,3 +34,18 @@ def independent_of_caller() -> Iterator[None]:
     """
     with unchanged_random_state(), torch.inference_mode(False), torch.enable_grad():
         yield
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A block in which what draws from the random states of the CPU draws the same each time; they stay as they were.
+
+    Args:
+        seed: any whole number.
+    """
+    with unchanged_random_state():
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        # `torch.manual_seed` would seed GPUs as well, those that are not in use yet at their first use.
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -10,6 +10,11 @@ from tqdm.auto import tqdm
 from ..config import CompressionConfig
 from .distributed import new_accelerator
 
+STREAM_IMAGES = 4096
+"""So many images are drawn from a stream where no setting says how many are wanted.
+
+They are held in memory: 2.5 GB of ready `pixel_values` of 224 × 224. A stream need not have an end."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -32,13 +37,15 @@ class Run:
 
     @property
     def images_wanted(self) -> int | None:
-        """How many images the stages can use at most; `None`: all there are."""
+        """How many images of a stream the stages can use at most; `None`: all that are held."""
         config = self.config
         wanted = config.num_images
+        if wanted is None:
+            return None
         if config.compensation != "none":
-            more = config.compensation_images
-            wanted = None if wanted is None or more is None else max(wanted, more + config.held_out_images)
-        return None if wanted is None else wanted + config.validation_images
+            learn = (config.compensation_images or STREAM_IMAGES) if config.distills else wanted
+            wanted = max(wanted, learn + config.held_out_images)
+        return wanted + (config.validation_images if config.budget == "max_accuracy_drop" else 0)
 
     def bar(self, doing: str, unit: str, items: Iterable[Any] | None = None, **settings: Any) -> "tqdm[Any]":
         """A progress bar of the main process, over `items` or by hand.

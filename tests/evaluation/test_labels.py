@@ -96,7 +96,7 @@ def test_a_search_of_accuracy_does_without_such_labels(digits: tuple[PreTrainedM
 
 def test_labels_past_the_last_class_are_refused_before_any_image_is_read(vit: PreTrainedModel, pixels: Tensor) -> None:
     images = open_images([(pixels, torch.arange(96) % 5 + 1)])
-    with pytest.raises(DataError, match=r"A label of the DataLoader is 5.*5 classes.*from 0 to 4"):
+    with pytest.raises(DataError, match=r"A label of the list of batches is 5.*5 classes.*from 0 to 4"):
         evaluate_model(vit, images, progress=False)
     assert not images.tally.good
 

@@ -40,14 +40,12 @@ def test_a_list_of_batches_is_no_list_of_images(pixels: Tensor) -> None:
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        (lambda x: (x[0], 3), r"shape \(3, 16, 16\) and a int as its labels.*DataLoader"),
         (lambda x: (x, LABELS[:5]), r"shape \(8, 3, 16, 16\) and a tensor of shape \(5,\) as its labels"),
         (lambda x: (x, torch.tensor(3)), r"a tensor of shape \(\) as its labels"),
-        (lambda x: {"images": x}, "A batch is a mapping with images"),
-        (lambda _: (Image.new("RGB", (4, 4)), 3), "A batch is a tuple of Image, int"),
-        (lambda _: (torch.zeros(8, 4), LABELS), "A batch is a tuple of Tensor, Tensor"),
-        (lambda _: [], "A batch is a list of nothing"),
-        (lambda x: (x, [object()] * 8), "labels of the DataLoader are of type object. Give indices"),
+        (lambda x: {"images": x}, "a mapping with images is not an image, a sample or a batch"),
+        (lambda _: (torch.zeros(8, 4), LABELS), r"a tensor of shape \(8, 4\) is not an image"),
+        (lambda _: [], "a list of nothing is not an image"),
+        (lambda x: (x, [object()] * 8), "labels of the list of batches are of type object. Give indices"),
     ],
 )
 def test_what_is_no_batch_is_refused(batch: Callable[[Tensor], Any], said: str, pixels: Tensor) -> None:

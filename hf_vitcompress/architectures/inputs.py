@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from .families import row_of
 from .subject import Subject
+
+INTERPOLATE = "interpolate_pos_encoding"
+"""Argument of many models that fits their position embeddings to images of another size."""
 
 
 def model_inputs(
@@ -20,7 +23,8 @@ def model_inputs(
     """Arguments of the model's forward pass for a batch of images, on its device and in its dtype.
 
     The same images give the same arguments, in every process and for every model of the architecture: a model that
-    masks patches at random masks those that the position in the batch decides.
+    masks patches at random masks those that the position in the batch decides, and one that knows the positions of as
+    many patches as its config says is told to interpolate them for images of another size.
 
     Args:
         pixel_values: (n, channels, height, width), or (n, patches, features) of images that are cut into patches.
@@ -34,12 +38,14 @@ def model_inputs(
         given = {"noise": _noise(model, pixel_values), **given}
     elif wants == "patches":
         given = {**_full_grid(pixel_values), **given}
-    accepted = set(inspect.signature(model.forward).parameters) - {"labels", "pixel_values"}
+    accepted = set(_parameters(model)) - {"labels", "pixel_values"}
     inputs: dict[str, Any] = {"pixel_values": pixel_values.to(model.device, model.dtype)}
     for name in accepted & given.keys():
         value = given[name]
         # The grid's sizes decide shapes: the processor reads them as numbers, wherever the model is.
         inputs[name] = value.cpu() if name == "spatial_shapes" else value.to(model.device)
+    if pixel_values.dim() == 4 and tuple(pixel_values.shape[2:]) != _size_in_config(model) and _interpolates(model):
+        inputs[INTERPOLATE] = True
     return inputs
 
 
@@ -82,6 +88,17 @@ def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     return config.num_channels, *height_and_width(size)
 
 
+def image_channels(model: PreTrainedModel) -> int:
+    """Channels of the images that the model's config states; 3 where it states none."""
+    return getattr(_image_config(model), "num_channels", None) or 3
+
+
+def _size_in_config(model: PreTrainedModel) -> tuple[int, int] | None:
+    """Height and width; `None` where the config states none."""
+    size = getattr(_image_config(model), "image_size", None)
+    return None if size is None else height_and_width(size)
+
+
 def height_and_width(size: Any) -> tuple[int, int]:
     """Height and width from a size in a config: one number for both, a pair, or a mapping."""
     if isinstance(size, Mapping):
@@ -95,6 +112,19 @@ def _image_config(model: PreTrainedModel) -> Any:
     parts = (getattr(model.config, name, None) for name in ("vision_config", "backbone_config"))
     inner = next((part for part in parts if part is not None), model.config)
     return model.config if hasattr(model.config, "image_size") else inner
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.forward).parameters
+
+
+def _interpolates(model: PreTrainedModel) -> bool:
+    """Whether it takes `INTERPOLATE`, or passes its further arguments on to a model in it that does."""
+    own = _parameters(model)
+    if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in own.values()):
+        return INTERPOLATE in own
+    parts = (model, *(part for part in model.children() if isinstance(part, PreTrainedModel)))
+    return any(INTERPOLATE in _parameters(part) for part in parts)
 
 
 def _noise(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:

@@ -153,9 +153,11 @@ def _other_shape(model: PreTrainedModel, pixel_values: Tensor) -> DataError | No
     if len(found) != 3 or found == (channels, height, width):
         return None
     if found[0] != channels:
+        other = f"an image processor for {channels} (do_convert_rgb=False; image_mean and image_std of as many numbers)"
         return DataError(
-            f"Images arrive with {found[0]} channels, and the config of {name} says num_channels={channels}. Give a "
-            f"DataLoader of ready `pixel_values` (n, {channels}, {height}, {width})."
+            f"Images arrive with {found[0]} channels, and the config of {name} says num_channels={channels}. Give "
+            f"{'pictures' if channels == 3 else other}, or a DataLoader of ready `pixel_values` (n, {channels}, "
+            f"{height}, {width})."
         )
     return DataError(
         f"Images arrive with {found[1]} × {found[2]} pixels, and {name} takes {height} × {width} (image_size in its "

@@ -172,7 +172,7 @@ class PairedBlockInputs:
                 read.append(batch.index)
                 if self._batches is None and self._full():
                     break
-        self._batches = read
+        self._batches = list(dict.fromkeys(read))  # a batch of images of several shapes comes in parts
 
     def _full(self) -> bool:
         """Whether one more batch might not fit into the cache, where the inputs are largest."""

@@ -4,6 +4,7 @@ import warnings
 
 from transformers import PreTrainedModel
 
+from ..architectures.inputs import image_channels
 from ..architectures.outputs import is_classifier
 from ..config import CompressionConfig
 from ..errors import DataWarning
@@ -16,7 +17,7 @@ FEWEST = 8
 
 
 def checked_labels(images: ImageSource, model: PreTrainedModel, config: CompressionConfig | None = None) -> ImageSource:
-    """The images, if their labels are among the model's classes.
+    """The images, to be seen in the model's channels, if their labels are among its classes.
 
     Args:
         config: with which a model is to be compressed; most do not use labels, and then these may be anything.
@@ -24,6 +25,7 @@ def checked_labels(images: ImageSource, model: PreTrainedModel, config: Compress
     Raises:
         DataError: a label is past the model's last class.
     """
+    images.channels = image_channels(model)
     if (config is None or config.uses_labels) and is_classifier(model):
         check_labels(images.labels, model.config.num_labels, images.name)
     return images

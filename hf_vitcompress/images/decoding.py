@@ -1,4 +1,4 @@
-"""One image from any supported form, in RGB."""
+"""One image from any supported form, as `transformers.pipeline` sees it."""
 
 import io
 import os
@@ -6,14 +6,17 @@ import stat
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..errors import DataError
+from .arrays import is_ready, picture_of
+from .colours import RGB, in_channels, in_eight_bits
 
 Raw = Any
-"""An image not yet decoded: a path, bytes, `{"bytes": …, "path": …}`, a PIL image or a (channels, h, w) tensor."""
+"""An image not yet decoded: a path, bytes, `{"bytes": …, "path": …}`, a PIL image, an array or a tensor."""
 
 LONGEST_SHAPE = 200
 """Longer side ÷ shorter side of the most extreme image that is read.
@@ -36,7 +39,7 @@ class UnreadableImageError(Exception):
     """An image that is in a supported form, and cannot be decoded; the message says why."""
 
 
-def read_image(raw: Raw) -> Image.Image | Tensor:
+def read_image(raw: Raw, channels: int = RGB) -> Image.Image | Tensor:
     """`decode_image`, with one kind of error for whatever may be wrong with an image.
 
     Raises:
@@ -44,7 +47,7 @@ def read_image(raw: Raw) -> Image.Image | Tensor:
         DataError: it is in no form that an image may have.
     """
     try:
-        return decode_image(raw)
+        return decode_image(raw, channels)
     except DataError:
         raise
     except Image.UnidentifiedImageError as error:  # its message holds an address in memory
@@ -57,30 +60,39 @@ def read_image(raw: Raw) -> Image.Image | Tensor:
         raise UnreadableImageError(reason or f"its decoder raised {type(error).__name__}") from error
 
 
-def decode_image(raw: Raw) -> Image.Image | Tensor:
-    """An RGB image from any supported form; grey, palette, transparent, CMYK and 16-bit images are converted.
+def decode_image(raw: Raw, channels: int = RGB) -> Image.Image | Tensor:
+    """An upright image of so many channels from any supported form.
 
-    Tensors of floats are ready `pixel_values` and stay as they are; tensors of integers are pictures.
+    Pictures in RGB are those that `transformers.image_utils.load_image` makes, so that a model is calibrated on what
+    its pipeline shows it: the alpha channel is dropped, and of an animation the first frame is taken. Only 16-bit,
+    32-bit and float pictures differ, which that function clips; see `colours.in_eight_bits`.
+
+    Args:
+        raw: arrays and tensors are ready `pixel_values` or pictures, see `arrays.is_ready`.
+        channels: of the model (`num_channels` in its config).
+
+    Returns:
+        a picture, or ready `pixel_values` as they are.
 
     Raises:
-        DataError: it is in no form that an image may have.
+        DataError: it is in no form that an image may have, or does not have as many channels.
     """
-    if isinstance(raw, Tensor):
-        return raw if raw.is_floating_point() else _as_rgb(_from_integers(raw))
+    if isinstance(raw, Tensor | np.ndarray):
+        return torch.as_tensor(raw) if is_ready(raw) else _as_seen(picture_of(raw), channels)
     if isinstance(raw, Mapping):
         raw = raw.get("bytes") or raw.get("path")
     if raw is None:
         raise ValueError("there is no image")
     if isinstance(raw, Image.Image):
-        return _as_rgb(raw)
+        return _as_seen(raw, channels)
     if isinstance(raw, str | os.PathLike):
         _check_regular(raw)
     elif isinstance(raw, bytes):
         raw = io.BytesIO(raw)
     else:
-        raise DataError(f"An image is of type {type(raw).__name__}. Give PIL images, paths, bytes or tensors.")
+        raise DataError(f"An image is of type {type(raw).__name__}. Give PIL images, paths, bytes, arrays or tensors.")
     with Image.open(raw) as image:
-        return _as_rgb(image)
+        return _as_seen(image, channels)
 
 
 def _check_regular(path: str | os.PathLike[str]) -> None:
@@ -89,24 +101,7 @@ def _check_regular(path: str | os.PathLike[str]) -> None:
         raise ValueError("it is not a regular file")
 
 
-def _from_integers(tensor: Tensor) -> Image.Image:
-    """A picture of integers 0 … 255 (channels, height, width)."""
-    if tensor.dtype == torch.bool or tensor.dim() != 3 or len(tensor) not in (1, 3, 4):
-        shape = tuple(tensor.shape)
-        raise DataError(
-            f"An image is a tensor of {tensor.dtype} of shape {shape}. Give pictures as uint8 (channels, height, "
-            "width) with 1, 3 or 4 channels, or `pixel_values` as the image processor makes them, in floats."
-        )
-    if tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) <= 255:
-        raise DataError(
-            f"An image is a tensor of {tensor.dtype} with values from {int(tensor.min())} to {int(tensor.max())}. "
-            "Pictures of integers have values from 0 to 255."
-        )
-    rows = tensor.to(device="cpu", dtype=torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(rows[:, :, 0] if len(tensor) == 1 else rows)
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _as_seen(image: Image.Image, channels: int) -> Image.Image:
     shape = max(image.size) / max(1, min(image.size))
     if shape > LONGEST_SHAPE:
         raise ValueError(f"it has {image.width} × {image.height} pixels, more than {LONGEST_SHAPE} to 1")
@@ -114,15 +109,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     turn = UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode.startswith("I"):
-        # PIL clips 16-bit grey to 8 bits instead of scaling it.
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    if image.mode in ("P", "PA", "LA"):
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        # Onto white: what hides under full transparency is arbitrary.
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return in_channels(in_eight_bits(image), channels)
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -7,12 +7,14 @@ import stat
 from collections.abc import Collection, Mapping
 from typing import Any, BinaryIO
 
+import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
 from ..runtime.distributed import from_main, local_work
 from ..runtime.weights import tensor_digest
+from .arrays import is_ready
 from .decoding import Raw, UnreadableImageError
 from .images import ImageSource
 
@@ -72,7 +74,7 @@ def _digest_at(images: ImageSource, index: int, labels: bool) -> str:
     except UnreadableImageError:  # whoever reads the image says what is wrong with it
         return UNREADABLE
     known = "".join(_text(value) for value in _known(images, index, labels))
-    return (READY if isinstance(raw, Tensor) else "") + _digest(image_digest(raw) + known)
+    return (READY if is_ready(raw) else "") + _digest(image_digest(raw) + known)
 
 
 def _known(images: ImageSource, index: int, labels: bool) -> list[Any]:
@@ -86,6 +88,8 @@ def image_digest(raw: Raw) -> str:
     if isinstance(raw, Mapping):
         raw = raw.get("bytes") or raw.get("path")
     try:
+        if isinstance(raw, np.ndarray):
+            return _digest(f"{raw.dtype} {raw.shape}", raw.tobytes())
         if isinstance(raw, Tensor):
             return tensor_digest(raw)
         if isinstance(raw, Image.Image):

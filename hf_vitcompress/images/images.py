@@ -14,9 +14,10 @@ from torch import Tensor
 from ..config import OnBadImage
 from ..errors import DataError
 from ..runtime.distributed import gather_objects
+from .colours import RGB
 from .decoding import Raw, UnreadableImageError, decode_image, read_image
 from .labels import FoundLabels, labels_for
-from .preprocessing import preprocess, stacked
+from .preprocessing import by_shape, stacked
 from .tally import Tally, check_readable, tell_left_out
 from .views import Chosen
 
@@ -28,7 +29,8 @@ class Batch:
     """Images that a model processes together.
 
     Attributes:
-        index: number of the batch, from 0; batches without a readable image are counted, but do not appear.
+        index: number of the batch, from 0; batches without a readable image are counted, but do not appear, and one
+            whose images differ in shape appears once for each shape.
         pixel_values: (n, channels, height, width), or (n, patches, features), float32.
         labels: class indices (n,) int64; `None` if they are not known.
         positions: positions in the batch of the images that could be read.
@@ -70,6 +72,7 @@ class ImageSource:
         inputs: for each image what else is known about it, by the name of the model's argument; `None` without.
         found: labels as the images have them, not matched to any model; `None` without.
         numbers: of each image in what was opened, where this is a part of it; `None` for all of it.
+        channels: in which the model takes pictures.
         tally: which were read so far, and which were left out, by these numbers; a copy begins anew.
         digests: of the content of each image, without and with its labels, once `digest` has looked at them.
     """
@@ -83,6 +86,7 @@ class ImageSource:
     inputs: Sequence[Mapping[str, Tensor]] | None = None
     found: FoundLabels | None = None
     numbers: Sequence[int] | None = None
+    channels: int = RGB
     tally: Tally = field(init=False, compare=False)
     digests: dict[bool, list[str]] = field(init=False, compare=False, repr=False)
 
@@ -137,8 +141,8 @@ class ImageSource:
             wanted: indices of the batches to read; by default all.
 
         Raises:
-            DataError: an image cannot be read and `on_bad_image` is `"error"`, or most cannot be read; or images of a
-                batch do not have one size.
+            DataError: an image cannot be read and `on_bad_image` is `"error"`, or most cannot be read; or they do not
+                become `pixel_values`, see `preprocessing.by_shape`.
         """
         for index in range(self.batch_count(batch_size)) if wanted is None else wanted:
             start = index * batch_size
@@ -146,11 +150,11 @@ class ImageSource:
             decoded = [(i, image) for i in indices if (image := self._decode(i)) is not None]
             if not decoded:
                 continue
-            kept = [i for i, _ in decoded]
-            labels = None if self.labels is None else torch.tensor([self.labels[i] for i in kept])
-            pixel_values, inputs = preprocess([image for _, image in decoded], processor)
-            inputs |= self._inputs(kept)
-            yield Batch(index, pixel_values, labels, [i - start for i in kept], inputs, self._targets(kept))
+            for part in by_shape([image for _, image in decoded], processor):
+                kept = [decoded[place][0] for place in part.places]
+                labels = None if self.labels is None else torch.tensor([self.labels[i] for i in kept])
+                inputs, positions = part.inputs | self._inputs(kept), [i - start for i in kept]
+                yield Batch(index, part.pixel_values, labels, positions, inputs, self._targets(kept))
         if wanted is None:
             check_readable(self.name, len(self.tally.good), len(self.tally.bad), self.bad_images)
 
@@ -204,8 +208,8 @@ class ImageSource:
         return sum(read for read, _ in tallies), [text for _, left_out in tallies for text in left_out]
 
     def decoded(self, index: int) -> Image.Image | Tensor:
-        """The image at `index`, in RGB."""
-        return decode_image(self.images[index])
+        """The image at `index`, in the model's channels."""
+        return decode_image(self.images[index], self.channels)
 
     def repaired(self, numbers: Collection[int]) -> bool:
         """Whether some images that could not be read before can be read now; those that still cannot are noted."""
@@ -228,7 +232,7 @@ class ImageSource:
         raw, number = None, self.number(index)
         try:
             raw = self.images[index]
-            image = read_image(raw)
+            image = read_image(raw, self.channels)
         except UnreadableImageError as error:
             description = f"{self._place(index, raw)}: {error}"
             if self.on_bad_image == "error":

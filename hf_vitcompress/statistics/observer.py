@@ -39,7 +39,7 @@ class Observer:
     finite: dict[str, Tensor] = field(default_factory=dict)
     _seen: dict[str, Tensor] = field(default_factory=dict)
     _importance: dict[str, Tensor] = field(default_factory=dict)
-    _buffers: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _buffers: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._input_of = {layer.name: layer.input_name for layer in self.layers}
@@ -130,14 +130,17 @@ class Observer:
         self._importance.clear()
 
     def _tokens(self, activations: Tensor) -> Tensor:
-        """(…, d) → (tokens, d) float32, in a buffer that the next call with the same shape overwrites.
+        """(…, d) → (tokens, d) float32, in a buffer that the next call with the same d overwrites.
 
-        Fresh memory for every product would cost as much time as the product.
+        Fresh memory for every product would cost as much time as the product, and a buffer for every number of tokens,
+        which images of many sizes have, as much memory as there are sizes.
         """
         flat = activations.detach().flatten(0, -2)
-        if flat.shape not in self._buffers:
-            self._buffers[flat.shape] = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
-        return self._buffers[flat.shape].copy_(flat)
+        tokens, features = flat.shape
+        buffer = self._buffers.get(features)
+        if buffer is None or len(buffer) < tokens:
+            buffer = self._buffers[features] = torch.empty(flat.shape, dtype=torch.float32, device=flat.device)
+        return buffer[:tokens].copy_(flat)
 
     def _token_weights(self, input_name: str, real: Tensor | slice) -> Tensor | None:
         """`(1 − a) + a · ‖g‖² / mean ‖g‖²`, so that the weights of the real tokens average 1 in every batch."""

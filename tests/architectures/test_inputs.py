@@ -9,20 +9,17 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
-    DPTImageProcessorPil,
     Siglip2ImageProcessorPil,
     ViTConfig,
     ViTForImageClassification,
-    ViTImageProcessorPil,
     ViTModel,
-    YolosImageProcessorPil,
 )
 
-from hf_vitcompress.architectures.inputs import example_inputs, image_shape, model_inputs
+from hf_vitcompress.architectures.inputs import INTERPOLATE, example_inputs, image_channels, image_shape, model_inputs
 from hf_vitcompress.architectures.outputs import divergence, outputs_of
 from hf_vitcompress.architectures.subject import Subject
-from hf_vitcompress.errors import DataError, UnsupportedModelError
-from hf_vitcompress.images.preprocessing import preprocess
+from hf_vitcompress.errors import UnsupportedModelError
+from hf_vitcompress.evaluation.costs import count_macs
 from hf_vitcompress.images.sources import open_images
 from support.models import TINY, seeded, tiny_config
 from support.zoo import HEADS, Head
@@ -118,35 +115,41 @@ def test_mask_and_grid_come_from_the_image_processor(name: str) -> None:
     assert torch.equal(terms[-1].values.flatten(1), first)
 
 
-# From images to tensors
+# Images of another size than the config's
 
 
-def test_what_the_processor_says_about_each_image_is_kept() -> None:
-    processor = YolosImageProcessorPil(size={"shortest_edge": 16, "longest_edge": 32})
-    pixel_values, extra = preprocess(pictures((16, 16), (32, 16)), processor)
-    assert pixel_values.shape == (2, 3, 16, 32)  # padded to the largest
-    if "pixel_mask" in extra:
-        assert extra["pixel_mask"].shape == (2, 16, 32)
+def interpolates(name: str) -> bool:
+    """Whether the model is told to, where it runs on images twice as high as its config says."""
+    head = head_named(name)
+    model, pixels = head.dense(), torch.cat([head.pixels(2)] * 2, 2)
+    assert INTERPOLATE not in model_inputs(model, head.pixels(2))
+    inputs = model_inputs(model, pixels)
+    with torch.no_grad():
+        model(**inputs)
+    assert count_macs(model, pixels.shape[1:]) > count_macs(model)
+    return inputs.get(INTERPOLATE, False)
 
 
-def test_images_of_several_sizes_after_the_processor_are_named() -> None:
-    processor = DPTImageProcessorPil(size={"height": 16, "width": 16}, keep_aspect_ratio=True, ensure_multiple_of=4)
-    with pytest.raises(DataError, match=r"DPTImageProcessor.*keep different sizes"):
-        preprocess(pictures((16, 16), (64, 16)), processor)
-    assert preprocess(pictures((16, 16)), processor)[0].shape[0] == 1
+@pytest.mark.parametrize(
+    "name", ["ViTForImageClassification", "DeiTModel", "ViTMAEForPreTraining", "SiglipVisionModel", "SwinModel"]
+)
+def test_position_embeddings_are_interpolated_for_images_of_another_size(name: str) -> None:
+    assert interpolates(name)
 
 
-def test_tensors_of_several_sizes_are_named() -> None:
-    images = [torch.zeros(3, 16, 16), torch.zeros(3, 16, 20)]
-    with pytest.raises(DataError, match=r"\(3, 16, 16\) and \(3, 16, 20\)"):
-        next(open_images(images).batches(None, 2))
-    assert [len(batch.pixel_values) for batch in open_images(images).batches(None, 1)] == [1, 1]
+@pytest.mark.parametrize("name", ["CLIPForImageClassification", "BeitBackbone"])
+def test_a_model_around_one_that_interpolates_passes_it_on(name: str) -> None:
+    assert interpolates(name)
 
 
-def test_a_processor_without_more_to_say_adds_nothing() -> None:
-    processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
-    pixel_values, extra = preprocess(pictures((20, 12)), processor)
-    assert (tuple(pixel_values.shape), extra) == ((1, 3, 16, 16), {})
+@pytest.mark.parametrize("name", ["Dinov2Model", "YolosModel", "DepthAnythingForDepthEstimation"])
+def test_models_that_take_any_size_are_told_nothing(name: str) -> None:
+    assert not interpolates(name)
+
+
+def test_channels_are_those_of_the_config() -> None:
+    assert image_channels(seeded(ViTModel, tiny_config(num_channels=4))) == 4
+    assert image_channels(head_named("CLIPForImageClassification").dense()) == 3
 
 
 # Examples

@@ -15,6 +15,7 @@ from hf_vitcompress.errors import BudgetError, DataError
 from hf_vitcompress.images.sources import open_images
 from support.calibrations import config, run
 from support.models import seeded, tiny_config
+from support.zoo import HEADS
 
 MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -32,19 +33,31 @@ STAGES: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("size", [32, 8])
-def test_a_processor_of_another_size_is_named_with_the_model(
-    stage: str, size: int, vit: PreTrainedModel, pictures: list[Image.Image]
+def test_a_processor_of_another_size_is_named_with_a_model_of_one(
+    stage: str, size: int, pictures: list[Image.Image]
 ) -> None:
+    fixed = next(head for head in HEADS if head.name == "Data2VecVisionForSemanticSegmentation").dense()
     processor, images = ViTImageProcessorPil(size={"height": size, "width": size}), open_images(pictures)
-    said = rf"arrive with {size} × {size} pixels, and ViTForImageClassification takes 16 × 16.*image processor's size"
+    said = rf"arrive with {size} × {size} pixels, and Data2Vec.* takes 16 × 16.*image processor's size"
     with pytest.raises(DataError, match=said):
-        STAGES[stage](vit, images, processor)
+        STAGES[stage](fixed, images, processor)
 
 
-def test_other_channels_are_named_with_the_model(pictures: list[Image.Image], processor: ViTImageProcessorPil) -> None:
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_model_that_interpolates_takes_images_of_another_size(
+    stage: str, vit: PreTrainedModel, pictures: list[Image.Image]
+) -> None:
+    STAGES[stage](vit, open_images(pictures), ViTImageProcessorPil(size={"height": 24, "width": 32}))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_other_channels_are_named_with_the_model(
+    stage: str, pictures: list[Image.Image], processor: ViTImageProcessorPil
+) -> None:
     grey = seeded(ViTForImageClassification, tiny_config(num_channels=1))
+    processor.do_convert_rgb = True
     with pytest.raises(DataError, match=r"with 3 channels, and the config of ViT.*num_channels=1.*\(n, 1, 16, 16\)"):
-        run(grey, open_images(pictures), config(), processor=processor)
+        STAGES[stage](grey, open_images(pictures), processor)
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=lambda error: type(error).__name__)

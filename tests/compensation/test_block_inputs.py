@@ -77,6 +77,18 @@ def change(model: PreTrainedModel, block: str) -> None:
         parameter.mul_(0.9)
 
 
+def test_images_of_several_shapes_are_read_again_as_they_were_the_first_time() -> None:
+    models = SWIN.dense(), SWIN.dense()  # whose second stage does not read what the first returns
+    images = images_of(SWIN)
+    images.images = [image[:, : 32 - 8 * (i % 2)] for i, image in enumerate(images.images)]
+    streams = streams_of(models, images)
+    assert streams.start(0) == 20
+    assert_inputs_of(streams, images)
+    while streams.at + 1 < len(streams.blocks):
+        streams.advance()
+        assert_inputs_of(streams, images)
+
+
 @pytest.mark.parametrize("head", ONE_OF_EACH, ids=str)
 def test_every_block_sees_what_a_full_pass_of_the_solved_model_gives_it(head: Head) -> None:
     models, images = (head.dense(), head.dense()), images_of(head)

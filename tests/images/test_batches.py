@@ -64,17 +64,3 @@ def test_ready_images_that_were_not_normalized_are_refused(pixels: Tensor, proce
 def test_pictures_and_ready_images_do_not_mix(pixels: Tensor, six: list[Image.Image], processor: Any) -> None:
     with pytest.raises(DataError, match="pictures and ready `pixel_values`"):
         list(open_images([*pixels[:2], *six]).batches(processor, 8))
-
-
-def test_a_processor_for_one_channel_says_so(six: list[Image.Image]) -> None:
-    grey = ViTImageProcessorPil(image_mean=[0.5], image_std=[0.5])
-    with pytest.raises(DataError, match=r"made for images of 1 channel \(image_mean=\[0\.5\]\)"):
-        list(open_images(six).batches(grey, 2))
-
-
-def test_whatever_a_processor_raises_is_one_sentence(six: list[Image.Image]) -> None:
-    def processor(images: list[Image.Image], return_tensors: str) -> None:
-        raise KeyError("size")
-
-    with pytest.raises(DataError, match=r"function makes no batch of these images \('size'\)"):
-        list(open_images(six).batches(processor, 2))

@@ -15,9 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import ViTImageProcessorPil
 
-from hf_vitcompress.errors import DataError
 from hf_vitcompress.images.decoding import LONGEST_SHAPE, UnreadableImageError, decode_image, read_image
-from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.images.sources import open_images
 from support.pictures import png
 
@@ -145,36 +143,3 @@ def test_small_and_narrow_images_are_seen_as_the_processor_sees_them(
     wide = image.resize((16, 16), processor.resample)
     expected = (torch.from_numpy(np.array(wide)).permute(2, 0, 1) / 255 - 0.5) / 0.5
     assert torch.allclose(batch.pixel_values[0], expected, atol=0.02)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_tensors_of_integers_are_pictures(channels: int, dtype: torch.dtype, processor: ViTImageProcessorPil) -> None:
-    values = np.random.default_rng(0).integers(0, 256, (channels, 8, 6), dtype=np.uint8)
-    rows = values.transpose(1, 2, 0)
-    picture = Image.fromarray(rows[:, :, 0] if channels == 1 else rows)
-    (ours,) = open_images([torch.from_numpy(values).to(dtype)]).batches(processor, 1)
-    (theirs,) = open_images([picture]).batches(processor, 1)
-    assert torch.equal(ours.pixel_values, theirs.pixel_values)
-
-
-def test_tensors_of_integers_need_a_processor() -> None:
-    with pytest.raises(DataError, match="need an image processor"):
-        list(open_images(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).batches(None, 2))
-
-
-@pytest.mark.parametrize(
-    ("image", "said"),
-    [
-        (torch.zeros(3, 4, 4, dtype=torch.bool), "torch.bool"),
-        (torch.zeros(5, 4, 4, dtype=torch.uint8), r"\(5, 4, 4\)"),
-        (torch.zeros(4, 4, dtype=torch.uint8), r"\(4, 4\)"),
-        (torch.full((3, 4, 4), 1000), "from 1000 to 1000"),
-        (torch.full((3, 4, 4), -1), "from -1 to -1"),
-        (np.zeros((4, 4, 3)), "type ndarray"),
-        (7, "type int"),
-    ],
-)
-def test_what_is_no_image_is_refused_and_not_left_out(image: Any, said: str, processor: ViTImageProcessorPil) -> None:
-    with pytest.raises(DataError, match=said):
-        list(ImageSource([image, image], None, "x").batches(processor, 2))

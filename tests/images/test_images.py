@@ -138,41 +138,6 @@ def test_every_mode_is_read_from_a_file(mode: str, suffix: str, tmp_path: Path) 
     assert dark + 60 < bright
 
 
-@pytest.mark.parametrize("mode", ["I;16", "I"])
-def test_sixteen_bits_are_scaled_and_not_clipped(mode: str, tmp_path: Path) -> None:
-    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
-    image = Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
-    assert image.mode == mode
-    image.save(tmp_path / "deep.tif")
-    decoded = np.array(open_images(tmp_path).decoded(0)).astype(int)
-    assert decoded.shape == (1, 4, 3)
-    assert np.abs(decoded - np.array([0, 1, 128, 255])[None, :, None]).max() <= 1
-
-
-def test_sixteen_bit_png_is_scaled_and_not_clipped() -> None:
-    values = np.array([[0, 16448, 65535]], dtype=np.uint16)
-    decoded = np.array(decode_image(png(Image.fromarray(values)))).astype(int)
-    assert np.abs(decoded[0, :, 0] - np.array([0, 64, 255])).max() <= 1
-
-
-def test_a_float_image_keeps_its_grey_values() -> None:
-    decoded = decode_image(Image.fromarray(np.array([[0.0, 100.0, 255.0]], dtype=np.float32)))
-    assert np.array(decoded)[0].tolist() == [[0] * 3, [100] * 3, [255] * 3]
-
-
-def test_transparency_shows_white_whatever_lies_under_it() -> None:
-    image = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
-    image.putpixel((1, 0), (10, 20, 30, 255))
-    assert np.array(decode_image(image))[0].tolist() == [[255, 255, 255], [10, 20, 30]]
-
-
-def test_a_transparent_palette_entry_shows_white() -> None:
-    image = Image.new("P", (2, 1), 1)
-    image.putpalette([0, 0, 0, 200, 100, 50])
-    image.putpixel((0, 0), 0)
-    assert np.array(decode_image(png(image, transparency=0)))[0].tolist() == [[255] * 3, [200, 100, 50]]
-
-
 @pytest.mark.parametrize(("orientation", "turn"), [(3, 180), (6, 270), (8, 90)])
 def test_a_rotated_photo_stands_upright(orientation: int, turn: int, tmp_path: Path) -> None:
     upright = coloured("RGB").resize((24, 16), Image.Resampling.NEAREST)

@@ -52,6 +52,16 @@ def test_moments_agree_with_float64(
             assert relative(statistics.outputs[layer.name].covariance, output_covariance) < 1e-5, layer.name
 
 
+def test_images_of_several_shapes_give_what_they_give_one_by_one(vit: PreTrainedModel, pixels: Tensor) -> None:
+    images = [image[:, :, : 16 - 4 * (i % 3)] for i, image in enumerate(pixels[:24])]
+    found, expected = (
+        run(vit, ImageSource(images, None, "x"), config(metric="activation", batch_size=size)) for size in (8, 1)
+    )
+    assert (found.images, found.tokens, found.image_shape) == (24, expected.tokens, (3, 16, 16))
+    for name, moment in expected.inputs.items():
+        assert relative(found.inputs[name].covariance, moment.covariance) < 1e-5
+
+
 @pytest.mark.usefixtures("every_token")
 @every_mlp
 @pytest.mark.parametrize("precision", PRECISIONS)

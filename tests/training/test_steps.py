@@ -51,6 +51,17 @@ def test_every_image_is_seen_once_an_epoch_in_another_order() -> None:
     assert first != second
 
 
+def test_images_of_several_shapes_are_seen_with_their_labels_and_draws() -> None:
+    alike = random_images(64)
+    mixed = [image if i % 3 else torch.cat([image, image], 2) for i, image in enumerate(alike)]
+    ((whole, draws),) = steps_over(alike).own_part(1)
+    parts = steps_over(mixed).own_part(1)
+    assert len(parts) == 2
+    expected = {name_of(image): about for image, *about in zip(whole.pixel_values, whole.labels, draws, strict=True)}
+    found = [item for part, own in parts for item in zip(part.pixel_values, part.labels, own, strict=True)]
+    assert {name_of(image): about for image, *about in found} == expected
+
+
 def test_images_beyond_the_last_whole_batch_wait_for_another_epoch() -> None:
     steps = steps_over()
     once = seen(steps, range(4))

@@ -19,6 +19,7 @@ from .errors import BudgetError, DataError
 from .evaluation.labels import checked_labels
 from .evaluation.reference import Reference, check_classes
 from .images.images import ImageSource
+from .images.options import VALIDATION, DataOptions
 from .images.shares import calibration_shares, validation_shares
 from .images.sources import open_images
 from .importance.gates import gated_layers
@@ -40,7 +41,7 @@ from .runtime.identity import identity_digest
 from .runtime.random_state import unchanged_random_state
 from .runtime.run import Run
 from .runtime.weights import model_digest
-from .statistics.calibration import calibrate
+from .statistics.calibration import calibrate, images_to_learn
 from .statistics.statistics import Statistics
 
 Model = str | Path | PreTrainedModel | Subject
@@ -136,9 +137,14 @@ class ViTCompressor:
         self.seconds, self.checkpoints = {}, []
         with local_work(self.accelerator, "Opening model and images"):
             check_arguments(statistics=statistics, plan=plan, checkpoint=checkpoint)
+            # Images before the model: what is wrong with them is known in no time.
+            source = None if images is None else self.open_images(images, limit=self.run.images_wanted)
+            searched = self.config.budget == "max_accuracy_drop"
+            held_out = self.open_images(validation, options=VALIDATION) if searched and validation is not None else None
             subject = self.open(model)
-            source = None if images is None else self.open_images(images, subject, limit=self.run.images_wanted)
-            held_out, source = self._hold_out(source, validation, subject)
+            source, held_out = (own and self.open_images(own, subject) for own in (source, held_out))
+            if searched and held_out is None and source is not None:
+                held_out, source = validation_shares(source, self.config)
             check_feasible(subject, self.config, plan, source, held_out, self._given_importance)
         if statistics is None:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
@@ -163,13 +169,14 @@ class ViTCompressor:
             return model
         return open_subject(model, self.config.target, self.image_processor, self.accelerator)
 
-    def open_images(self, images: Any, model: Model, limit: int | None = None) -> ImageSource:
-        """Images of any kind, with labels in the model's terms; see `images.open_images`."""
-        subject = self.open(model)
+    def open_images(
+        self, images: Any, model: Model | None = None, limit: int | None = None, options: DataOptions | None = None
+    ) -> ImageSource:
+        """Images of any kind, with labels in the model's terms if there is one; see `images.open_images`."""
         # Where a limit is given the images are to compress with, which most recipes do without labels.
         labels = limit is None or self.config.uses_labels
-        source = open_images(images, None, self.config.on_bad_image, subject.model.config.label2id, limit, labels)
-        return checked_labels(source, subject.model, self.config)
+        source = open_images(images, None, self.config.on_bad_image, limit=limit, options=options, labels=labels)
+        return source if model is None else checked_labels(source, self.open(model).model, self.config)
 
     @unchanged_random_state()
     def calibrate(self, model: Model, images: Any, checkpoint: str | Path | None = None) -> Statistics:
@@ -177,10 +184,11 @@ class ViTCompressor:
         config = self.config
         with local_work(self.accelerator, "Opening model and images"):
             check_arguments(checkpoint=checkpoint)
-            subject = self.open(model)
             if images is None:
                 raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
-            source, measured = calibration_shares(self.open_images(images, subject, config.num_images), config)
+            source, subject = self.open_images(images, limit=config.num_images), self.open(model)
+            source = images_to_learn(subject.model, self.open_images(source, subject), config)
+            source, measured = calibration_shares(source, config)
         layers = find_layers(subject.model, config.target_modules, config.skip_modules)
         statistics = self.statistics = calibrate(subject, layers, source, self.run, checkpoint)
         self._choose_importance(subject, source, statistics, checkpoint)
@@ -268,7 +276,8 @@ class ViTCompressor:
                 return planner.plan(self.config)
             if validation is None:
                 raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")
-            reference = Reference.of(planner.subject, self.open_images(validation, planner.subject), self.run)
+            validation = self.open_images(validation, planner.subject, options=VALIDATION)
+            reference = Reference.of(planner.subject, validation, self.run)
             plan = search_accuracy(planner, reference, self.run)
             if self.config.compensation == "none":
                 return plan
@@ -320,8 +329,7 @@ class ViTCompressor:
 
     def _compensator(self, planner: Planner, images: Any, checkpoint: str | Path | None) -> Compensator:
         source = self.open_images(images, planner.subject, self.run.images_wanted)
-        source = source.sample(None, self.config.seed)  # as calibration sees them
-        return Compensator(planner, source, self.run, checkpoint)
+        return Compensator(planner, source.sample(None, self.config.seed), self.run, checkpoint)  # as calibration does
 
     def _back_in_place(self, small: PreTrainedModel, subject: Subject) -> PreTrainedModel:
         """The whole model with `small` as its target; itself where there is none."""
@@ -331,16 +339,6 @@ class ViTCompressor:
         if self.report is not None:
             self.report.model, self.report.weights = type(whole).__name__, model_digest(whole)
         return whole
-
-    def _hold_out(
-        self, source: ImageSource | None, validation: Any, subject: Subject
-    ) -> tuple[ImageSource | None, ImageSource | None]:
-        """Validation images and what remains for calibration."""
-        if self.config.budget != "max_accuracy_drop":
-            return None, source
-        if validation is not None or source is None:
-            return None if validation is None else self.open_images(validation, subject), source
-        return validation_shares(source, self.config)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..runtime.text import printable
 from .checks import check_use_of
+from .data_options import options_beside, with_data_options
 from .ending import goes_on_from
 from .judging import judge, judging_images, saved_unjudged
 from .options import Quiet, say_stale_programs, silence_libraries
@@ -16,6 +17,8 @@ from .recipe import with_recipe
 
 if TYPE_CHECKING:
     from ..compressor import ViTCompressor
+    from ..images.images import ImageSource
+    from ..images.options import DataOptions
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.")]
 Data = Annotated[
@@ -38,10 +41,12 @@ StatisticsFile = Annotated[
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def compress(
     context: typer.Context,
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.")],
     data: Data = None,
     statistics: StatisticsFile = None,
@@ -58,6 +63,7 @@ def compress(
     """
     from rich.console import Console
 
+    from ..images.options import TESTING, VALIDATION
     from ..planning.plan import CompressionPlan
     from ..runtime.distributed import local_work
     from ..runtime.outputs import reserved, work_path
@@ -84,11 +90,14 @@ def compress(
         if accelerator.is_main_process:
             kept = reserved(output, "overwrite" if overwrite else "new", inputs)
             place = context.with_resource(kept)
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
+        held_out = _opened(compressor, validation, options_beside(options, validation == data, VALIDATION))
+        test_images = _opened(compressor, test, options_beside(options, test == data, TESTING))
         subject = compressor.open(model)
-        test_images = judging_images(compressor, test, subject)
+        test_images = judging_images(test_images, subject)
         known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
-        subject, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
+        subject, images, validation=held_out, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
     assert compressor.report is not None
     shape = (known or compressor.statistics or Statistics()).image_shape
@@ -108,9 +117,11 @@ def compress(
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def inspect_model(
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     data: Data = None,
     statistics: StatisticsFile = None,
     figure: Annotated[
@@ -140,10 +151,11 @@ def inspect_model(
             check_figure(figure)
             inputs = {MODEL: model, IMAGES: data, "the statistics (--statistics)": statistics}
             check_file(figure, inputs, beside=(MODEL,), renews=is_our_figure)
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
         check_reach(subject, config)
-    known = known or compressor.calibrate(subject, data, statistics)
+    known = known or compressor.calibrate(subject, images, statistics)
     plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:
         return
@@ -170,9 +182,11 @@ def inspect_model(
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def plan_budget(
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Images to compensate candidates on, where asked.")] = None,
@@ -184,6 +198,7 @@ def plan_budget(
 
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
+    from ..images.options import VALIDATION
     from ..planning.plan import is_plan
     from ..runtime.distributed import local_work
     from ..runtime.files import check_file
@@ -199,8 +214,10 @@ def plan_budget(
                 "the validation images (--validation)": validation,
             }
             check_file(output, inputs, beside=(MODEL,), renews=lambda file: overwrite and is_plan(file))
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
+        held_out = _opened(compressor, validation, options_beside(options, validation == data, VALIDATION))
         subject, known = compressor.open(model), _known_statistics(statistics)
-    plan = compressor.plan(subject, known, validation, data)
+    plan = compressor.plan(subject, known, held_out, images)
     if not compressor.accelerator.is_main_process:
         return
     if output is None:
@@ -217,6 +234,13 @@ def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
     if quiet:
         silence_libraries()
     return ViTCompressor(config, progress=not quiet)
+
+
+def _opened(
+    compressor: "ViTCompressor", data: str | None, options: "DataOptions", limit: int | None = None
+) -> "ImageSource | None":
+    """The images of a flag, which is looked at before the model is loaded."""
+    return None if data is None else compressor.open_images(data, limit=limit, options=options)
 
 
 def _check_statistics(file: Path, model: str, data: str | None) -> None:

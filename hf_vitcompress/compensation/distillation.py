@@ -92,6 +92,9 @@ class Distillation(Learner[CompensationPoint]):
         self.student, self.dense, self.reference, self.config = student, subject.model, reference, config
         self.teacher, self.pupil, self.progress = subject, subject.like(student), run.progress
         self.accelerator = run.accelerator
+        if config.label_weight:
+            reference.distrust_guesses("the model learns from the dense one alone")
+        self.label_weight = config.label_weight if reference.trusted else 0.0
         self.trained = trained_parameters(student)
         self.optimizer = optimizer or torch.optim.AdamW(
             self.trained.values(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
@@ -202,9 +205,9 @@ class Distillation(Learner[CompensationPoint]):
             output = outputs_of(self.pupil, pixel_values, batch.inputs)
         compared = thinned_classes(target), thinned_classes(output)
         loss = divergence(*compared, config.temperature, torch.float32).sum()
-        if self.reference.classes and config.label_weight and batch.labels is not None:
+        if self.reference.classes and self.label_weight and batch.labels is not None:
             labels = batch.labels.to(device)
-            loss = loss + config.label_weight * functional.cross_entropy(class_logits(output), labels, reduction="sum")
+            loss = loss + self.label_weight * functional.cross_entropy(class_logits(output), labels, reduction="sum")
         if self.compared:
             pairs = zip(dense_tap.outputs.values(), tap.outputs.values(), strict=True)
             loss = loss + config.feature_weight * feature_error(pairs)

@@ -11,7 +11,9 @@ from ..runtime.random_state import seeded
 from ..runtime.run import STREAM_IMAGES
 from .images import ImageSource
 from .labels import FoundLabels
-from .samples import IMAGE_KEYS, LABEL_KEYS, Sample, let_go, samples_of, size_of
+from .options import DataOptions
+from .samples import Sample, let_go, samples_of, size_of
+from .tables import image_column, label_column
 
 HELD_BYTES = 4 * 2**30
 """Of images of a stream, about, however many are wanted."""
@@ -87,17 +89,31 @@ def _failed(name: str, count: int) -> str:
     return f"{name[0].upper()}{name[1:]} cannot be read{f' past {count} images' if count else ''}"
 
 
-def from_iterable_dataset(dataset: Any, name: str, on_bad_image: OnBadImage, limit: int | None) -> ImageSource:
-    """The images of a `datasets.IterableDataset`, as files that are not decoded yet where its features say which."""
+def from_iterable_dataset(
+    dataset: Any, name: str, on_bad_image: OnBadImage, options: DataOptions, limit: int | None
+) -> ImageSource:
+    """The images of a `datasets.IterableDataset`, as files that are not decoded yet where its features say which.
+
+    Args:
+        options: which of its columns to take.
+        limit: see `from_stream`.
+
+    Raises:
+        DataError: see `from_stream`; or there is no such column.
+    """
     import datasets
 
-    features = dataset.features or {}
-    columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    column = next((key for key in IMAGE_KEYS if key in columns), columns[0] if columns else None)
-    label = next((key for key in LABEL_KEYS if key in features), None)
-    if column is not None:
+    features, column, label = dataset.features or {}, options.image_column, options.label_column
+    if features:
+        column = image_column(features, name, column)
+        label = label_column(features, column, name, label)
+    names = getattr(features.get(label), "names", None)
+    if isinstance(features.get(column), datasets.Image):
         dataset = dataset.with_format(None).select_columns([column] if label is None else [column, label])
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        items = ((row[column], *([] if label is None else [row[label]])) for row in dataset)
-        return from_stream(items, name, on_bad_image, limit, getattr(features.get(label), "names", None))
-    return from_stream(dataset, name, on_bad_image, limit, getattr(features.get(label), "names", None))
+    elif options.image_column is None and options.label_column is None:
+        return from_stream(dataset, name, on_bad_image, limit, names)  # of samples, with whatever else is in them
+    elif column is None:
+        raise DataError(f"The columns of {name} are not known before it is read: say image_column, too.")
+    items = (row[column] if label is None else (row[column], row[label]) for row in dataset)
+    return from_stream(items, name, on_bad_image, limit, names)

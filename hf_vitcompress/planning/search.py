@@ -62,7 +62,7 @@ def search_accuracy(
     config = run.config
     allowed = config.max_accuracy_drop or 0.0
     check_classes(planner.subject.model)
-    reference.distrust_guesses()
+    reference.distrust_guesses("agreement with the dense model takes their place")
 
     def closed_form_drop(plan: CompressionPlan) -> float:
         return reference.drop_of(_trial(planner, plan, run))

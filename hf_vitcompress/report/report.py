@@ -56,6 +56,7 @@ class CompressionReport:
         gates: how the scores of neurons and heads were learned; `None` if no scores were learned.
         origin: where the dense model comes from.
         calibration_dataset: Hub id of the calibration data set; `None` if it has none.
+        calibration_split: split of it that was used; `None` if it has only one.
         environment: hardware and software of the compression.
         weights: digest of the compressed model's weights, see `runtime.weights.model_digest`.
         quantization: scheme of a later quantization; `None` if the weights are not quantized.
@@ -79,6 +80,7 @@ class CompressionReport:
     gates: GateReport | None = None
     origin: Origin = field(default_factory=Origin)
     calibration_dataset: str | None = None
+    calibration_split: str | None = None
     environment: Environment | None = None
     weights: str | None = None
     quantization: str | None = None
@@ -108,6 +110,7 @@ class CompressionReport:
             settings=config.to_dict(),
             budget_curve=planner.budget_curve(config),
             calibration_dataset=statistics.settings.get("dataset"),
+            calibration_split=statistics.settings.get("split"),
             weights=model_digest(small),
             **known,
         )

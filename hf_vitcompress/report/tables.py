@@ -84,7 +84,8 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         if (drop := evaluation.top1_drop) is not None:
             value, low, high = (0.0 - 100 * x for x in (drop.value, drop.high, drop.low))
             change = f"{value:+.2f} points ({low:+.2f} to {high:+.2f})"
-        rows.append((f"top-1, n={evaluation.images}", before, format_percent(evaluation.top1), change))
+        labelled = evaluation.images if evaluation.labelled is None else evaluation.labelled
+        rows.append((f"top-1, n={labelled}", before, format_percent(evaluation.top1), change))
     if evaluation.agreement is not None:
         rows.append(("agreement", "", format_percent(evaluation.agreement), ""))
     if evaluation.kl is not None:
@@ -93,6 +94,10 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
     if evaluation.bad_images:
         rows.append(("images left out", "", str(evaluation.bad_images), ""))
+    if evaluation.labels is not None:
+        rows.append(("labels matched", "", evaluation.labels, ""))
+    if evaluation.split is not None:
+        rows.append(("split", "", evaluation.split, ""))
     return [*rows, *_metric_rows(evaluation)]
 
 

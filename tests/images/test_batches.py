@@ -45,7 +45,7 @@ def test_a_list_of_batches_is_no_list_of_images(pixels: Tensor) -> None:
         (lambda x: {"images": x}, "a mapping with images is not an image, a sample or a batch"),
         (lambda _: (torch.zeros(8, 4), LABELS), r"a tensor of shape \(8, 4\) is not an image"),
         (lambda _: [], "a list of nothing is not an image"),
-        (lambda x: (x, ["a"] * 8), "labels of the list of batches are of type str. Give indices"),
+        (lambda x: (x, [object()] * 8), "labels of the list of batches are of type object. Give indices"),
     ],
 )
 def test_what_is_no_batch_is_refused(batch: Callable[[Tensor], Any], said: str, pixels: Tensor) -> None:

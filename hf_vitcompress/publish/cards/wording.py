@@ -83,7 +83,9 @@ def measured(subject: CardSubject) -> list[str]:
     report, judged = subject.report, subject.evaluation
     sentences = []
     if judged is not None:
-        images = f"{judged.images:,} images of `{judged.dataset}`" if judged.dataset else f"{judged.images:,} images"
+        images = f"{judged.images:,} images{_place(judged.dataset, judged.split)}"
+        if judged.labelled is not None and judged.labelled != judged.images:
+            images += f", {judged.labelled:,} of them with labels"
         sentences.append(
             f"Accuracy: {images}, {judged.precision}; in brackets 95 % intervals, that of the change is paired."
         )
@@ -96,6 +98,13 @@ def measured(subject: CardSubject) -> list[str]:
     return sentences
 
 
+def _place(dataset: str | None, split: str | None) -> str:
+    """Of which published data set, and which part of it."""
+    if not dataset:
+        return ""
+    return f" of `{dataset}`" + (f", split `{split}`" if split else "")
+
+
 def parts(report: CompressionReport) -> str:
     """How many parts of the blocks were compressed."""
     changed = [part for part in report.parts if part.shapes]
@@ -105,9 +114,9 @@ def parts(report: CompressionReport) -> str:
 def making(subject: CardSubject) -> list[str]:
     """From which images the model was made, in what time, on what."""
     report = subject.report
-    source = f"of `{report.calibration_dataset}`" if report.calibration_dataset else "from a source not on record"
+    source = _place(report.calibration_dataset, report.calibration_split) or " from a source not on record"
     labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
-    sentences = [f"Calibration: {report.calibration_images:,} images {source}; {labels}."]
+    sentences = [f"Calibration: {report.calibration_images:,} images{source}; {labels}."]
     if report.measuring_images:
         sentences.append(f"Predicted losses are scaled to those measured on {report.measuring_images:,} other images.")
     if report.bad_images:

@@ -328,8 +328,7 @@ class ViTCompressor:
 
     def _compensator(self, planner: Planner, images: Any, checkpoint: str | Path | None) -> Compensator:
         source = self.open_images(images, planner.subject, self.run.images_wanted)
-        source = source.sample(None, self.config.seed)  # as calibration sees them
-        return Compensator(planner, source, self.run, checkpoint)
+        return Compensator(planner, source.sample(None, self.config.seed), self.run, checkpoint)  # as calibration does
 
     def _back_in_place(self, small: PreTrainedModel, subject: Subject) -> PreTrainedModel:
         """The whole model with `small` as its target; itself where there is none."""

@@ -20,7 +20,8 @@ from ..runtime.run import STREAM_IMAGES
 from .decoding import Raw, UnreadableImageError
 from .images import ImageSource
 from .labels import FoundLabels
-from .samples import LABEL_KEYS, Sample, samples_of
+from .samples import Sample, samples_of
+from .tables import LABEL_COLUMNS
 
 TRIED = 8
 """So many samples, evenly over a data set, tell what it holds."""
@@ -208,7 +209,7 @@ def labels_beside(data: Any) -> FoundLabels | None:
             return None
         return replace(known[0], values=[value for part in known for value in part.values])
     if hasattr(data, "features") and hasattr(data, "with_format"):  # of `datasets`, which is slow to import
-        column = next((key for key in LABEL_KEYS if key in data.features), None)
+        column = next((key for key in LABEL_COLUMNS if key in data.features), None)
         names = getattr(data.features.get(column), "names", None)
         return None if column is None else FoundLabels(list(data.with_format(None)[column]), names, "the data set")
     if isinstance(data, TensorDataset):

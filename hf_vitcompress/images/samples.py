@@ -12,11 +12,10 @@ from torch import Tensor
 
 from ..errors import DataError
 from .decoding import Raw
+from .tables import IMAGE_COLUMNS, LABEL_COLUMNS
 
-IMAGE_KEYS = ("pixel_values", "image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
-"""Under which name a sample has its image; the first that there is."""
-LABEL_KEYS = ("labels", "label", "target", "targets", "class", "cls", "fine_label")
-"""Under which name a sample has its label; the first that there is."""
+IMAGE_KEYS = ("pixel_values", *IMAGE_COLUMNS)
+"""Under which name a sample has its image; the first that there is. What a processor made comes before the picture."""
 OF_PATCHES = ("pixel_attention_mask", "spatial_shapes")
 """What stands beside `pixel_values` that are patches: (patches, features) of an image."""
 CHANNELS = (1, 2, 3, 4)
@@ -54,7 +53,7 @@ def samples_of(item: Any) -> list[Sample]:
     Raises:
         DataError: it is none of these.
     """
-    if isinstance(item, Mapping) and has_images(item):
+    if isinstance(item, Mapping) and not is_image(item) and has_images(item):
         return _of_mapping(item)
     if isinstance(item, list | tuple) and item and not is_image(item):
         if _is_pair(item):
@@ -79,7 +78,7 @@ def is_pair(item: Any) -> bool:
 def is_image(item: Any) -> bool:
     """Whether something may be one image, as far as can be said without reading it."""
     if isinstance(item, Mapping):
-        return "bytes" in item or "path" in item
+        return bool(item) and item.keys() <= {"bytes", "path"}
     if isinstance(item, Tensor | np.ndarray):
         return item.ndim == 3 or (item.ndim == 2 and not (isinstance(item, Tensor) and item.is_floating_point()))
     return isinstance(item, Image.Image | bytes | str | os.PathLike) or hasattr(item, "seek")
@@ -115,7 +114,7 @@ def _are_alike(image: Any, other: Any) -> bool:
 
 def _of_mapping(item: Mapping[str, Any]) -> list[Sample]:
     name = next(key for key in IMAGE_KEYS if key in item)
-    label_name = next((key for key in LABEL_KEYS if key in item), None)
+    label_name = next((key for key in LABEL_COLUMNS if key in item), None)
     others = {key: value for key, value in item.items() if key not in (name, label_name)}
     about = {}
     if name == "pixel_values":  # what a processor made of a picture says nothing that it will not say again

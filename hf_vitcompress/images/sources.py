@@ -41,11 +41,11 @@ def open_images(
         data: a `datasets.Dataset` or `IterableDataset`; the path of a folder of images (sub-folders are classes, or
             splits with classes in them), of a parquet file, of a folder of parquet files or of one that `save_to_disk`
             wrote; the Hub id of a data set; a sequence, a torch data set or an iterable, such as a `DataLoader`, of
-            images, samples or batches; or one batch. See `samples.ACCEPTED`.
+            images, samples or batches; one batch; or a mapping of splits that are any of these.
         split: by name; as in `options`, before which it comes.
         on_bad_image: `"skip"` leaves out an image that cannot be read and counts it; `"error"` stops.
         label2id: index by name of the model's classes; labels are matched to them by name if both have names.
-        limit: number of images to draw from a stream (see `streams.from_stream`) or from a large data set on the Hub.
+        limit: number of images to draw from a stream, see `streams.from_stream`, or from a large data set on the Hub.
         options: which part of a data set to take, and which of its columns.
         labels: whether labels are wanted even if every sample of a data set has to be read for them.
 
@@ -65,13 +65,12 @@ def open_images(
         except OSError as error:
             place = str(error.filename or data)
             raise DataError(f"{place!r} cannot be opened: {error.strerror or error}.") from error
-    elif isinstance(data, Mapping) and not has_images(data):
-        split, name = chosen_split(list(data), "the data set", options), "the data set"
-        if len(data) == 1 and not options.split:
-            source = _open_object(data[split], name, on_bad_image, options, limit, labels)
-        else:
-            source = _open_object(data[split], f"{name}, split {split}", on_bad_image, options, limit, labels)
-            source = replace(source, split=split)
+    elif isinstance(data, Mapping) and data and not has_images(data):
+        chosen = chosen_split([str(name) for name in data], "the data set", options)
+        several = len(data) > 1 or bool(options.split)
+        name = f"the data set, split {chosen}" if several else "the data set"
+        source = _open_object(data[chosen], name, on_bad_image, options, limit, labels)
+        source = replace(source, split=chosen if several else None)
     else:
         source = _open_object(data, "the data set", on_bad_image, options, limit, labels)
     if not len(source):
@@ -87,18 +86,18 @@ def _open_object(
     import datasets
 
     if isinstance(data, datasets.IterableDataset):
-        return from_iterable_dataset(data, name, on_bad_image, limit, options)
+        return from_iterable_dataset(data, name, on_bad_image, options, limit)
     if not isinstance(data, datasets.Dataset):
+        if options.image_column or options.label_column:
+            raise DataError(f"{name} is not a data set with columns: leave out image_column and label_column.")
         return from_memory(data, on_bad_image, limit, labels)
-    plain = data.with_format(None)
     if data.format["type"] != "custom":
-        return from_dataset(plain, name, on_bad_image, options)
+        return from_dataset(data.with_format(None), name, on_bad_image, options)
     try:
-        source = from_dataset(plain, name, on_bad_image, options)
+        source = from_dataset(data.with_format(None), name, on_bad_image, options)
     except DataError:  # the transform may make images of rows that have none
         return from_memory(data, on_bad_image, limit, labels)
-    samples = Samples(data, range(len(data)), None, source.name)
-    return of_samples(samples, source, labels) or source
+    return of_samples(Samples(data, range(len(data)), None, name), source, labels) or source
 
 
 def _open_path(path: Path, name: str, options: DataOptions, on_bad_image: OnBadImage, limit: int | None) -> ImageSource:

@@ -90,23 +90,30 @@ def _failed(name: str, count: int) -> str:
 
 
 def from_iterable_dataset(
-    dataset: Any, name: str, on_bad_image: OnBadImage, limit: int | None, options: DataOptions
+    dataset: Any, name: str, on_bad_image: OnBadImage, options: DataOptions, limit: int | None
 ) -> ImageSource:
-    """The images of a `datasets.IterableDataset`, as files that are not decoded yet where its features say which."""
+    """The images of a `datasets.IterableDataset`, as files that are not decoded yet where its features say which.
+
+    Args:
+        options: which of its columns to take.
+        limit: see `from_stream`.
+
+    Raises:
+        DataError: see `from_stream`; or there is no such column.
+    """
     import datasets
 
-    if (features := dataset.features) is None:
-        return from_stream(dataset, name, on_bad_image, limit)
-    column = image_column(features, name, options.image_column)
-    label, problem = label_column(features, column, name, options.label_column)
+    features, column, label = dataset.features or {}, options.image_column, options.label_column
+    if features:
+        column = image_column(features, name, column)
+        label = label_column(features, column, name, label)
     names = getattr(features.get(label), "names", None)
-    if not isinstance(features[column], datasets.Image):
-        source = from_stream(dataset, name, on_bad_image, limit, names)
-    else:
+    if isinstance(features.get(column), datasets.Image):
         dataset = dataset.with_format(None).select_columns([column] if label is None else [column, label])
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-        items = ((row[column], *([] if label is None else [row[label]])) for row in dataset)
-        source = from_stream(items, name, on_bad_image, limit, names)
-    if problem:
-        source.found = FoundLabels([None] * len(source), None, "the columns", problem)
-    return source
+    elif options.image_column is None and options.label_column is None:
+        return from_stream(dataset, name, on_bad_image, limit, names)  # of samples, with whatever else is in them
+    elif column is None:
+        raise DataError(f"The columns of {name} are not known before it is read: say image_column, too.")
+    items = (row[column] if label is None else (row[column], row[label]) for row in dataset)
+    return from_stream(items, name, on_bad_image, limit, names)

@@ -68,7 +68,11 @@ def from_splits(loaded: Any, name: str, on_bad_image: OnBadImage, options: DataO
 
 
 def image_column(features: Any, name: str, wanted: str | None) -> str:
-    """The column that was asked for; else the only one of images, or the one that is called so."""
+    """The column that was asked for; else the only one of images, or the one that is called so.
+
+    Raises:
+        DataError: there is none, or there are several and none is called so.
+    """
     import datasets
 
     if wanted is not None:
@@ -87,34 +91,42 @@ def image_column(features: Any, name: str, wanted: str | None) -> str:
     raise DataError(f"{name} has no column of images; its columns are {', '.join(features)}.")
 
 
-def _labels(dataset: Any, image_column: str, name: str, wanted: str | None) -> FoundLabels | None:
-    """In the column that was asked for; else in the one that is called so, or the only one of classes."""
-    column, problem = label_column(dataset.features, image_column, name, wanted)
-    if problem:
-        return FoundLabels([None] * len(dataset), None, "the columns", problem)
-    if column is None:
-        return None
-    names = getattr(dataset.features[column], "names", None)
-    return FoundLabels(list(dataset.with_format(None)[column]), names, f"the column {column!r}")
+def _labels(dataset: Any, of_images: str, name: str, wanted: str | None) -> FoundLabels | None:
+    features = dataset.features
+    column = label_column(features, of_images, name, wanted)
+    if column is not None:
+        names = getattr(features[column], "names", None)
+        return FoundLabels(list(dataset.with_format(None)[column]), names, f"the column {column!r}")
+    if len(of_classes := _columns_of_classes(features)) > 1:
+        several = f"{name} has several columns of classes: {', '.join(of_classes)}. Say which one to take "
+        several += "(--label-column, DataOptions(label_column=…))."
+        return FoundLabels([None] * len(dataset), None, "the columns", several)
+    return None
 
 
-def label_column(features: Any, image_column: str, name: str, wanted: str | None) -> tuple[str | None, str]:
-    """The column of labels that was asked for, or the likeliest one; or `None`, and why none of several is it."""
+def label_column(features: Any, of_images: str, name: str, wanted: str | None) -> str | None:
+    """The column that was asked for; else the one that is called so, or the only one of classes.
+
+    Args:
+        of_images: the column of images.
+
+    Raises:
+        DataError: the one that was asked for does not exist.
+    """
     import datasets
 
     if wanted is not None:
-        return _existing(features, wanted, name, "--label-column"), ""
-    columns = [
-        column for column in features if column != image_column and not isinstance(features[column], datasets.Image)
-    ]
-    of_classes = [column for column in columns if isinstance(features[column], datasets.ClassLabel)]
-    column = _likeliest(of_classes, LABEL_COLUMNS) or _likeliest(columns, LABEL_COLUMNS)
-    if column is None and len(of_classes) > 1:
-        return None, (
-            f"{name} has several columns of classes: {', '.join(of_classes)}. Say which one to take (--label-column, "
-            "DataOptions(label_column=…))."
-        )
-    return column or next(iter(of_classes), None), ""
+        return _existing(features, wanted, name, "--label-column")
+    others = [key for key in features if key != of_images and not isinstance(features[key], datasets.Image)]
+    of_classes = _columns_of_classes(features)
+    column = _likeliest(of_classes, LABEL_COLUMNS) or _likeliest(others, LABEL_COLUMNS)
+    return column or (of_classes[0] if len(of_classes) == 1 else None)
+
+
+def _columns_of_classes(features: Any) -> list[str]:
+    import datasets
+
+    return [column for column in features if isinstance(features[column], datasets.ClassLabel)]
 
 
 def _existing(features: Any, column: str, name: str, flag: str) -> str:

@@ -33,6 +33,7 @@ from .planning.planner import Planner, make_planner
 from .planning.search import measure_correction, search_accuracy
 from .planning.selection import selection_method
 from .publish.record import CompressionRecord
+from .publish.saved import companions_for
 from .report.provenance import Environment, Origin
 from .report.report import CompressionReport
 from .runtime.distributed import local_work, new_accelerator
@@ -294,8 +295,8 @@ class ViTCompressor:
             origin=Origin.of(planner.subject.whole),
             environment=Environment.here(self.accelerator),
         )
-        record, processor = CompressionRecord(self.config, plan, self.report), planner.subject.processor
-        small.companions = [record] if processor is None else [record, processor]  # type: ignore[assignment]
+        record = CompressionRecord(self.config, plan, self.report)
+        small.companions = [record, *companions_for(planner.subject, self.image_processor)]  # type: ignore[assignment]
         return small
 
     def _compensate(

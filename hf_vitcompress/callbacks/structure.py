@@ -16,7 +16,7 @@ from ..model.dense import to_dense
 from ..model.loading import check_model
 from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
 from ..publish.push import check_repository, push_model
-from ..publish.record import SavedFiles
+from ..publish.saved import SavedFiles
 from ..report.report import CompressionReport
 from ..runtime.distributed import local_work
 from ..runtime.outputs import check_renewable

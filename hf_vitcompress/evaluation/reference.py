@@ -14,6 +14,7 @@ from ..images.images import Batch, ImageSource
 from ..runtime.devices import resolve_precision
 from ..runtime.distributed import gather_objects, gather_rows, local_work, mean_over_processes, own_share, sum_numbers
 from ..runtime.run import Run
+from .checks import check_same_form
 from .evaluation import Outputs, divergences, model_outputs, predictions
 from .intervals import wilson_interval
 from .labels import is_guessing, warn_of_guessing
@@ -59,6 +60,16 @@ class Reference:
     def classes(self) -> bool:
         """Whether every image has one class."""
         return is_classifier(self.subject.model)
+
+    def check_form(self, model: PreTrainedModel) -> None:
+        """Run a model on the first batch, if this process has one.
+
+        Raises:
+            ConfigError: its outputs have another form than the dense model's.
+        """
+        if self.batches:
+            ours = model_outputs(self.subject.like(model), self.batches[:1], self.precision)[0]
+            check_same_form(ours[0], self.outputs[0])
 
     def outputs_of(self, model: PreTrainedModel) -> Outputs:
         """What a compressed form of the dense model says about the same images."""

@@ -87,6 +87,12 @@ def stored_sizes(files: Iterable[Path]) -> list[int]:
 
 def stored_dtypes(folder: str | Path) -> list[str]:
     """Names of the types the weights of a folder are stored in, the one of the most values first."""
+    counts = dtype_counts(folder)
+    return sorted(counts, key=lambda kind: -counts[kind])
+
+
+def dtype_counts(folder: str | Path) -> dict[str, int]:
+    """How many values the safetensors files of a folder hold, by the name of their type."""
     counts: dict[str, int] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
@@ -94,4 +100,4 @@ def stored_dtypes(folder: str | Path) -> list[str]:
                 stored = file.get_slice(name)
                 kind = stored.get_dtype()
                 counts[kind] = counts.get(kind, 0) + math.prod(stored.get_shape())
-    return sorted(counts, key=lambda kind: -counts[kind])
+    return counts

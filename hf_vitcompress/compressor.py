@@ -24,6 +24,7 @@ from .images.sources import open_images
 from .importance.gates import gated_layers
 from .importance.learning import gates_for
 from .importance.report import LearnedImportance
+from .model.stored import round_weights
 from .model.subject import open_subject
 from .model.towers import put_back
 from .planning.building import build_model
@@ -131,7 +132,8 @@ class ViTCompressor:
                 named after it, see `checkpoints`.
 
         Returns:
-            the `Factored…` model, with a `target` the whole one, on the dense model's device and in its dtype.
+            the `Factored…` model, with a `target` the whole one, on the dense model's device and in its dtype. Where
+            the files of `model` are of a narrower type, the weights are rounded to that and stored in it.
             `save_pretrained` writes the image processor, the recipe, the plan and the report beside it.
         """
         self.seconds, self.checkpoints = {}, []
@@ -321,10 +323,9 @@ class ViTCompressor:
         return Compensator(planner, source, self.run, checkpoint)
 
     def _back_in_place(self, small: PreTrainedModel, subject: Subject) -> PreTrainedModel:
-        """The whole model with `small` as its target; itself where there is none."""
-        if not subject.name:
-            return small
-        whole = put_back(subject, small)
+        """The whole model with `small` as its target, itself where there is none; its weights as they are stored."""
+        whole = put_back(subject, small) if subject.name else small
+        round_weights(whole, subject.stored)
         if self.report is not None:
             self.report.model, self.report.weights = type(whole).__name__, model_digest(whole)
         return whole

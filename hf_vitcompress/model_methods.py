@@ -20,13 +20,18 @@ class PackageModelMixin(FactoredModelMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the model's `companions` are the files beside the checkpoint."""
+        """As in transformers; the model's `companions` are the files beside the checkpoint.
+
+        Unless it is trained, its weights are stored again in the type that they are stored in there.
+        """
+        from .model.stored import stored_dtype
         from .publish.saved import companions_at
 
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         if pretrained_model_name_or_path is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
             name = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            model.stored_dtype = stored_dtype(name)
             model.companions = companions_at(name, getattr(model.config, "_commit_hash", None), kwargs.get("token"))
         return loaded
 

@@ -23,6 +23,7 @@ from ..model.assembly import dense_class, dense_config, empty_model
 from ..model.loading import check_model_type, load_dense_model, load_image_processor
 from ..model.shapes import layout_of
 from ..model.towers import compressed_part, takes_only_images
+from ..publish.saved import save_beside_program
 from ..runtime.outputs import Output, reserved
 from .export_formats import IMAGES, UNMASKED, Format, load_program, program_files, require_format, trace
 from .export_report import ExportReport, ExportResult, Port
@@ -46,8 +47,9 @@ def export_model(
 
     The program computes in float32, whatever the model's dtype, and takes any number of images. It is run in its
     runtime on one and on several images, and kept only if every output is within `tolerance` of PyTorch's. The folder
-    also gets the image processor, the config of the dense architecture (labels, image size), the `export.json` of
-    transformers, and `export_report.json`, which names inputs and outputs. The program does not need this package. If a
+    also gets what lies beside the model (image processor, tokenizer, licence; outside the model's folder recipe, plan
+    and report, too), the config of the dense architecture (labels, image size), the `export.json` of transformers, and
+    `export_report.json`, which names inputs and outputs. The program does not need this package. If a
     model takes more than images, such as CLIP, the part that was compressed is exported.
 
     Args:
@@ -93,6 +95,8 @@ def _exported(
     processor = _image_processor(model, whole)
     with output.replaced() as staging:
         report = _export(ours, chosen, staging, tolerance, processor)
+        inside = isinstance(model, str | Path) and Path(model).resolve() in output.path.parents
+        save_beside_program(staging, whole, record=not inside)
     if theirs is None:
         return ExportResult(output.path, report)
     with TemporaryDirectory(ignore_cleanup_errors=True) as place:  # Windows removes no file that a runtime has open

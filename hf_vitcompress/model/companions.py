@@ -6,7 +6,7 @@ A factored model writes its `companions` itself. A class of transformers knows o
 
 import os
 from collections.abc import Sequence
-from types import MethodType
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -35,20 +35,26 @@ def give_companions(model: PreTrainedModel, companions: Sequence[Any]) -> None:
     if companions:
         model.companions = list(companions)  # type: ignore[assignment]
         if not is_factored(model):
-            model.save_pretrained = MethodType(_save_with_companions, model)  # type: ignore[method-assign]
+            model.save_pretrained = SaveWithCompanions(model)  # type: ignore[method-assign]
 
 
-def _save_with_companions(model: PreTrainedModel, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-    save = type(model).save_pretrained
-    if is_factored(model):  # it has become one since, which writes them itself
+@dataclass(eq=False)
+class SaveWithCompanions:
+    """Stands in for the `save_pretrained` of one model; copies and pickles of the model have their own."""
+
+    model: PreTrainedModel
+
+    def __call__(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        model, save = self.model, type(self.model).save_pretrained
+        if is_factored(model):  # it has become one since, which writes them itself
+            save(model, save_directory, *args, **kwargs)
+            return
+        pushes = kwargs.pop("push_to_hub", False)
+        settings = {name: kwargs.pop(name) for name in HUB_SETTINGS if pushes and name in kwargs}
         save(model, save_directory, *args, **kwargs)
-        return
-    pushes = kwargs.pop("push_to_hub", False)
-    settings = {name: kwargs.pop(name) for name in HUB_SETTINGS if pushes and name in kwargs}
-    save(model, save_directory, *args, **kwargs)
-    if kwargs.get("is_main_process", True) and not getattr(model, "_hf_peft_config_loaded", False):
-        for companion in companions_of(model):
-            companion.save_pretrained(save_directory)
-    if pushes:
-        repo_id = settings.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
-        PushToHubMixin.push_to_hub(model, repo_id, **settings)
+        if kwargs.get("is_main_process", True) and not getattr(model, "_hf_peft_config_loaded", False):
+            for companion in companions_of(model):
+                companion.save_pretrained(save_directory)
+        if pushes:
+            repo_id = settings.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            PushToHubMixin.push_to_hub(model, repo_id, **settings)

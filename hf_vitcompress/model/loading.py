@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from accelerate import Accelerator
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig, PreTrainedModel
@@ -24,7 +23,6 @@ from ..runtime.outputs import complete_exchange
 from .boundary import config_content, damaged_processor, explained
 from .completeness import check_complete, check_size, without_report
 from .making import MAKING
-from .stored import stored_dtype
 
 logger = logging.get_logger(__name__)
 
@@ -34,7 +32,7 @@ def load_model(
     accelerator: Accelerator | None = None,
     quantization_config: QuantizationConfigMixin | None = None,
 ) -> PreTrainedModel:
-    """Load a dense or compressed model, with the head and in the dtype that its checkpoint was saved with.
+    """Load a dense or compressed model, with the head that its checkpoint was saved with.
 
     Args:
         name: Hub id or folder.
@@ -59,22 +57,15 @@ def load_model(
         chosen = model_class(config)
         check_size(str(name), chosen, config)
         loaded_by = chosen if quantization_config is None else _quantizable(chosen)
-
-        def load(dtype: torch.dtype | None) -> Any:
-            return loaded_by.from_pretrained(
+        with MAKING, without_report():
+            loaded: Any = loaded_by.from_pretrained(
                 name,
                 config=config,
-                dtype=dtype or "auto",
                 quantization_config=quantization_config,
                 ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
             )
-
-        plain = not hasattr(config, "quantization_config")
-        with MAKING, without_report():
-            model, info = load(stored_dtype(name) if plain else None)
-            if plain and (stored := stored_dtype(name)) not in (None, config.dtype):  # of files that came from the Hub
-                model, info = load(stored)
+        model, info = loaded
         model.__class__ = chosen
         if type(quantizer := getattr(model, "hf_quantizer", None)) is TorchAoHfQuantizer:
             quantizer.__class__ = ReadableQuantizer

@@ -1,5 +1,6 @@
 """Opening what is to be compressed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..architectures.subject import Subject
 from ..errors import UnsupportedModelError
 from ..runtime.random_state import unchanged_random_state
 from .loading import load_dense_model, load_image_processor
+from .stored import stored_dtype
 from .towers import check_takes_images, part_of
 
 
@@ -39,9 +41,10 @@ def open_subject(
             "without a device_map that leaves layers there."
         )
     processor = image_processor if image_processor is not None else load_image_processor(dense)
+    stored = stored_dtype(model) if isinstance(model, str | Path) else None
     if target is None:
         check_takes_images(dense)
-        return Subject.alone(dense, processor)
+        return replace(Subject.alone(dense, processor), stored=stored)
     subject = part_of(dense, target, processor)
     check_class(dense)
-    return subject
+    return replace(subject, stored=stored)

@@ -68,8 +68,8 @@ def goes_along(name: str) -> bool:
 
 
 def is_record(name: str) -> bool:
-    """Whether a file tells of the compression."""
-    return name == CARD_FILE or RECORD.fullmatch(name) is not None
+    """Whether a file tells of the compression, and is not the card."""
+    return RECORD.fullmatch(name) is not None
 
 
 def is_used(name: str) -> bool:
@@ -80,6 +80,11 @@ def is_used(name: str) -> bool:
 def is_used_by_texts(name: str) -> bool:
     """Whether it is one of these and holds no image processor."""
     return is_used(name) and name not in ("preprocessor_config.json", "processor_config.json")
+
+
+def is_beside_program(name: str) -> bool:
+    """Whether it is one of these that a program for another runtime gets into its folder."""
+    return is_used(name) and "/" not in name
 
 
 def files_within(root: Path, wanted: Callable[[str], object]) -> dict[str, Path]:

@@ -22,10 +22,14 @@ class CompressionRecord:
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write all of it into `folder`, which holds the model."""
+        self.save_without_card(folder)
+        write_card(folder)
+
+    def save_without_card(self, folder: str | Path) -> None:
+        """Write it into a folder that may hold the model in another form."""
         self.config.save(Path(folder) / RECIPE_FILE)
         self.plan.save(Path(folder) / PLAN_FILE)
         self.report.beside(folder_digest(folder)).save(folder)
-        write_card(folder)
 
     def beside_dense(self) -> None:
         """Nothing of it goes with the dense form of the model."""

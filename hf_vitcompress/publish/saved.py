@@ -16,7 +16,7 @@ from ..model.companions import beside_dense, companions_of
 from ..modeling_factored import CARD_FILE, CONFIG_FILE
 from ..report.provenance import is_repo_id
 from ..report.report import REPORT_FILE, CompressionReport
-from .names import code_of, files_along, goes_along, is_used, is_used_by_texts
+from .names import code_of, files_along, goes_along, is_beside_program, is_record, is_used, is_used_by_texts
 from .record import renew_record
 from .retries import CLIENT_ERRORS, persistently, sentence
 
@@ -40,15 +40,23 @@ class SavedFiles:
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write them into `folder`, which holds the model; a card that is there is kept, except for our part of it."""
-        for name, content in self.files.items():
-            if name not in OWN_FILES or not (Path(folder) / name).exists():
-                (Path(folder) / name).parent.mkdir(exist_ok=True)
-                (Path(folder) / name).write_bytes(content)
+        self.write(folder)
         if REPORT_FILE in self.files:
             try:
                 renew_record(folder, CompressionReport.parse(self.files[REPORT_FILE]))
             except ReportError as error:  # the weights, maybe of a long training, are worth more
                 logger.warning(f"{error} The model is saved; its card is not renewed.")
+
+    def save_without_card(self, folder: str | Path) -> None:
+        """Write what tells of the compression into a folder that may hold the model in another form."""
+        self.at_hand().only(is_record).write(folder)
+
+    def write(self, folder: str | Path) -> None:
+        """Write them as they are."""
+        for name, content in self.files.items():
+            if name not in OWN_FILES or not (Path(folder) / name).exists():
+                (Path(folder) / name).parent.mkdir(exist_ok=True)
+                (Path(folder) / name).write_bytes(content)
 
     def at_hand(self) -> "SavedFiles":
         """Themselves."""
@@ -159,6 +167,20 @@ def files_at_hand(model: PreTrainedModel) -> list[SavedFiles]:
 def used_companions(model: PreTrainedModel) -> list[Any]:
     """Those of a dense model, which go with its compressed or quantized form as well."""
     return beside_dense(_known_companions(model))
+
+
+def save_beside_program(folder: Path, model: PreTrainedModel, record: bool) -> None:
+    """Write into the folder of a program what lies beside the model, or would if that were saved; but no card.
+
+    Args:
+        model: of which the program was made.
+        record: whether what tells of its compression is written, too.
+    """
+    for companion in _known_companions(model):
+        if record and hasattr(companion, "save_without_card"):
+            companion.save_without_card(folder)
+    for used in used_companions(model):
+        (used.only(is_beside_program) if isinstance(used, SavedFiles) else used).save_pretrained(folder)
 
 
 def companions_for(subject: Subject, given: Any = None) -> list[Any]:

@@ -51,8 +51,10 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Digest of a tensor's type, shape and values."""
+    """Digest of a tensor's type, shape and values; numbers of 16 bits count as the same ones in float32."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
     hashed = hashlib.sha256(f"{flat.dtype} {tuple(tensor.shape)}".encode())
     hashed.update(flat.view(torch.uint8).numpy().data)
     return hashed.hexdigest()

@@ -30,7 +30,8 @@ class PackageModelMixin(FactoredModelMixin):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         if pretrained_model_name_or_path is not None:
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
-            name = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            name, subfolder = str(pretrained_model_name_or_path), kwargs.get("subfolder")
+            name = os.path.join(name, subfolder) if subfolder else name
             model.stored_dtype = stored_dtype(name)
             model.companions = companions_at(name, getattr(model.config, "_commit_hash", None), kwargs.get("token"))
         return loaded

@@ -69,10 +69,11 @@ class FactoredModelMixin:
         stored_dtype: narrower type in which the weights are stored where that loses nothing; `None`: their own.
     """
 
+    stored_dtype: torch.dtype | None = None
+
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         self.companions: list[Any] = []
-        self.stored_dtype: torch.dtype | None = None
         self._resize_layers()
         # A second time: the first saw the dense layers.
         self.post_init()  # type: ignore[attr-defined]

@@ -25,6 +25,7 @@ from .images.sources import open_images
 from .importance.gates import gated_layers
 from .importance.learning import gates_for
 from .importance.report import LearnedImportance
+from .model.stored import round_weights
 from .model.subject import open_subject
 from .model.towers import put_back
 from .planning.building import build_model
@@ -34,6 +35,7 @@ from .planning.planner import Planner, make_planner
 from .planning.search import measure_correction, search_accuracy
 from .planning.selection import selection_method
 from .publish.record import CompressionRecord
+from .publish.saved import companions_for
 from .report.provenance import Environment, Origin
 from .report.report import CompressionReport
 from .runtime.distributed import local_work, new_accelerator
@@ -130,7 +132,8 @@ class ViTCompressor:
                 named after it, see `checkpoints`.
 
         Returns:
-            the `Factored…` model, with a `target` the whole one, on the dense model's device and in its dtype.
+            the `Factored…` model, with a `target` the whole one, on the dense model's device and in its dtype. Where
+            the files of `model` are of a narrower type, the weights are rounded to that and stored in it.
             `save_pretrained` writes the image processor, the recipe, the plan and the report beside it.
         """
         self.seconds, self.checkpoints = {}, []
@@ -236,7 +239,6 @@ class ViTCompressor:
         return self._build(planner, plan)
 
     @independent_of_caller()
-    @independent_of_caller()
     def compensate(
         self,
         small: PreTrainedModel,
@@ -305,8 +307,8 @@ class ViTCompressor:
             origin=Origin.of(planner.subject.whole),
             environment=Environment.here(self.accelerator),
         )
-        record, processor = CompressionRecord(self.config, plan, self.report), planner.subject.processor
-        small.companions = [record] if processor is None else [record, processor]  # type: ignore[assignment]
+        record = CompressionRecord(self.config, plan, self.report)
+        small.companions = [record, *companions_for(planner.subject, self.image_processor)]  # type: ignore[assignment]
         return small
 
     def _compensate(
@@ -331,10 +333,9 @@ class ViTCompressor:
         return Compensator(planner, source.sample(None, self.config.seed), self.run, checkpoint)  # as calibration does
 
     def _back_in_place(self, small: PreTrainedModel, subject: Subject) -> PreTrainedModel:
-        """The whole model with `small` as its target; itself where there is none."""
-        if not subject.name:
-            return small
-        whole = put_back(subject, small)
+        """The whole model with `small` as its target, itself where there is none; its weights as they are stored."""
+        whole = put_back(subject, small) if subject.name else small
+        round_weights(whole, subject.stored)
         if self.report is not None:
             self.report.model, self.report.weights = type(whole).__name__, model_digest(whole)
         return whole

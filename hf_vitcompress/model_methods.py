@@ -13,7 +13,28 @@ from .runtime.outputs import is_staging, reserved
 
 
 class PackageModelMixin(FactoredModelMixin):
-    """Methods of every factored model where the package is installed: saving, publishing, and `to_dense`."""
+    """Methods of every factored model where the package is installed: saving, publishing, and `to_dense`.
+
+    What lies beside the checkpoint that a model is loaded from is saved with it again, wherever that is.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the model's `companions` are the files beside the checkpoint.
+
+        Unless it is trained, its weights are stored again in the type that they are stored in there.
+        """
+        from .model.stored import stored_dtype
+        from .publish.saved import companions_at
+
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        if pretrained_model_name_or_path is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+            name, subfolder = str(pretrained_model_name_or_path), kwargs.get("subfolder")
+            name = os.path.join(name, subfolder) if subfolder else name
+            model.stored_dtype = stored_dtype(name)
+            model.companions = companions_at(name, getattr(model.config, "_commit_hash", None), kwargs.get("token"))
+        return loaded
 
     def to_dense(self) -> PreTrainedModel:
         """The dense model that computes the same; see `hf_vitcompress.to_dense`."""

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, cast
 
+import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, conversion_mapping
@@ -67,7 +68,10 @@ class FactoredModelMixin:
     Attributes:
         companions: objects whose `save_pretrained(folder)` is called when the model is saved, such as its image
             processor.
+        stored_dtype: narrower type in which the weights are stored where that loses nothing; `None`: their own.
     """
+
+    stored_dtype: torch.dtype | None = None
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -136,6 +140,8 @@ class FactoredModelMixin:
             self.save_pretrained(target, *args, **kwargs)
             self.publish(target, settings.pop("repo_id", os.path.basename(target)), **settings)
             return
+        if self.stored_dtype is not None and kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = narrowed_state(self.state_dict(), self.stored_dtype)  # type: ignore[attr-defined]
         with self.replacing(target) as staging:
             super().save_pretrained(staging, *args, **kwargs)  # type: ignore[misc]
             for name in TRAVELLING_FILES:
@@ -172,6 +178,18 @@ class FactoredModelMixin:
     def publish(self, folder: str, repo_id: str, **settings: Any) -> None:
         """Publish what was saved to `folder`: here as transformers does it, from the model."""
         self.push_to_hub(repo_id, **settings)  # type: ignore[attr-defined]
+
+
+def narrowed_state(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors in a narrower type; as they are if any of them would change by that. Shared ones stay so."""
+    narrowed: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for tensor in state.values():
+        wide = tensor.is_floating_point() and tensor.element_size() > dtype.itemsize
+        stored = tensor.to(dtype) if wide else tensor
+        if wide and not torch.equal(stored.to(tensor.dtype), tensor):
+            return state
+        narrowed.setdefault((tensor.data_ptr(), tensor.shape), stored)
+    return {name: narrowed[tensor.data_ptr(), tensor.shape] for name, tensor in state.items()}
 
 
 def _refuse_other_model(folder: str) -> None:

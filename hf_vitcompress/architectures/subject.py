@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 
@@ -29,6 +30,7 @@ class Subject:
         name: module name of `model` in `whole`; `""` where it stands alone.
         processor: turns raw images into `pixel_values`; `None` where there is none.
         reading: what `whole` reads of `model`; `None`: its output.
+        stored: type that the weights of its checkpoint are stored in; `None`: it was given as a loaded model.
     """
 
     model: PreTrainedModel
@@ -36,6 +38,7 @@ class Subject:
     name: str = ""
     processor: Any = None
     reading: Reading | None = None
+    stored: torch.dtype | None = None
 
     @classmethod
     def alone(cls, model: PreTrainedModel, processor: Any = None) -> "Subject":

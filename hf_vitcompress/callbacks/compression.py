@@ -63,6 +63,7 @@ class CompressionCallback(StructureCallback):
 
     Raises:
         ConfigError: `at_step` is not a step, or the Trainer uses FSDP or DeepSpeed.
+        VitCompressError: when the training begins: images are not found, or no plan meets the budget.
 
     Examples:
         >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)
@@ -107,6 +108,8 @@ class CompressionCallback(StructureCallback):
                 "callback when it is made, and a model instead of model_init."
             )
         self._done = passed or (factored and self.has_compressed(model))
+        if not self._done:
+            self.foresee(self.config)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._done or self._step is None or state.global_step < self._step:

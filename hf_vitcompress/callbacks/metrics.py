@@ -1,16 +1,21 @@
 """Figures of the compression, for every tracker that the Trainer reports to."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
 
 from ..architectures.layers import find_layers
 from ..architectures.subject import Subject
 from ..config import CompressionConfig
+from ..errors import one_line
+from ..evaluation.checks import REMEDY, check_comparable
 from ..evaluation.costs import Costs, count_costs
 from ..evaluation.reference import Reference
 from ..images.sources import open_images
@@ -19,10 +24,14 @@ from ..model.assembly import empty_model
 from ..model.loading import load_dense_model
 from ..publish.record import CompressionRecord
 from ..runtime.run import Run
+from .ending import say_whose_card
 from .link import TrainerLink
 from .resources import batches_of, image_processor_of, own_random_state, training_images
 
 PREFIX = "compression_"
+KL = "compression_kl_measured"
+
+logger = logging.get_logger(__name__)
 
 
 class CompressionMetricsCallback(TrainerLink):
@@ -37,7 +46,8 @@ class CompressionMetricsCallback(TrainerLink):
 
     Args:
         dense: the dense model, for `compression_kl_measured`: a folder, a Hub id or a loaded model. It runs once, when
-            training begins, and is not kept. Without it, no divergence is measured.
+            training begins, and is not kept. Without it, no divergence is measured; nor against one that has other
+            classes, another output or takes other images, which one line says when the training begins.
         images: images to measure the divergence on, anything that `ViTCompressor.compress` takes; by default the
             Trainer's evaluation data, or else its training data.
         num_images: number of these images.
@@ -52,6 +62,7 @@ class CompressionMetricsCallback(TrainerLink):
     ) -> None:
         super().__init__()
         self.dense, self.images, self.num_images = dense, images, num_images
+        self._said: set[str] = set()
         self._reference: Reference | None = None
         self._original: Costs | None = None
         self._figures: dict[str, float] = {}
@@ -67,9 +78,13 @@ class CompressionMetricsCallback(TrainerLink):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         self._original, self._figures, self._measured = None, {}, False  # `model_init` may have made another model
+        self._said.clear()
         if self.dense is not None and self._reference is None:
             with own_random_state(0):
                 self._reference = self._refer(self.trainer, self.dense)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        say_whose_card(self)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         logs = kwargs["logs"]
@@ -90,11 +105,26 @@ class CompressionMetricsCallback(TrainerLink):
     def _current(self, model: PreTrainedModel, evaluated: bool) -> dict[str, float]:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if self._figures.get("parameters") != parameters:
-            self._figures, self._measured = self._structure(model), False
+            self._figures, self._measured = {"parameters": parameters}, False
+            with self._left_out_on_error("figures of the structure"):
+                self._figures = self._structure(model)
         figures = dict(self._figures)
         if self._reference is not None and (evaluated or not self._measured):
-            figures["kl_measured"], self._measured = self._reference.loss_of(model), True
+            self._measured = True
+            with self._left_out_on_error(KL):
+                figures["kl_measured"] = self._reference.loss_of(model)
         return {PREFIX + name: value for name, value in figures.items()}
+
+    @contextmanager
+    def _left_out_on_error(self, what: str) -> Iterator[None]:
+        """A block without which the training goes on, whatever happens in it: a figure is worth less than that."""
+        try:
+            yield
+        except Exception as error:  # of any model, on any images and device
+            if what not in self._said and self.trainer.is_world_process_zero():
+                reason = one_line(error).removesuffix(REMEDY.rstrip(".")).rstrip(". ")
+                logger.warning(f"The logs have no {what}, and the training goes on: {reason}.")
+            self._said.add(what)
 
     def _structure(self, model: PreTrainedModel) -> dict[str, float]:
         if self._original is None:
@@ -111,7 +141,8 @@ class CompressionMetricsCallback(TrainerLink):
                 figures["kl_predicted"] = record.report.predicted_loss
         return figures
 
-    def _refer(self, trainer: Trainer, dense: str | Path | PreTrainedModel) -> Reference:
+    def _refer(self, trainer: Trainer, dense: str | Path | PreTrainedModel) -> Reference | None:
+        """The dense model's outputs; `None` where those of the Trainer's model cannot be compared with them."""
         config = CompressionConfig(precision="float32")
         images = self.images
         if images is None and trainer.eval_dataset is not None and not isinstance(trainer.eval_dataset, dict):
@@ -122,7 +153,12 @@ class CompressionMetricsCallback(TrainerLink):
         source = open_images(images, limit=self.num_images, labels=False).sample(self.num_images, config.seed)
         model = load_dense_model(dense, trainer.accelerator)
         subject = Subject.alone(model, image_processor_of(trainer))
-        return Reference.of(subject, source, Run(config, trainer.accelerator, progress=False))
+        with self._left_out_on_error(KL):
+            check_comparable(self.model, model)
+            reference = Reference.of(subject, source, Run(config, trainer.accelerator, progress=False))
+            reference.check_form(self.model)
+            return reference
+        return None
 
 
 def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:

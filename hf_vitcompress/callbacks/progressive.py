@@ -114,6 +114,8 @@ class ProgressiveCompressionCallback(StructureCallback):
         self._original = sum(parameter.numel() for parameter in dense.parameters())
         self.stage = sum(step <= state.global_step for step in self._steps)
         self._check_resumed(state.global_step)
+        if self.stage < len(self.stages):
+            self.foresee(self.config.with_budget(keep_ratio=self.stages[-1].keep_ratio))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = sum(step <= state.global_step for step in self._steps)

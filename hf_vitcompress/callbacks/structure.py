@@ -8,19 +8,25 @@ from accelerate import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
 
+from ..architectures.subject import Subject
 from ..compressor import ViTCompressor
 from ..config import CompressionConfig
 from ..errors import ConfigError
+from ..evaluation.reference import check_classes
+from ..images.sources import open_images
 from ..model.as_built import check_as_built
-from ..model.assembly import is_factored
+from ..model.assembly import empty_model, is_factored
 from ..model.dense import to_dense
 from ..model.loading import check_model
 from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
+from ..model.towers import part_of
+from ..planning.foresight import check_reach
 from ..publish.push import check_repository, push_model
-from ..publish.record import SavedFiles
+from ..publish.saved import SavedFiles
 from ..report.report import CompressionReport
 from ..runtime.distributed import local_work
 from ..runtime.outputs import check_renewable
+from .ending import say_whose_card
 from .link import TrainerLink
 from .resources import image_processor_of, own_random_state, training_images
 from .wrappers import renew_wrappers
@@ -86,7 +92,22 @@ class StructureCallback(TrainerLink):
             )
         self._roles = roles
         if state.global_step and is_factored(model) and not model.companions:
-            restore_companions(self.trainer, state.global_step)
+            folder = Path(self.trainer.args.output_dir or ".") / f"checkpoint-{state.global_step}"
+            restore_companions(self.trainer, folder)
+
+    def foresee(self, config: CompressionConfig) -> None:
+        """Refuse before the training what no compression after it could do.
+
+        Raises:
+            VitCompressError: images or target are not found, the budget is out of reach, or nothing can be compressed.
+        """
+        if isinstance(self.images, str | Path):
+            open_images(self.images, limit=1)
+        dense = empty_model(self.model, {})
+        subject = Subject.alone(dense) if config.target is None else part_of(dense, config.target)
+        if config.budget == "max_accuracy_drop":
+            check_classes(subject.model)
+        check_reach(subject, config)
 
     def compress(self, config: CompressionConfig, importance: Mapping[str, Tensor] | None = None) -> None:
         """Compress the model that is being trained.
@@ -127,6 +148,9 @@ class StructureCallback(TrainerLink):
     def finish(self) -> None:
         """Save the trained model to `output_dir` and push it to `push_to_hub`, where they are given."""
         trainer = self.trainer
+        best = trainer.state.best_model_checkpoint
+        if best is not None and is_factored(self.model) and not self.model.companions:
+            restore_companions(trainer, Path(best))  # it has brought another structure
         self._roles = parameter_roles(self.model)
         with local_work(trainer.accelerator, "Saving the compressed model"):
             if trainer.is_world_process_zero():
@@ -134,6 +158,7 @@ class StructureCallback(TrainerLink):
                     self.model.save_pretrained(self.output_dir)
                 if self.push_to_hub is not None:
                     push_model(self.model, self.push_to_hub, token=trainer.args.hub_token)
+        say_whose_card(self)
 
 
 def refuse_sharded_model(trainer: Trainer, name: str) -> None:
@@ -157,10 +182,10 @@ def holds(optimizer: Any, parameters: Set[nn.Parameter]) -> bool:
     return any(parameter in parameters for group in groups for parameter in group["params"])
 
 
-def restore_companions(trainer: Trainer, step: int) -> None:
-    """Give a model that came from a checkpoint its recipe, plan and report back, so that later saves include them."""
-    folder = Path(trainer.args.output_dir or ".") / f"checkpoint-{step}"
-    saved = SavedFiles.of(folder)
-    processor = image_processor_of(trainer)
-    model: Any = trainer.model
-    model.companions = [*([saved] if saved.files else []), *([] if processor is None else [processor])]
+def restore_companions(trainer: Trainer, folder: Path) -> None:
+    """Give a model that came from a checkpoint what lies beside it there, so that later saves include it."""
+    if folder.is_dir():
+        processor = image_processor_of(trainer)
+        saved = SavedFiles.of(folder)
+        model: Any = trainer.model
+        model.companions = [*([saved] if saved.files else []), *([] if processor is None else [processor])]

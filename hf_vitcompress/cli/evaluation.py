@@ -118,7 +118,9 @@ def _update_card(folder: str, report: "CompressionReport", figures: "Comparison"
     """
     from ..publish.cards import write_card
     from ..runtime.outputs import reserved
+    from ..runtime.weights import folder_digest
 
+    report = report.beside(folder_digest(folder))
     report.evaluation = replace(figures.evaluation, dataset=dataset or figures.evaluation.dataset)
     report.latency = figures.latency or report.latency
     with reserved(folder, "renew") as output, output.replaced() as new:

@@ -23,8 +23,6 @@ def quantize_checkpoint(
     Example: vitcompress quantize deit-40 --scheme int8-dynamic --output deit-40-int8
     """
     from ..deploy.quantization import quantize
-    from ..model.assembly import is_factored
-    from ..model.loading import load_image_processor
     from ..report.tables import format_bytes
     from ..runtime.outputs import reserved
     from ..runtime.weights import disk_bytes
@@ -33,11 +31,8 @@ def quantize_checkpoint(
         silence_libraries()
     with reserved(output, "overwrite" if overwrite else "new", {"the model": model}) as place:
         quantized = quantize(model, scheme.replace("-", "_"))
-        processor = None if is_factored(quantized) else load_image_processor(model)
         with place.replaced() as folder:
             quantized.save_pretrained(folder)
-            if processor is not None:
-                processor.save_pretrained(folder)
     before = f", {format_bytes(disk_bytes(model))} before" if Path(model).is_dir() else ""
     print(f"saved to {printable(str(output))}: {format_bytes(disk_bytes(output))} of weights{before}")
     say_stale_programs(output)

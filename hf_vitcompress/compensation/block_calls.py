@@ -142,7 +142,7 @@ def observe_flow(model: PreTrainedModel, blocks: Sequence[str], inputs: Mapping[
             block = model.get_submodule(name)
             handles.append(block.register_forward_pre_hook(partial(before, name), with_kwargs=True))
             handles.append(block.register_forward_hook(partial(after, name)))
-        with autocast(model.device, precision):
+        with autocast(model, precision):
             model(**inputs)
     finally:
         for handle in handles:

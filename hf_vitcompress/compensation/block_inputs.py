@@ -65,7 +65,7 @@ class BlockInputs:
             with (
                 passing(self.model, batch.pixel_values),
                 contextlib.suppress(_Reached),
-                autocast(self.model.device, self.precision),
+                autocast(self.model, self.precision),
             ):
                 self.model(**inputs)
                 raise CompensationError(
@@ -78,7 +78,7 @@ class BlockInputs:
     def run(self, block: nn.Module, index: int) -> Tensor:
         """The block's output (n, …, d) for one batch."""
         call = self.calls[index]
-        with autocast(call.hidden.device, self.precision):
+        with autocast(self.model, self.precision):
             return call.run(block)
 
     def advance(self, block: nn.Module) -> None:

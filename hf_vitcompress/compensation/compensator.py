@@ -5,6 +5,7 @@ import time
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..config import BUDGETS
@@ -80,7 +81,7 @@ class Compensator:
             share: of the distillation's minutes or epochs; for trials, which keep no checkpoints.
         """
         start = time.perf_counter()
-        config, dtype = self.config, student.dtype
+        config, dtypes = self.config, {name: tensor.dtype for name, tensor in _tensors(student)}
         student.float()  # small steps would be lost in half precision
         points: list[CompensationPoint] = []
         try:
@@ -91,7 +92,8 @@ class Compensator:
             if config.distills:
                 points = self._distill(student, plan, share, points)
         finally:
-            student.to(dtype=dtype)  # type: ignore[call-arg]
+            for name, tensor in _tensors(student):
+                tensor.data = tensor.data.to(dtypes[name])
         return CompensationReport(
             method=config.compensation,
             images=len(self.train),
@@ -161,3 +163,9 @@ class Compensator:
             "other images to learn from": images_facts(self.train, accelerator, labels),
             "other images to judge by": images_facts(self.reference.source, accelerator, labels),
         }
+
+
+def _tensors(model: PreTrainedModel) -> list[tuple[str, Tensor]]:
+    """Its parameters and buffers of real numbers, by name."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tensor) for name, tensor in named if tensor.is_floating_point()]

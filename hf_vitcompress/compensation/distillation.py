@@ -205,9 +205,9 @@ class Distillation(Learner[CompensationPoint]):
         config, device = self.config, self.student.device
         pixel_values = augment(batch.pixel_values, draws, config.augmentation).to(device)
         # Taps, because hooks of `output_hidden_states` would stay on both models.
-        with torch.no_grad(), autocast(device, self.precision), Capture(self.dense, self.compared) as dense_tap:
+        with torch.no_grad(), autocast(self.dense, self.precision), Capture(self.dense, self.compared) as dense_tap:
             target = outputs_of(self.teacher, pixel_values, batch.inputs)
-        with autocast(device, self.precision), Capture(self.student, self.compared) as tap:
+        with autocast(self.student, self.precision), Capture(self.student, self.compared) as tap:
             output = outputs_of(self.pupil, pixel_values, batch.inputs)
         compared = thinned_classes(target), thinned_classes(output)
         loss = divergence(*compared, config.temperature, torch.float32).sum()

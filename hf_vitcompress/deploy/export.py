@@ -24,6 +24,7 @@ from ..model.assembly import dense_class, dense_config, empty_model
 from ..model.loading import check_model_type, load_dense_model, load_image_processor
 from ..model.shapes import layout_of
 from ..model.towers import compressed_part, takes_only_images
+from ..publish.saved import save_beside_program
 from ..runtime.outputs import Output, reserved
 from .export_formats import IMAGES, UNMASKED, Format, load_program, program_files, require_format, trace
 from .export_report import ExportReport, ExportResult, Port
@@ -49,8 +50,9 @@ def export_model(
 
     The program computes in float32, whatever the model's dtype, and takes any number of images. It is run in its
     runtime on one and on several images, and kept only if every output is within `tolerance` of PyTorch's. The folder
-    also gets the image processor, the config of the dense architecture (labels, image size), the `export.json` of
-    transformers, and `export_report.json`, which names inputs and outputs. The program does not need this package. If a
+    also gets what lies beside the model (image processor, tokenizer, licence; outside the model's folder recipe, plan
+    and report, too), the config of the dense architecture (labels, image size), the `export.json` of transformers, and
+    `export_report.json`, which names inputs and outputs. The program does not need this package. If a
     model takes more than images, such as CLIP, the part that was compressed is exported.
 
     Args:
@@ -99,6 +101,9 @@ def _exported(
         )
     fit = fit_for(ours, _image_processor(model, whole), size)
     with output.replaced() as staging:
+        inside = isinstance(model, str | Path) and Path(model).resolve() in output.path.parents
+        save_beside_program(staging, whole, record=not inside)
+        # After that: its image processor is the one that makes images of the program's size.
         report = _export(ours, chosen, staging, tolerance, fit)
     if theirs is None:
         return ExportResult(output.path, report)

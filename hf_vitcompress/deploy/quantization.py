@@ -14,12 +14,13 @@ from ..architectures.running import attention_implementations
 from ..errors import QuantizationError, one_line
 from ..evaluation.costs import Costs, count_costs
 from ..model.assembly import is_factored
+from ..model.companions import give_companions
 from ..model.loading import check_model, load_model
 from ..model.towers import compressed_part
 from ..publish.cards import write_card
-from ..publish.record import restored_companions
+from ..publish.saved import files_at_hand, used_companions
 from ..report.report import REPORT_FILE, CompressionReport
-from ..runtime.weights import model_digest
+from ..runtime.weights import folder_digest, model_digest
 
 SCHEMES = {
     "int8_weight_only": "Int8WeightOnlyConfig",
@@ -36,11 +37,13 @@ class QuantizationRecord:
         scheme: one of `SCHEMES`.
         costs: costs of the quantized model. Measurements of the model before quantization are dropped.
         weights: digest of the quantized weights.
+        changed: whether the model was changed between its compression and its quantization, for instance by training.
     """
 
     scheme: str
     costs: Costs
     weights: str
+    changed: bool = False
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Renew the report in `folder`, and the card made of it."""
@@ -48,7 +51,8 @@ class QuantizationRecord:
         known = replace(before, evaluation=None, latency=[])
         # As many multiplications as before, of images of the size that was calibrated with.
         costs = replace(self.costs, macs=known.compressed.macs)
-        report = replace(known, compressed=costs, quantization=self.scheme, weights=self.weights)
+        report = replace(known, compressed=costs, quantization=self.scheme)
+        report = report.beside(self.weights) if self.changed else replace(report, weights=self.weights).beside(None)
         report.save(folder)
         write_card(folder, report)
 
@@ -65,8 +69,9 @@ def quantize(
         accelerator: places a model that this function loads on its device.
 
     Returns:
-        a model of the same class, in evaluation mode. For a compressed model, `save_pretrained` also writes image
-        processor, recipe, plan and report; `from_pretrained` loads it wherever torchao is installed.
+        a model of the same class, in evaluation mode. `save_pretrained` also writes what lies beside `model`: image
+        processor, tokenizer, licence, and of a compressed model recipe, plan and report. `from_pretrained` loads it
+        wherever torchao is installed.
 
     Raises:
         QuantizationError: the scheme is unknown, torchao is missing, or the folder is quantized already.
@@ -78,10 +83,9 @@ def quantize(
     check_model(model)
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        if is_factored(model) and not model.companions:
-            for companion in restored_companions(model):
-                companion.save_pretrained(folder)
         quantized = _load_quantized(folder, scheme, quantization_config, accelerator)
+    if not is_factored(model):
+        give_companions(quantized, used_companions(model))
     quantized.set_attn_implementation(attention_implementations(model))
     quantized.name_or_path = quantized.config.name_or_path = model.config.name_or_path
     return cast(Any, quantized).to(model.device)
@@ -106,10 +110,15 @@ def _load_quantized(
 ) -> PreTrainedModel:
     """The folder or Hub repository `name`, quantized while it is loaded."""
     model = load_model(name, accelerator, quantization_config)
-    if is_factored(model):
-        companions = restored_companions(model)
-        if any(REPORT_FILE in getattr(companion, "files", ()) for companion in companions):
-            costs = count_costs(compressed_part(model, model).model)  # what the report's other figures are of
-            companions.append(QuantizationRecord(scheme, costs, model_digest(model)))
-        cast(Any, model).companions = companions
+    if not is_factored(model):
+        give_companions(model, used_companions(model))
+        return model
+    files = files_at_hand(model)
+    cast(Any, model).companions = [*files]
+    for content in (saved.files[REPORT_FILE] for saved in files if REPORT_FILE in saved.files):
+        before = CompressionReport.parse(content)
+        now = folder_digest(name) if Path(name).is_dir() else before.later_weights
+        costs = count_costs(compressed_part(model, model).model)  # what the report's other figures are of
+        changed = before.beside(now).later_weights is not None
+        cast(Any, model).companions.append(QuantizationRecord(scheme, costs, model_digest(model), changed))
     return model

@@ -86,7 +86,7 @@ def model_outputs(
     outputs, labels, model = [], [], subject.model
     with without_dropout(model):
         for batch in batches:
-            with passing(model, batch.pixel_values), torch.inference_mode(), autocast(model.device, precision):
+            with passing(model, batch.pixel_values), torch.inference_mode(), autocast(model, precision):
                 terms = thinned(outputs_of(subject, batch.pixel_values, batch.inputs), VALUES_PER_IMAGE)
             outputs.append([term.cpu() for term in terms])
             if batch.labels is not None:

@@ -1,5 +1,6 @@
 """A dense model's outputs on some images, to hold compressed ones against."""
 
+import itertools
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..images.images import Batch, ImageSource
 from ..runtime.devices import resolve_precision
 from ..runtime.distributed import gather_objects, gather_rows, local_work, mean_over_processes, own_share, sum_numbers
 from ..runtime.run import Run
+from .checks import check_same_form
 from .evaluation import Outputs, divergences, model_outputs, predictions
 from .intervals import wilson_interval
 from .labels import FEWEST, guessing, is_guessing
@@ -72,6 +74,16 @@ class Reference:
     def classes(self) -> bool:
         """Whether every image has one class."""
         return is_classifier(self.subject.model)
+
+    def check_form(self, model: PreTrainedModel) -> None:
+        """Run a model on the first batch, if this process has one.
+
+        Raises:
+            ConfigError: its outputs have another form than the dense model's.
+        """
+        for batch in itertools.islice(self.batches, 1):
+            ours = model_outputs(self.subject.like(model), [batch], self.precision)[0]
+            check_same_form(ours[0], self.outputs[0])
 
     def outputs_of(self, model: PreTrainedModel) -> Outputs:
         """What a compressed form of the dense model says about the same images."""

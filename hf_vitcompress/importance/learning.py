@@ -141,7 +141,7 @@ class GateLearner(Learner[GatePoint]):
         """Sum of the images' losses."""
         model, device = self.model, self.model.device
         pixel_values = augment(batch.pixel_values, draws, self.config.augmentation)
-        with autocast(device, self.precision):
+        with autocast(model, self.precision):
             with torch.no_grad(), gates_off(model):
                 target = outputs_of(self.subject, pixel_values, batch.inputs)
             output = outputs_of(self.subject, pixel_values, batch.inputs)

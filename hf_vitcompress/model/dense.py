@@ -1,5 +1,6 @@
 """A compressed model → the dense model that computes the same."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from ..architectures.layers import head_dim
 from ..errors import UnsupportedModelError
 from .assembly import empty_model
+from .companions import beside_dense, companions_of, give_companions
 from .loading import check_model
 from .shapes import attentions_of, linear_names, shapes_of, value_head_dim
 
@@ -24,7 +26,8 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
 
     Returns:
         a model of the dense class that shares no memory with `model`, on its device, in its dtype and mode. It has the
-        original number of parameters, and its outputs are equal up to rounding.
+        original number of parameters, and its outputs are equal up to rounding. `save_pretrained` writes image
+        processor, tokenizer and licence beside it, as far as `model` has them.
 
     Raises:
         UnsupportedModelError: the model is quantized or has adapters, or a tensor does not fit into the dense model.
@@ -32,6 +35,9 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     check_model(model)
     dense = empty_model(model, {})
     dense.load_state_dict(dense_state_dict(model.state_dict(), dense), assign=True)
+    if getattr(model, "generation_config", None) is not None:
+        dense.generation_config = copy.deepcopy(model.generation_config)
+    give_companions(dense, beside_dense(companions_of(model)))
     return cast(Any, dense).to(model.device).train(model.training)
 
 

@@ -1,6 +1,7 @@
 """Opening what is to be compressed."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..architectures.subject import Subject
 from ..runtime.random_state import independent_of_caller
 from .as_built import check_as_built
 from .loading import load_dense_model, load_image_processor
+from .stored import stored_dtype
 from .towers import check_takes_images, part_of
 
 
@@ -37,6 +39,7 @@ def open_subject(
     if any(parameter.is_inference() for parameter in dense.parameters()):
         dense = copy.deepcopy(dense)  # nothing can be differentiated by weights made under torch.inference_mode
     processor = image_processor if image_processor is not None else load_image_processor(dense)
+    stored = stored_dtype(model) if isinstance(model, str | Path) else None
     if target is None:
         check_takes_images(dense)
         subject = Subject.alone(dense, processor)
@@ -44,4 +47,4 @@ def open_subject(
         subject = part_of(dense, target, processor)
     check_class(dense)
     check_as_built(dense)
-    return subject
+    return replace(subject, stored=stored)

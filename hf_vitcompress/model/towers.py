@@ -74,6 +74,8 @@ def put_back(subject: Subject, small: PreTrainedModel) -> PreTrainedModel:
     state = {f"{subject.name}.{key}": tensor.detach() for key, tensor in small.state_dict().items()}
     whole: Any = assembled(subject.whole, layers, state, target=subject.name)
     processor = load_processor(subject.whole)
+    if subject.processor is not None and hasattr(processor, "image_processor"):
+        processor.image_processor = subject.processor  # one that was given goes before the one beside the model
     whole.companions = [*cast(Any, small).companions, *([] if processor is None else [processor])]
     return whole
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from ..architectures.layers import linear_layer
 from ..model.assembly import assembled
 from ..runtime.distributed import from_owner
 from .groups.base import LayerGroup
@@ -20,7 +21,7 @@ def build_model(
 ) -> PreTrainedModel:
     """The `Factored…` counterpart of `model` with the plan's shapes.
 
-    It has the device, dtype, mode and attention implementation of `model`.
+    It has the device, mode and attention implementation of `model`, and of each layer the dtype.
 
     Args:
         groups: solved, those of the plan among them.
@@ -30,7 +31,8 @@ def build_model(
     """
     state = {}
     for group in groups:
+        dtype = linear_layer(model, group.layers[0].name).weight.dtype
         for name, tensor in group.tensors(plan.shapes_of(group)).items():
-            own = tensor.detach().to(device=model.device, dtype=model.dtype, copy=True).contiguous()
+            own = tensor.detach().to(device=model.device, dtype=dtype, copy=True).contiguous()
             state[name] = own if accelerator is None else from_owner(accelerator, own, 0)
     return assembled(model, plan.layers, state, share_memory)

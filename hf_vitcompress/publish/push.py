@@ -21,8 +21,8 @@ from .cards import write_card
 from .cards.merging import own_text, renewed
 from .files import checked_folder, link_files, resharded
 from .names import is_inside, left_out, published_files
-from .record import restored_companions
 from .retries import CLIENT_ERRORS, CONFLICTS, explained, is_transient, persistently, status_of
+from .saved import restored_companions
 
 LARGEST_SHARD = "50GB"
 
@@ -67,11 +67,10 @@ def push_model(
     }
     if getattr(model, "_hf_peft_config_loaded", False):
         return PushToHubMixin.push_to_hub(model, repo_id, **settings)  # type: ignore[return-value]
-    if not model.companions:
-        try:
-            model.companions = restored_companions(model)  # type: ignore[assignment]
-        except CLIENT_ERRORS as error:
-            raise PublishError(explained(error, repo_id, "the model")) from error
+    try:
+        model.companions = restored_companions(model)  # type: ignore[assignment]
+    except CLIENT_ERRORS as error:
+        raise PublishError(explained(error, repo_id, "the model")) from error
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size or LARGEST_SHARD)
         return push_folder(folder, repo_id, **settings)
@@ -227,7 +226,10 @@ class _Push:
             remote = Card.load(file)
         try:
             if REPORT_FILE not in self.files:
-                raise ReportError(f"There is no {REPORT_FILE} in {str(self.root)!r}: it was not made by compress.")
+                raise ReportError(
+                    f"There is no {REPORT_FILE} in {str(self.root)!r}: it was not made by compress. If it was trained "
+                    "from a model that was, copy that model's files compression_* into it and push it again."
+                )
             report = CompressionReport.load(self.files[REPORT_FILE].parent)
         except ReportError as error:
             logger.warning(f"{self.repo} is published without a card of ours. {error}")

@@ -1,27 +1,15 @@
-"""The files beside a compressed model that explain it and make it again."""
+"""The report and card of a compressed model, renewed for the weights that they are saved with."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, model_info
-from huggingface_hub.errors import RepositoryNotFoundError
-from transformers import PreTrainedModel
-from transformers.utils import logging
-
 from ..config import CompressionConfig
-from ..model.loading import load_image_processor
-from ..modeling_factored import CARD_FILE
 from ..planning.plan import CompressionPlan
-from ..report.provenance import is_repo_id
-from ..report.report import REPORT_FILE, CompressionReport
+from ..report.report import CompressionReport
+from ..runtime.weights import folder_digest
 from .cards import write_card
-from .names import PLAN_FILE, RECIPE_FILE, RECORD_FILES, files_within, goes_along
-from .retries import persistently
-
-logger = logging.get_logger(__name__)
+from .names import PLAN_FILE, RECIPE_FILE
 
 
 @dataclass
@@ -34,61 +22,22 @@ class CompressionRecord:
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write all of it into `folder`, which holds the model."""
+        self.save_without_card(folder)
+        write_card(folder)
+
+    def save_without_card(self, folder: str | Path) -> None:
+        """Write it into a folder that may hold the model in another form."""
         self.config.save(Path(folder) / RECIPE_FILE)
         self.plan.save(Path(folder) / PLAN_FILE)
-        self.report.save(folder)
-        write_card(folder, self.report)
+        self.report.beside(folder_digest(folder)).save(folder)
+
+    def beside_dense(self) -> None:
+        """Nothing of it goes with the dense form of the model."""
 
 
-class SavedFiles:
-    """Files that are saved with a model; a card among them is renewed for the weights of the new folder."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-
-    @classmethod
-    def of(cls, folder: str | Path, wanted: Callable[[str], object] = RECORD_FILES.__contains__) -> "SavedFiles":
-        """The files of a folder with wanted names; see `names.files_within`."""
-        return cls({name: path.read_bytes() for name, path in files_within(Path(folder), wanted).items()})
-
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        """Write them into `folder`, which holds the model; a card that is there is kept, except for our part of it."""
-        for name, content in self.files.items():
-            if name != CARD_FILE or not (Path(folder) / CARD_FILE).exists():
-                (Path(folder) / name).parent.mkdir(exist_ok=True)
-                (Path(folder) / name).write_bytes(content)
-        if REPORT_FILE in self.files:
-            write_card(folder)
-
-
-def lies_beside(name: str) -> bool:
-    """Whether a file of that name goes along with a model that is saved elsewhere."""
-    return name == CARD_FILE or goes_along(name)
-
-
-def restored_companions(model: PreTrainedModel) -> list[Any]:
-    """The files beside the checkpoint that a model was loaded from, a folder or a Hub repository."""
-    name = str(model.config.name_or_path or "")
-    saved = SavedFiles({})
-    if is_repo_id(name):
-        saved = _from_hub(name)
-    elif name and Path(name).is_dir():
-        saved = SavedFiles.of(name, lies_beside)
-    processor = load_image_processor(model)
-    return [*([saved] if saved.files else []), *([] if processor is None else [processor])]
-
-
-def _from_hub(name: str) -> SavedFiles:
-    """Files of a repository; none where that is gone, or was a folder that is.
-
-    One by one, because `snapshot_download` is content with what the cache has when the Hub does not answer.
-    """
-    try:
-        info = persistently(lambda: model_info(name))
-    except RepositoryNotFoundError:
-        logger.warning(f"There is no {name!r} any more: what lay beside the model there does not go along.")
-        return SavedFiles({})
-    present = [sibling.rfilename for sibling in info.siblings or []]
-    names = [file for file in present if lies_beside(file)]
-    download = partial(hf_hub_download, name, revision=info.sha)
-    return SavedFiles({file: Path(persistently(partial(download, file))).read_bytes() for file in names})
+def renew_record(folder: str | Path, report: CompressionReport) -> None:
+    """Let the report in a folder, and the card, say whether its weights are those that the compression ended with."""
+    now = report.beside(folder_digest(folder))
+    if now != report:
+        now.save(folder)
+    write_card(folder)

@@ -28,6 +28,7 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
     "model": re.compile(r"[A-Za-z_]\w{0,127}", re.ASCII),
     "quantization": re.compile(r"\w{1,64}", re.ASCII),
     "weights": re.compile(r"[0-9a-f]{0,128}"),
+    "later_weights": re.compile(r"[0-9a-f]{0,128}"),
     "origin.base_model": REPOSITORY,
     "origin.license": LICENSE,
     "origin.license_name": LICENSE_NAME,

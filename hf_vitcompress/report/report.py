@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,8 @@ class CompressionReport:
         calibration_split: split of it that was used; `None` if it has only one.
         environment: hardware and software of the compression.
         weights: digest of the compressed model's weights, see `runtime.weights.model_digest`.
+        later_weights: digest of those that the report lies beside, where they were changed after the compression, for
+            instance by training.
         quantization: scheme of a later quantization; `None` if the weights are not quantized.
         evaluation: the evaluation of the compressed model; `None` until it is measured.
         latency: measured latencies, one for each batch size; empty until they are measured.
@@ -83,6 +85,7 @@ class CompressionReport:
     calibration_split: str | None = None
     environment: Environment | None = None
     weights: str | None = None
+    later_weights: str | None = None
     quantization: str | None = None
     evaluation: Evaluation | None = None
     latency: list[Latency] = field(default_factory=list)
@@ -126,9 +129,22 @@ class CompressionReport:
         target = self.settings.get("target")
         return self.model if target is None else f"{self.model}, its {target}"
 
+    @property
+    def judgement(self) -> Evaluation | None:
+        """The evaluation, if it is of the weights that the report lies beside."""
+        judged = self.evaluation
+        if judged is None or self.later_weights is None or judged.weights == self.later_weights:
+            return judged
+        return None
+
+    def beside(self, weights: str | None) -> "CompressionReport":
+        """The report as it lies beside weights of this digest; `None` where that is not known."""
+        changed = None not in (weights, self.weights) and weights != self.weights
+        return replace(self, later_weights=weights if changed else None)
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The rows of the before/after table: quantity, dense, compressed, change."""
-        rows = comparison_rows(self.dense, self.compressed, None, None, self.evaluation, self.latency)
+        rows = comparison_rows(self.dense, self.compressed, None, None, self.judgement, self.latency)
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
             rows.append((name, "0", loss_text(self.predicted_loss, self.predicted_interval), ""))
@@ -146,7 +162,8 @@ class CompressionReport:
     def to_markdown(self) -> str:
         """The before/after table and the table of parts."""
         shown = for_markdown(self)
-        lines = ["| | dense | compressed | change |", "|---|---|---|---|"]
+        lines = [] if self.later_weights is None else [_changed(self), ""]
+        lines += ["| | dense | compressed | change |", "|---|---|---|---|"]
         lines += [f"| {' | '.join(row)} |" for row in shown.rows()]
         lines += ["", "| part | role | what is left | parameters kept | predicted loss |", "|---|---|---|---|---|"]
         lines += [
@@ -167,21 +184,35 @@ class CompressionReport:
         Raises:
             ReportError: the file does not exist, or it is damaged.
         """
-        from pydantic import TypeAdapter, ValidationError
-
         path = Path(folder) / REPORT_FILE
         if not path.is_file():
             raise ReportError(f"There is no {REPORT_FILE} in {str(folder)!r}: it was not made by compress.")
         try:
             if path.stat().st_size > LARGEST_FILE:
                 raise _damaged(path, f"it has more than {format_bytes(LARGEST_FILE)}")
-            report = TypeAdapter(cls).validate_json(path.read_bytes())
+            content = path.read_bytes()
+        except OSError as error:
+            raise ReportError(f"{str(path)!r} cannot be read: {error}.") from error
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: bytes, path: Path = Path(REPORT_FILE)) -> "CompressionReport":
+        """The report of a file's content.
+
+        Args:
+            path: what an error calls the file.
+
+        Raises:
+            ReportError: it is damaged.
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            report = TypeAdapter(cls).validate_json(content)
         except ValidationError as error:
             first = error.errors()[0]
             place = printable(".".join(map(str, first["loc"])))
             raise _damaged(path, f"{place + ': ' if place else ''}{first['msg']}") from error
-        except OSError as error:
-            raise ReportError(f"{str(path)!r} cannot be read: {error}.") from error
         if (problem := problem_of(report) or _gaps(report)) is not None:
             raise _damaged(path, problem)
         return report
@@ -239,6 +270,15 @@ def _without_infinities(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_infinities(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _changed(report: CompressionReport) -> str:
+    """What the figures of a model are of that was changed after its compression."""
+    unknown = "" if report.judgement is not None else " What it is worth now was not measured."
+    return (
+        f"The weights were changed after the compression, for instance by training: losses are of before.{unknown} "
+        "`vitcompress evaluate FOLDER --data … --against … --update-card` measures it."
+    )
 
 
 def group_reports(planner: Planner, plan: CompressionPlan) -> list[GroupReport]:

@@ -3,12 +3,22 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import torch
 
 from ..config import Precision
 from ..errors import ConfigError, shown
+
+
+class Placed(Protocol):
+    """What lies on a device and has a type, as models and tensors do."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 def check_precision(precision: str) -> None:
@@ -35,9 +45,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "float32"
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Forward passes in bfloat16 where `precision` says so; weights stay as they are."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+def autocast(model: Placed, precision: str) -> torch.autocast:
+    """Forward passes in bfloat16 where `precision` says so; weights stay as they are.
+
+    A model whose own weights are of another type than float32 computes in that.
+    """
+    wanted = precision == "bfloat16" and model.dtype == torch.float32
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=wanted)
 
 
 _switch = threading.RLock()

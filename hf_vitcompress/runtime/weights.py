@@ -51,8 +51,10 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Digest of a tensor's type, shape and values."""
+    """Digest of a tensor's type, shape and values; numbers of 16 bits count as the same ones in float32."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        flat = flat.float()
     hashed = hashlib.sha256(f"{flat.dtype} {tuple(tensor.shape)}".encode())
     hashed.update(flat.view(torch.uint8).numpy().data)
     return hashed.hexdigest()
@@ -87,6 +89,12 @@ def stored_sizes(files: Iterable[Path]) -> list[int]:
 
 def stored_dtypes(folder: str | Path) -> list[str]:
     """Names of the types the weights of a folder are stored in, the one of the most values first."""
+    counts = dtype_counts(folder)
+    return sorted(counts, key=lambda kind: -counts[kind])
+
+
+def dtype_counts(folder: str | Path) -> dict[str, int]:
+    """How many values the safetensors files of a folder hold, by the name of their type."""
     counts: dict[str, int] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
@@ -94,4 +102,4 @@ def stored_dtypes(folder: str | Path) -> list[str]:
                 stored = file.get_slice(name)
                 kind = stored.get_dtype()
                 counts[kind] = counts.get(kind, 0) + math.prod(stored.get_shape())
-    return sorted(counts, key=lambda kind: -counts[kind])
+    return counts

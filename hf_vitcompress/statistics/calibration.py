@@ -239,16 +239,15 @@ class _Passes:
         inputs = subject_inputs(self.subject, batch.pixel_values, batch.inputs)
         self.observer.mask, self.observer.sampler.batch = inputs.get("pixel_attention_mask"), batch.index
         pixel_values = inputs["pixel_values"]
-        precision = self.precision if pixel_values.dtype == torch.float32 else "float32"  # else the weights' own
         if not config.needs_gradients:
-            with torch.no_grad(), autocast(pixel_values.device, precision):
+            with torch.no_grad(), autocast(pixel_values, self.precision):
                 model(**inputs)
             self.observer.finish_batch()
             return
         probes = 1 if config.calibration_loss == "task" else config.fisher_probes
         pixel_values.requires_grad_(True)
         with torch.enable_grad():
-            with autocast(pixel_values.device, precision):
+            with autocast(pixel_values, self.precision):
                 losses = self._losses(inputs, batch)
             for probe, loss in enumerate(losses, start=1):
                 torch.autograd.grad(loss, pixel_values, retain_graph=probe < probes)

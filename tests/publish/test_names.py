@@ -11,7 +11,7 @@ from hf_vitcompress.errors import PublishError
 from hf_vitcompress.publish.cards import write_card
 from hf_vitcompress.publish.names import goes_along, left_out, published_files
 from hf_vitcompress.publish.push import push_folder
-from hf_vitcompress.publish.record import restored_companions
+from hf_vitcompress.publish.saved import restored_companions
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.published import PUBLISHED, TELL_TALE, contents
 from support.pushing import load

@@ -47,7 +47,8 @@ def test_trained_weights_renew_weights_and_figures(hub: FakeHub, made: Made) -> 
         trained.classifier.bias += 1
     trained.push_to_hub("me/x")
     card = card_of(hub.files("me/x"))
-    assert pushes(hub)[0].changed() == ["README.md", "model.safetensors"]
+    changed = ["README.md", "compression_report.json", "compression_report.md", "model.safetensors"]
+    assert pushes(hub)[0].changed() == changed
     assert "Afterwards the weights were changed" in card.text
     assert "model-index" not in card.metadata
     assert card.text.startswith("above")

@@ -1,6 +1,7 @@
 """What is saved beside a model, and goes with it wherever it goes."""
 
 import copy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,10 +10,10 @@ import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hf_vitcompress import CompressionConfig, CompressionPlan, CompressionReport
-from hf_vitcompress.errors import ReportError
 from hf_vitcompress.publish import retries
 from hf_vitcompress.publish.names import PLAN_FILE, RECIPE_FILE
-from hf_vitcompress.publish.record import SavedFiles, lies_beside, restored_companions
+from hf_vitcompress.publish.saved import SavedFiles, lies_beside, restored_companions
+from support.digits import identical
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.published import PUBLISHED, Made, block_count, contents
 
@@ -109,12 +110,14 @@ def test_a_folder_with_weights_alone_gives_none(vit: PreTrainedModel, tmp_path: 
     assert restored_companions(load(tmp_path)) == []
 
 
-def test_a_damaged_report_is_named_when_it_is_to_be_saved(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_report_is_named_and_the_weights_are_saved(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "compression_report.json").write_text('{"model": 3')
     model = load(folder)
-    model.companions = restored_companions(model)
-    with pytest.raises(ReportError, match=r"compression_report\.json.*is damaged"):
-        model.save_pretrained(tmp_path / "copy")
+    model.save_pretrained(tmp_path / "copy")
+    assert "'compression_report.json' is damaged" in caplog.text
+    assert identical(load(tmp_path / "copy"), model)
 
 
 def test_files_without_a_report_are_copied_as_they_are(tmp_path: Path) -> None:
@@ -146,7 +149,14 @@ def test_from_a_repository_that_is_gone_nothing_goes_along(
     assert "no 'me/x' any more" in caplog.text
 
 
-def test_from_a_folder_that_is_gone_nothing_goes_along(
+def test_from_a_folder_that_is_gone_what_was_read_goes_along(folder: Path, tmp_path: Path) -> None:
+    model, before = load(folder), contents(folder)
+    shutil.rmtree(folder)
+    model.save_pretrained(tmp_path / "copy")
+    assert contents(tmp_path / "copy") == before
+
+
+def test_from_a_folder_that_was_gone_before_nothing_goes_along(
     hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A relative path looks like the name of a repository."""
@@ -155,6 +165,7 @@ def test_from_a_folder_that_is_gone_nothing_goes_along(
     folder.rename("runs/small")
     model = load("runs/small")
     Path("runs").rename("elsewhere")
+    model.companions = []
     assert restored_companions(model) == []
 
 

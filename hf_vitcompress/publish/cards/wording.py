@@ -133,7 +133,10 @@ def making(subject: CardSubject) -> list[str]:
             f"{loss_text(done.loss_after)}{unit}."
         )
     if not subject.same_weights:
-        sentences.append("Afterwards the weights were changed, for instance trained further or stored otherwise.")
+        sentences.append(
+            "Afterwards the weights were changed, for instance trained further or stored otherwise: losses that are "
+            "given here are of before."
+        )
     if report.seconds:
         spent = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report.seconds.items())
         sentences.append(f"Seconds: {spent}.")
@@ -154,7 +157,10 @@ def limits(subject: CardSubject) -> list[str]:
     report, judged = subject.report, subject.evaluation
     sentences = []
     if judged is None and report.evaluation is not None:
-        sentences.append("The accuracy that the report gives is of other weights than these; that of these is unknown.")
+        sentences.append(
+            "The accuracy that the report gives is of other weights than these; that of these is unknown until "
+            "`vitcompress evaluate … --update-card` has judged them."
+        )
     elif judged is None and subject.auto_class != CLASSIFIER:
         sentences.append("How far its outputs are from those of the dense model was not measured.")
     elif judged is None:

@@ -36,6 +36,8 @@ from support.training import (
     weights_of,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore::hf_vitcompress.errors.BudgetWarning")  # heads come whole
+
 SMALL = tiny_config(num_hidden_layers=1, hidden_size=16, intermediate_size=24, num_attention_heads=2)
 CONFIG = CompressionConfig.preset(
     "vtp",

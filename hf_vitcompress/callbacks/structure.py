@@ -14,6 +14,7 @@ from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..evaluation.reference import check_classes
 from ..images.sources import open_images
+from ..importance.gates import gates_of
 from ..model.as_built import check_as_built
 from ..model.assembly import empty_model, is_factored
 from ..model.dense import to_dense
@@ -74,8 +75,9 @@ class StructureCallback(TrainerLink):
         if self.output_dir is not None:
             check_renewable(self.output_dir)
         check_model(trainer.model)
-        if not is_factored(trainer.model):  # type: ignore[arg-type]
-            check_as_built(trainer.model)  # type: ignore[arg-type]
+        model: Any = trainer.model
+        if not (is_factored(model) or gates_of(model)):  # scores are folded before the model is compressed
+            check_as_built(model)
         super().meet(trainer)
         self._roles = {}
         follow_layout(self.model)

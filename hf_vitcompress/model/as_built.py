@@ -36,6 +36,7 @@ LEFT_OVERS: dict[str, str] = {
     r"(.+)\.(\w+)_u": "{0} has a spectral norm: call torch.nn.utils.remove_spectral_norm(module, {1!r})",
     r"(.+?)\.(?:base_layer|lora_\w+|hada_\w+|lokr_\w+|oft_\w+)\b.*": "{0} is that of an adapter: give what "
     "`merge_and_unload` of PEFT makes of the model",
+    r"(.+)\.importance": "{0} has learned scores: call hf_vitcompress.importance.gates.fold_gates(model)",
     r"(.+?)\._orig_mod\..*": "{0} is compiled: give the model as it was before torch.compile",
 }
 """By the name of a tensor that the config does not build: what it was left by, and how it is undone."""

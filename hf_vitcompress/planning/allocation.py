@@ -89,14 +89,18 @@ def make_plan(
 
 
 def _missed(budget: Budget, reached: int, allocation: Allocation, rank_multiple: int) -> str:
-    """By how much, and why."""
+    """By how much, why, and what comes nearer."""
     kept, asked = (count / budget.original for count in (reached, budget.limit))
+    causes = {}
+    if rank_multiple > 1:
+        causes[f"ranks and widths are multiples of rank_multiple={rank_multiple}"] = "a smaller rank_multiple"
+    if allocation == "uniform":
+        causes["every group gets the same share"] = 'allocation="greedy"'
+    why = " and ".join(causes) or "each rank or width is a large part of this model"
+    remedy = f" To come nearer, use {' or '.join(causes.values())}." if causes else ""
     return (
         f"The nearest plan below the budget has {reached:,} {budget.unit}, {1 - reached / budget.limit:.1%} fewer than "
-        f"the {budget.limit:,} asked for (it keeps {kept:.4f} of the original, not {asked:.4f}), because ranks and "
-        f"widths are multiples of rank_multiple={rank_multiple}"
-        f"{' and every group gets the same share' if allocation == 'uniform' else ''}. A smaller rank_multiple comes "
-        "nearer."
+        f"the {budget.limit:,} asked for (it keeps {kept:.4f} of the original, not {asked:.4f}), because {why}.{remedy}"
     )
 
 

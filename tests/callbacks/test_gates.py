@@ -28,6 +28,8 @@ from support.training import (
     weights_of,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore::hf_vitcompress.errors.BudgetWarning")  # heads come whole
+
 SAVING = {"save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1, "lr_scheduler_type": "cosine"}
 
 

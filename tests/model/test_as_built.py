@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from transformers import PreTrainedModel, ViTForImageClassification
 
+from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.errors import UnsupportedModelError
+from hf_vitcompress.importance.gates import attach_gates
 from hf_vitcompress.model.as_built import check_as_built
 from support.models import seeded, tiny_config
 
@@ -165,6 +167,10 @@ def adapted(model: PreTrainedModel) -> None:
     inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), model)
 
 
+def scored(model: PreTrainedModel) -> None:
+    attach_gates(model, CompressionConfig(criterion="gates"))
+
+
 def compiled_inside(model: PreTrainedModel) -> None:
     model.vit = torch.compile(model.vit, backend="eager")
 
@@ -176,6 +182,7 @@ def compiled_inside(model: PreTrainedModel) -> None:
         (normed, r"classifier is parametrized: call .*remove_parametrizations\(module, 'weight'\)"),
         (spectral, r"classifier has a spectral norm: call torch.nn.utils.remove_spectral_norm"),
         (adapted, r"q_proj is that of an adapter: give what `merge_and_unload`"),
+        (scored, r"layers\.0\..* has learned scores: call hf_vitcompress\.importance\.gates\.fold_gates"),
         (compiled_inside, r"vit is compiled: give the model as it was before torch.compile"),
     ],
 )

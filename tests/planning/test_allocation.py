@@ -178,7 +178,8 @@ def test_a_budget_is_met_or_its_nearest_plan_is_given_with_a_warning(allocation:
         assert [warning.category for warning in caught] == ([] if near else [BudgetWarning])
         for warning in caught:
             assert f"has {spent:,} params, {1 - spent / bound.limit:.1%} fewer than" in str(warning.message)
-            assert f"rank_multiple={multiple}" in str(warning.message)
+            assert (f"rank_multiple={multiple}" in str(warning.message)) == (multiple > 1)
+            assert ('allocation="greedy"' in str(warning.message)) == (allocation == "uniform")
     assert met >= (80 if multiple == 1 and allocation == "greedy" else 5)
 
 

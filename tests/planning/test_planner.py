@@ -40,7 +40,7 @@ def test_budgets_are_kept_and_spent(method: str, unit: str, allocation: str) -> 
     for share in SHARES:
         limit = int(share * full)
         config = config_of(**METHODS[method], allocation=allocation, rank_multiple=1, **{unit: limit})
-        cost = built_costs(ready, ready.plan(config))[unit == "max_macs"]
+        cost = built_costs(ready, ready.plan(config, exact=False))[unit == "max_macs"]
         assert cost <= limit
         gaps.append((limit - cost) / full)
     assert max(gaps) < 0.1

@@ -11,6 +11,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from hf_vitcompress.cli import app
+from hf_vitcompress.cli.recipe import PANELS
 from hf_vitcompress.config import GROUPS, fields_of
 from hf_vitcompress.report.tables import markdown_table
 
@@ -73,11 +74,11 @@ def recipe_flags() -> list[str]:
 
 def _recipe() -> list[Any]:
     """Its flags stand in panels of their own."""
-    return [p for p in typer.main.get_command(app).commands[RECIPE_COMMAND].params if _panel(p)]
+    return [p for p in typer.main.get_command(app).commands[RECIPE_COMMAND].params if _panel(p) in PANELS]
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
-    own = [parameter for parameter in command.params if not _panel(parameter)]
+    own = [parameter for parameter in command.params if _panel(parameter) not in PANELS]
     arguments = " ".join(p.metavar for p in own if p.param_type_name == "argument")
     yield f"## vitcompress {name}"
     yield f"```text\nvitcompress {name} {arguments} [FLAGS]\n```"

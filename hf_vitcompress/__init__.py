@@ -1,30 +1,18 @@
 """Compress Vision Transformers of `transformers`, and get `transformers` models back.
 
-Importing the package registers the `Factored…` classes with the Auto classes; everything else is loaded on first use.
+Importing the package lets the Auto classes know the `Factored…` classes; everything else is loaded on first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .starting import end_quietly_on_interruption, is_command_line, unfit_libraries
-
-if is_command_line():
-    end_quietly_on_interruption()  # before the imports that take seconds
-
-try:
-    from . import modeling_factored
-except ImportError as error:
-    if (unfit := unfit_libraries(error)) is None:
-        raise
-    raise unfit from error
-from .architectures.registration import MODEL_TYPES, register
-from .layers_factored import Attention, FactoredLinear
-from .model_methods import PackageModelMixin
+from .starting import is_command_line, naming_unfit_libraries, start_command_line
 from .version import __version__
 
 if TYPE_CHECKING:
     from .architectures.families import Family, register_family
     from .architectures.outputs import register_reader
+    from .architectures.registration import register
     from .callbacks import (
         CompressionCallback,
         CompressionMetricsCallback,
@@ -36,6 +24,7 @@ if TYPE_CHECKING:
     from .deploy.export import export_model
     from .deploy.quantization import quantize
     from .evaluation.evaluation import Evaluation, evaluate_model
+    from .layers_factored import Attention, FactoredLinear
     from .model.dense import to_dense
     from .planning.plan import CompressionPlan
     from .publish.push import push_folder
@@ -43,12 +32,14 @@ if TYPE_CHECKING:
     from .statistics.statistics import Statistics
 
 _HOME = {
+    "Attention": "layers_factored",
     "CompressionCallback": "callbacks",
     "CompressionConfig": "config",
     "CompressionMetricsCallback": "callbacks",
     "CompressionPlan": "planning.plan",
     "CompressionReport": "report.report",
     "Evaluation": "evaluation.evaluation",
+    "FactoredLinear": "layers_factored",
     "Family": "architectures.families",
     "ImportanceGateCallback": "callbacks",
     "ProgressiveCompressionCallback": "callbacks",
@@ -57,6 +48,7 @@ _HOME = {
     "evaluate_model": "evaluation.evaluation",
     "export_model": "deploy.export",
     "push_folder": "publish.push",
+    "register": "architectures.registration",
     "register_family": "architectures.families",
     "register_reader": "architectures.outputs",
     "quantize": "deploy.quantization",
@@ -91,7 +83,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        with naming_unfit_libraries():
+            return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -100,5 +93,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-modeling_factored.model_mixin = PackageModelMixin
-register(*MODEL_TYPES)
+if is_command_line():
+    start_command_line()  # before the imports that take seconds; `--help` needs none of them
+else:
+    with naming_unfit_libraries():
+        from .auto_classes import introduce
+
+        introduce()

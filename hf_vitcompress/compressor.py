@@ -19,6 +19,7 @@ from .errors import BudgetError, DataError
 from .evaluation.labels import checked_labels
 from .evaluation.reference import Reference, check_classes
 from .images.images import ImageSource
+from .images.options import VALIDATION, DataOptions
 from .images.shares import calibration_shares, validation_shares
 from .images.sources import open_images
 from .importance.gates import gated_layers
@@ -37,10 +38,10 @@ from .report.provenance import Environment, Origin
 from .report.report import CompressionReport
 from .runtime.distributed import local_work, new_accelerator
 from .runtime.identity import identity_digest
-from .runtime.random_state import unchanged_random_state
+from .runtime.random_state import independent_of_caller
 from .runtime.run import Run
 from .runtime.weights import model_digest
-from .statistics.calibration import calibrate
+from .statistics.calibration import calibrate, images_to_learn
 from .statistics.statistics import Statistics
 
 Model = str | Path | PreTrainedModel | Subject
@@ -67,7 +68,7 @@ class ViTCompressor:
         report: of the last compression, `None` before the first.
         checkpoints: files that let an interrupted compensation go on; of no use once its result is saved.
         statistics: of the last calibration; pass them to `compress` or `plan` to reach another budget in seconds.
-        seconds: by stage, of the last compression.
+        seconds: by stage, of the last compression, including the time before an interruption.
 
     Examples:
         >>> compressor = ViTCompressor(CompressionConfig(keep_ratio=0.4))
@@ -105,7 +106,7 @@ class ViTCompressor:
         """The device, and the processes that share the work."""
         return self.run.accelerator
 
-    @unchanged_random_state()
+    @independent_of_caller()
     def compress(
         self,
         model: Model,
@@ -136,9 +137,14 @@ class ViTCompressor:
         self.seconds, self.checkpoints = {}, []
         with local_work(self.accelerator, "Opening model and images"):
             check_arguments(statistics=statistics, plan=plan, checkpoint=checkpoint)
+            # Images before the model: what is wrong with them is known in no time.
+            source = None if images is None else self.open_images(images, limit=self.run.images_wanted)
+            searched = self.config.budget == "max_accuracy_drop"
+            held_out = self.open_images(validation, options=VALIDATION) if searched and validation is not None else None
             subject = self.open(model)
-            source = None if images is None else self.open_images(images, subject, limit=self.run.images_wanted)
-            held_out, source = self._hold_out(source, validation, subject)
+            source, held_out = (own and self.open_images(own, subject) for own in (source, held_out))
+            if searched and held_out is None and source is not None:
+                held_out, source = validation_shares(source, self.config)
             check_feasible(subject, self.config, plan, source, held_out, self._given_importance)
         if statistics is None:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
@@ -146,10 +152,8 @@ class ViTCompressor:
             chosen = None if source is None else calibration_shares(source, self.config)[0]
             self._choose_importance(subject, chosen, statistics, checkpoint)
         planner = self.planner(subject, statistics)
-        if plan is None:
-            plan = self._plan(planner, held_out, source, checkpoint)
-        else:
-            plan = planner.completed(plan, self.config)
+        given = None if plan is None else planner.completed(plan, self.config)
+        plan = given or self._plan(planner, held_out, source, checkpoint)
         small = self._build(planner, plan)
         if self.config.compensation != "none":
             self._compensate(small, planner, plan, source, checkpoint)
@@ -163,22 +167,24 @@ class ViTCompressor:
             return model
         return open_subject(model, self.config.target, self.image_processor, self.accelerator)
 
-    def open_images(self, images: Any, model: Model, limit: int | None = None) -> ImageSource:
-        """Images of any kind, with labels in the model's terms; see `images.open_images`."""
-        subject = self.open(model)
-        source = open_images(images, None, self.config.on_bad_image, subject.model.config.label2id, limit)
-        return checked_labels(source, subject.model, self.config)
+    def open_images(
+        self, images: Any, model: Model | None = None, limit: int | None = None, options: DataOptions | None = None
+    ) -> ImageSource:
+        """Images of any kind, with labels in the model's terms if there is one; see `images.open_images`."""
+        source = open_images(images, on_bad_image=self.config.on_bad_image, limit=limit, options=options)
+        return source if model is None else checked_labels(source, self.open(model).model, self.config)
 
-    @unchanged_random_state()
+    @independent_of_caller()
     def calibrate(self, model: Model, images: Any, checkpoint: str | Path | None = None) -> Statistics:
         """Collect the statistics of a model, and correct the predicted losses; see `statistics.calibration`."""
         config = self.config
         with local_work(self.accelerator, "Opening model and images"):
             check_arguments(checkpoint=checkpoint)
-            subject = self.open(model)
             if images is None:
                 raise DataError("Calibration needs images: give some, or the statistics of an earlier calibration.")
-            source, measured = calibration_shares(self.open_images(images, subject, config.num_images), config)
+            source, subject = self.open_images(images, limit=config.num_images), self.open(model)
+            source = images_to_learn(subject.model, self.open_images(source, subject), config)
+            source, measured = calibration_shares(source, config)
         layers = find_layers(subject.model, config.target_modules, config.skip_modules)
         statistics = self.statistics = calibrate(subject, layers, source, self.run, checkpoint)
         self._choose_importance(subject, source, statistics, checkpoint)
@@ -202,7 +208,7 @@ class ViTCompressor:
         with self._timed("factorize"):
             return make_planner(subject, statistics, self.run, self.importance)
 
-    @unchanged_random_state()
+    @independent_of_caller()
     def plan(
         self,
         model: Model,
@@ -221,7 +227,7 @@ class ViTCompressor:
         """
         return self._plan(self.planner(model, statistics), validation, images, checkpoint)
 
-    @unchanged_random_state()
+    @independent_of_caller()
     def build(self, model: Model, statistics: Statistics, plan: CompressionPlan) -> PreTrainedModel:
         """The factored model of a plan, with its report in `report`."""
         check_arguments(needed=True, plan=plan)
@@ -229,7 +235,8 @@ class ViTCompressor:
         plan.check(planner.groups)
         return self._build(planner, plan)
 
-    @unchanged_random_state()
+    @independent_of_caller()
+    @independent_of_caller()
     def compensate(
         self,
         small: PreTrainedModel,
@@ -255,6 +262,7 @@ class ViTCompressor:
         if (key := identity_digest(statistics.identity)) not in self._learned:
             with self._timed("gates"):
                 self._learned[key], kept = gates_for(subject, images, self.run, checkpoint)
+            self.seconds["gates"] += kept.spent
             self.checkpoints += [] if kept.path is None else [kept.path]
         self.importance = self._learned[key].scores
 
@@ -266,7 +274,8 @@ class ViTCompressor:
                 return planner.plan(self.config)
             if validation is None:
                 raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")
-            reference = Reference.of(planner.subject, self.open_images(validation, planner.subject), self.run)
+            validation = self.open_images(validation, planner.subject, options=VALIDATION)
+            reference = Reference.of(planner.subject, validation, self.run)
             plan = search_accuracy(planner, reference, self.run)
             if self.config.compensation == "none":
                 return plan
@@ -278,7 +287,8 @@ class ViTCompressor:
             compensator = self._compensator(planner, images, checkpoint)
             plan = search_compensated(compensator, reference, plan)
             self.checkpoints += compensator.checkpoints
-            return plan
+        self.seconds["plan"] += compensator.spent
+        return plan
 
     def _build(self, planner: Planner, plan: CompressionPlan) -> PreTrainedModel:
         with self._timed("build"):
@@ -311,9 +321,9 @@ class ViTCompressor:
             compensator = self._compensator(planner, images, checkpoint)
             done = compensator.run(small, plan)
         self.checkpoints += compensator.checkpoints
+        self.seconds["compensate"] += compensator.spent
         if self.report is not None:
-            self.report.compensation = done
-            self.report.weights = model_digest(small)
+            self.report.compensation, self.report.weights = done, model_digest(small)
             self.report.seconds["compensate"] = self.seconds["compensate"]
 
     def _compensator(self, planner: Planner, images: Any, checkpoint: str | Path | None) -> Compensator:
@@ -328,16 +338,6 @@ class ViTCompressor:
         if self.report is not None:
             self.report.model, self.report.weights = type(whole).__name__, model_digest(whole)
         return whole
-
-    def _hold_out(
-        self, source: ImageSource | None, validation: Any, subject: Subject
-    ) -> tuple[ImageSource | None, ImageSource | None]:
-        """Validation images and what remains for calibration."""
-        if self.config.budget != "max_accuracy_drop":
-            return None, source
-        if validation is not None or source is None:
-            return None if validation is None else self.open_images(validation, subject), source
-        return validation_shares(source, self.config)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -7,11 +7,16 @@ This file needs torch and transformers only. It is copied beside every saved che
 import dataclasses
 import json
 import os
-from typing import Any, cast, get_args
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING, modeling_auto
+
+if TYPE_CHECKING:  # models take seconds to import, and a config needs none
+    from transformers import PreTrainedModel
 
 MODELING_FILE = "modeling_factored.py"
 TRAVELLING_FILES = ("configuration_factored.py", "layers_factored.py", MODELING_FILE)
@@ -85,6 +90,13 @@ class FactoredConfigMixin:
         return auto_map
 
 
+config_mixin = FactoredConfigMixin
+"""What factored configs are made with; the package sets a subclass that registers the models of a type in time."""
+
+package_mixin: Callable[[], type] | None = None
+"""Gives the class that factored models are made with where the package is installed; it sets this."""
+
+
 def unguarded(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a `config.json` with the values that `GUARD_TEXT` stands in for; a copy where that changes it.
 
@@ -152,6 +164,9 @@ FACTORED: dict[type, type] = {}
 PUBLIC: dict[str, type] = {}
 """Dense class by the name that its factored one has in this module: `auto_map` and pickle know no other."""
 
+_MAKING = threading.RLock()
+"""Threads that ask for the same class at once get the same one."""
+
 
 def made_class(dense: type, mixin: type, name: str, module: str, body: dict[str, Any]) -> type:
     """Make the factored class of `dense` and register it, so that `module` finds it by `name`.
@@ -166,8 +181,10 @@ def made_class(dense: type, mixin: type, name: str, module: str, body: dict[str,
                 f"{path_of(dense)} and {path_of(other)} would have factored classes of one name, {name}, by which "
                 f"checkpoints find them. Rename the class {dense.__name__}."
             )
-    PUBLIC[name] = dense
-    FACTORED[dense] = type(name, (mixin, dense), {"__module__": module, **body})
+    with _MAKING:
+        if dense not in FACTORED:
+            PUBLIC[name] = dense
+            FACTORED[dense] = type(name, (mixin, dense), {"__module__": module, **body})
     return FACTORED[dense]
 
 
@@ -185,7 +202,7 @@ def dense_config_class(model_type: str) -> type[PreTrainedConfig]:
     return CONFIG_MAPPING[model_type.removeprefix(MODEL_TYPE_PREFIX)]
 
 
-def heads_of(model_type: str) -> dict[str, tuple[type[PreTrainedModel], ...]]:
+def heads_of(model_type: str) -> dict[str, "tuple[type[PreTrainedModel], ...]"]:
     """Dense classes that each Auto class knows for a model type; where there are several, the first is the default."""
     config_class = dense_config_class(model_type)
     found = {}
@@ -211,7 +228,7 @@ def factored_config_class(model_type: str) -> type[PreTrainedConfig]:
             "compression": None,
             "model_type": MODEL_TYPE_PREFIX + model_type,
         }
-        return made_class(dense, FactoredConfigMixin, f"Factored{dense.__name__}", __name__, body)
+        return made_class(dense, config_mixin, f"Factored{dense.__name__}", __name__, body)
     return FACTORED[dense]
 
 

@@ -103,6 +103,10 @@ class CalibrationWarning(UserWarning):
     """The statistics are usable, but less reliable than they should be."""
 
 
+class BudgetWarning(UserWarning):
+    """No plan comes near the budget from below; the result is the nearest, and the message says how far off it is."""
+
+
 class CompensationWarning(UserWarning):
     """The compensation ended early; its result is usable."""
 

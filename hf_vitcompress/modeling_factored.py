@@ -174,10 +174,6 @@ class FactoredModelMixin:
         self.push_to_hub(repo_id, **settings)  # type: ignore[attr-defined]
 
 
-model_mixin = FactoredModelMixin
-"""What factored models are made with; the package sets a subclass that publishes with a card and multiplies out."""
-
-
 def _refuse_other_model(folder: str) -> None:
     """A Trainer replaces what it has saved to its own folder; nobody else's model is replaced."""
     config = os.path.join(folder, CONFIG_FILE)
@@ -218,7 +214,9 @@ def factored_model_class(dense_class: type[PreTrainedModel]) -> type[PreTrainedM
             "config_class": factored_config_class(model_type),
             "config": None,
         }
-        made_class(dense_class, model_mixin, name, __name__, body)
+        package_mixin = configuration_factored.package_mixin
+        mixin = FactoredModelMixin if package_mixin is None else package_mixin()
+        made_class(dense_class, mixin, name, __name__, body)
         # transformers finds the renaming of old checkpoints by names that ours have not.
         for known in (dense_class.__name__, model_type):
             mapping = conversion_mapping.get_checkpoint_conversion_mapping(known)

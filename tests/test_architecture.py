@@ -24,6 +24,7 @@ ORDER = [
     ("__init__", "__main__"),
     ("callbacks", "cli"),
     ("compressor",),
+    ("auto_classes",),
     ("model_methods",),
     ("deploy",),
     ("publish",),

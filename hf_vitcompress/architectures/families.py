@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class
+from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class, inner_configs
 from ..errors import ConfigError
 from ..layers_factored import ATTENTIONS, Attention
 from .registration import register
@@ -144,9 +144,23 @@ def row_of(model: PreTrainedModel) -> Family | None:
     return FAMILIES.get(model.config.model_type.removeprefix(MODEL_TYPE_PREFIX))
 
 
-def supported() -> str:
-    """The supported architectures, as sentences for errors."""
-    return (
-        f"Supported model types: {', '.join(supported_model_types())}, and models that contain one. "
-        "Another architecture is one call of hf_vitcompress.register_family."
-    )
+def supported(config: PreTrainedConfig | None = None) -> str:
+    """The supported architectures, as sentences for errors.
+
+    Args:
+        config: of a model that is not supported, to say whether it could be registered.
+    """
+    types = f"Supported model types: {', '.join(supported_model_types())}, and models that contain one."
+    if config is None:
+        return types
+    if not _sees_by_attention(config):
+        return f"It is no vision transformer: its config has no attention heads, or no images. {types}"
+    return f"{types} The blocks of another vision transformer are registered by hf_vitcompress.register_family."
+
+
+def _sees_by_attention(config: PreTrainedConfig) -> bool:
+    """Whether it is the config of a vision transformer, whatever its settings are called, or has one in it."""
+    names = " ".join(config.to_dict())
+    heads = any(name in names for name in ("attention_heads", "num_heads", "n_head"))
+    images = any(name in names for name in ("image_size", "patch_size", "num_channels", "in_channels"))
+    return (heads and images) or any(_sees_by_attention(inner) for inner in inner_configs(config).values())

@@ -214,7 +214,7 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
     if not layers:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type {model.config.model_type!r}) is not supported, and contains nothing "
-            f"that is. {supported()}"
+            f"that is. {supported(model.config)}"
         )
     return layers
 
@@ -261,7 +261,7 @@ def check_class(model: PreTrainedModel) -> None:
         )
         raise UnsupportedModelError(
             f"{class_name} (model type {model_type!r}) is not supported: it is not a transformers class and no Auto "
-            f"class knows it.{of_type} {supported()}"
+            f"class knows it.{of_type} {supported(model.config)}"
         )
     _check_storable(model)
 

@@ -3,7 +3,7 @@
 A result is read as a list of terms, each of them either the logits of classes or features:
 
     image classification    logits: classes of one item, the image; of one item a label where an image has several;
-                            features where they are numbers to be predicted, as a single one is
+                            features where they are numbers to be predicted, as a single one is, or there is no head
     semantic segmentation   logits: classes of each pixel
     object detection        logits: classes of each query; boxes: features, as far as the query holds an object
     masked image modeling   reconstruction: features; or logits: classes (of visual tokens) of each patch
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
@@ -104,9 +104,19 @@ def is_classifier(model: PreTrainedModel) -> bool:
 
 
 def _problem(model: PreTrainedModel) -> str | None:
-    """The config's problem type; where it has none, transformers takes a single number for a regression."""
+    """The config's problem type; where it has none, transformers takes a single number for a regression.
+
+    Without a head, what a classifier returns are features.
+    """
     kind = getattr(model.config, "problem_type", None)
-    return NUMBERS if kind is None and getattr(model.config, "num_labels", None) == 1 else kind
+    single = kind is None and getattr(model.config, "num_labels", None) == 1
+    return NUMBERS if single or _is_headless(model) else kind
+
+
+def _is_headless(model: PreTrainedModel) -> bool:
+    """Whether the head is an identity: `num_labels=0` makes one, and people put one in its place."""
+    heads = [module for name, module in model.named_children() if name != model.base_model_prefix]
+    return bool(heads) and isinstance(heads[-1], nn.Identity)
 
 
 def class_logits(terms: Sequence[Term]) -> Tensor:

@@ -126,6 +126,7 @@ def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_si
 
     Raises:
         DataError: the device has not enough memory for the batch, or the model takes images of another shape.
+        UnsupportedModelError: layers of the model compute in different types.
     """
     try:
         yield
@@ -136,6 +137,12 @@ def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_si
             raise DataError(
                 f"The device {str(model.device)!r} has not enough memory for {type(model).__name__} and a batch of "
                 f"{len(pixel_values)} images of shape {tuple(pixel_values.shape[1:])}. Lower {lower}."
+            ) from error
+        dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+        if "dtype" in str(error) and len(dtypes) > 1:
+            raise UnsupportedModelError(
+                f"The weights of this {type(model).__name__} are of several types ({', '.join(dtypes)}), and it cannot "
+                "be run as it is. Give it one, for instance by model.float()."
             ) from error
         refusal = _other_shape(model, pixel_values)
         if refusal is None:

@@ -13,7 +13,7 @@ from .compression import check_moment, resolve_step
 from .structure import StructureCallback
 
 TOLERANCE = 0.01
-"""Largest relative difference between the keep ratio of a resumed model and that of its stage."""
+"""How far the keep ratio of a resumed model may lie above that of its stage, as a fraction of it."""
 
 
 class Stage(NamedTuple):
@@ -147,8 +147,10 @@ class ProgressiveCompressionCallback(StructureCallback):
     def _check_resumed(self, step: int) -> None:
         if self.stage == 0 or step == 0:
             return
-        wanted = self.stages[self.stage - 1].keep_ratio
-        if not is_factored(self.model) or abs(self.keep_ratio / wanted - 1) > TOLERANCE:
+        wanted, *later = (stage.keep_ratio for stage in self.stages[self.stage - 1 :])
+        # The nearest plan below may have been far below.
+        fits = max(later, default=0.0) < self.keep_ratio <= wanted * (1 + TOLERANCE)
+        if not is_factored(self.model) or not fits:
             raise ConfigError(
                 f"Training goes on at step {step}, in stage {self.stage} of keep ratio {wanted:.4f}, but with a model "
                 f"of keep ratio {self.keep_ratio:.4f}. Use the stages and the number of steps that the checkpoint was "

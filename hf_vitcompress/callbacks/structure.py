@@ -11,6 +11,7 @@ from transformers import Trainer
 from ..compressor import ViTCompressor
 from ..config import CompressionConfig
 from ..errors import ConfigError
+from ..model.as_built import check_as_built
 from ..model.assembly import is_factored
 from ..model.dense import to_dense
 from ..model.loading import check_model
@@ -67,6 +68,8 @@ class StructureCallback(TrainerLink):
         if self.output_dir is not None:
             check_renewable(self.output_dir)
         check_model(trainer.model)
+        if not is_factored(trainer.model):  # type: ignore[arg-type]
+            check_as_built(trainer.model)  # type: ignore[arg-type]
         super().meet(trainer)
         self._roles = {}
         follow_layout(self.model)

@@ -1,16 +1,14 @@
 """The terminal: `vitcompress compress | inspect | plan | evaluate | quantize | export | push`."""
 
-import os
 import sys
 from typing import Annotated
 
 import typer
 
+from ..starting import DEBUG_FLAG, DEBUG_VARIABLE, is_debugging
 from ..version import __version__
 from .compression import compress, inspect_model, plan_budget
 from .ending import (
-    DEBUG_FLAG,
-    DEBUG_VARIABLE,
     INTERRUPTED,
     TERMINATED,
     ended_by_sigterm,
@@ -24,17 +22,21 @@ from .ending import (
 )
 from .evaluation import evaluate_checkpoint
 from .export import export_checkpoint
-from .help import GROUPED
+from .help import GROUPED, Commands
 from .hints import hints
 from .publishing import push_checkpoint
 from .quantization import quantize_checkpoint
+
+COMMAND = "vitcompress"
+"""How help and errors name the program, however it was started."""
 
 USAGE = 2
 """How typer ends where a flag or an argument is wrong."""
 
 app = typer.Typer(
+    cls=Commands,
+    context_settings={"max_content_width": 120},
     help="Compress Vision Transformers of transformers, and get transformers models back.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # see `help.GroupedCommand`
@@ -69,14 +71,13 @@ def shared_options(
 
 def main() -> None:
     """Entry point: whatever goes wrong ends in one line on stderr; see `ending` for the exit codes."""
-    words = sys.argv[1:]
-    debug = DEBUG_FLAG in words or bool(os.environ.get(DEBUG_VARIABLE))
-    words = [word for word in words if word != DEBUG_FLAG]
+    debug = is_debugging()
+    words = [word for word in sys.argv[1:] if word != DEBUG_FLAG] or ["--help"]
     goes_on_from(None)
     take_any_text()
-    with warnings_on_one_line(), ended_by_sigterm():
+    with warnings_on_one_line(debug), ended_by_sigterm():
         try:
-            app(words)
+            app(words, prog_name=COMMAND)
         except SystemExit as end:
             if end.code in (INTERRUPTED, TERMINATED):
                 tell_interruption()

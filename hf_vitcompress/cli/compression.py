@@ -9,13 +9,17 @@ from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..runtime.text import printable
 from .checks import check_use_of
+from .data_options import options_beside, with_data_options
 from .ending import goes_on_from
+from .help import IMAGES_PANEL
 from .judging import judge, judging_images, saved_unjudged
 from .options import Quiet, say_stale_programs, silence_libraries
 from .recipe import with_recipe
 
 if TYPE_CHECKING:
     from ..compressor import ViTCompressor
+    from ..images.images import ImageSource
+    from ..images.options import DataOptions
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.")]
 Data = Annotated[
@@ -23,7 +27,11 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="Calibration images: a folder, a parquet file or a Hub data set. Labels are not used.",
+        rich_help_panel=IMAGES_PANEL,
     ),
+]
+Validation = Annotated[
+    str | None, typer.Option(help="Images to search --max-accuracy-drop on.", rich_help_panel=IMAGES_PANEL)
 ]
 MODEL, IMAGES = "the model", "the images (--data)"
 """What errors call them."""
@@ -38,16 +46,20 @@ StatisticsFile = Annotated[
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def compress(
     context: typer.Context,
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.")],
     data: Data = None,
     statistics: StatisticsFile = None,
     plan: Annotated[Path | None, typer.Option(help="Use this plan (JSON, maybe edited) instead of planning.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
-    test: Annotated[str | None, typer.Option(help="Images to judge the result on, against MODEL.")] = None,
+    validation: Validation = None,
+    test: Annotated[
+        str | None, typer.Option(help="Images to judge the result on, against MODEL.", rich_help_panel=IMAGES_PANEL)
+    ] = None,
     latency: Annotated[bool, typer.Option("--latency", help="Time both models, alternately.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in OUTPUT.")] = False,
     quiet: Quiet = False,
@@ -56,9 +68,9 @@ def compress(
 
     Example: vitcompress compress facebook/deit-base-patch16-224 --data photos/ --keep-ratio 0.4 --output deit-40
     """
-    from rich.console import Console
-
+    from ..images.options import TESTING, VALIDATION
     from ..planning.plan import CompressionPlan
+    from ..report.tables import show
     from ..runtime.distributed import local_work
     from ..runtime.outputs import reserved, work_path
     from ..statistics.statistics import Statistics
@@ -84,11 +96,14 @@ def compress(
         if accelerator.is_main_process:
             kept = reserved(output, "overwrite" if overwrite else "new", inputs)
             place = context.with_resource(kept)
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
+        held_out = _opened(compressor, validation, options_beside(options, validation == data, VALIDATION))
+        test_images = _opened(compressor, test, options_beside(options, test == data, TESTING))
         subject = compressor.open(model)
-        test_images = judging_images(compressor, test, subject)
+        test_images = judging_images(test_images, subject)
         known = _known_statistics(statistics) if data is None else None
     small = compressor.compress(
-        subject, data, validation=validation, statistics=known, plan=given_plan, checkpoint=checkpoint
+        subject, images, validation=held_out, statistics=known, plan=given_plan, checkpoint=checkpoint
     )
     assert compressor.report is not None
     shape = (known or compressor.statistics or Statistics()).image_shape
@@ -100,7 +115,7 @@ def compress(
             goes_on_from(None)
             for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
                 file.unlink(missing_ok=True)
-            Console().print(compressor.report.render())
+            show(compressor.report.render())
             print(f"saved to {printable(str(output))}")
             say_stale_programs(place.path)
         if failure is not None:
@@ -108,9 +123,11 @@ def compress(
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def inspect_model(
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     data: Data = None,
     statistics: StatisticsFile = None,
     figure: Annotated[
@@ -122,14 +139,13 @@ def inspect_model(
 
     Example: vitcompress inspect my-vit --data photos/ --statistics my-vit.safetensors
     """
-    from rich.console import Console
-
-    from ..planning.foresight import check_reach
+    from ..planning.foresight import within_reach
     from ..report.figures import check_figure, compression_figure, is_our_figure, save_figure
     from ..report.report import group_reports
-    from ..report.tables import table
+    from ..report.tables import PartsTable, show, table
     from ..runtime.distributed import local_work
     from ..runtime.files import check_file
+    from ..runtime.text import loss_text
 
     goes_on_from(statistics)
     compressor = _compressor(config, quiet)
@@ -140,29 +156,21 @@ def inspect_model(
             check_figure(figure)
             inputs = {MODEL: model, IMAGES: data, "the statistics (--statistics)": statistics}
             check_file(figure, inputs, beside=(MODEL,), renews=is_our_figure)
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
-        check_reach(subject, config)
-    known = known or compressor.calibrate(subject, data, statistics)
+        config = within_reach(subject, config)
+    compressor = _compressor(config, quiet)
+    known = known or compressor.calibrate(subject, images, statistics)
     plan = compressor.plan(subject, known)
     if not compressor.accelerator.is_main_process:
         return
     planner = compressor.planner(subject, known)
     parts, curve = group_reports(planner, plan), planner.budget_curve(config)
-    console = Console()
-    rows = [(f"{ratio:.2f}", f"{loss:.4f}") for ratio, loss in curve]
-    console.print(table(("keep ratio", "predicted KL"), rows, title="over budgets"))
-    by_part = [
-        (
-            part.name,
-            part.kept,
-            f"{part.parameters / part.dense_parameters:.0%}",
-            "" if part.predicted_loss is None else f"{part.predicted_loss:.2e}",
-        )
-        for part in parts
-    ]
+    rows = [(f"{ratio:.2f}", loss_text(loss)) for ratio, loss in curve]
+    show(table(("keep ratio", "predicted KL"), rows, title="over budgets"))
     title = f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"
-    console.print(table(("part", "what is left", "kept", "predicted KL"), by_part, title=title))
+    show(PartsTable(parts, title))
     if figure is not None:
         point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
         save_figure(compression_figure(title, parts, curve, point), figure)
@@ -170,13 +178,18 @@ def inspect_model(
 
 
 @with_recipe
+@with_data_options("train, or the first")
 def plan_budget(
     model: Model,
     config: CompressionConfig,
+    options: "DataOptions",
     statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Images to compensate candidates on, where asked.")] = None,
-    validation: Annotated[str | None, typer.Option(help="Images to search --max-accuracy-drop on.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Images to compensate candidates on, where asked.", rich_help_panel=IMAGES_PANEL),
+    ] = None,
+    validation: Validation = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier plan in OUTPUT.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -184,9 +197,13 @@ def plan_budget(
 
     Example: vitcompress plan my-vit --statistics my-vit.safetensors --keep-ratio 0.3 --output plan.json
     """
+    from ..images.options import VALIDATION
     from ..planning.plan import is_plan
+    from ..report.report import group_reports
+    from ..report.tables import PartsTable, show
     from ..runtime.distributed import local_work
     from ..runtime.files import check_file
+    from ..runtime.text import loss_text
 
     check_use_of(validation, config)
     compressor = _compressor(config, quiet)
@@ -199,16 +216,21 @@ def plan_budget(
                 "the validation images (--validation)": validation,
             }
             check_file(output, inputs, beside=(MODEL,), renews=lambda file: overwrite and is_plan(file))
+        images = _opened(compressor, data, options, compressor.run.images_wanted)
+        held_out = _opened(compressor, validation, options_beside(options, validation == data, VALIDATION))
         subject, known = compressor.open(model), _known_statistics(statistics)
-    plan = compressor.plan(subject, known, validation, data)
+    plan = compressor.plan(subject, known, held_out, images)
     if not compressor.accelerator.is_main_process:
         return
     if output is None:
         print(plan.to_json(), end="")
     else:
         plan.save(output)
-        place = printable(str(output))
-        print(f"predicted KL {plan.predicted_loss}, keep ratio {plan.keep_ratio:.4f}, saved to {place}")
+        parts = group_reports(compressor.planner(subject, known), plan)
+        show(PartsTable(parts, f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"))
+        if plan.predicted_loss is not None:
+            print(f"predicted KL {loss_text(plan.predicted_loss, plan.predicted_interval)}")
+        print(f"saved to {printable(str(output))}")
 
 
 def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
@@ -217,6 +239,13 @@ def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
     if quiet:
         silence_libraries()
     return ViTCompressor(config, progress=not quiet)
+
+
+def _opened(
+    compressor: "ViTCompressor", data: str | None, options: "DataOptions", limit: int | None = None
+) -> "ImageSource | None":
+    """The images of a flag, which is looked at before the model is loaded."""
+    return None if data is None else compressor.open_images(data, limit=limit, options=options)
 
 
 def _check_statistics(file: Path, model: str, data: str | None) -> None:

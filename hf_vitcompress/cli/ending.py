@@ -22,9 +22,9 @@ from typing import Any
 
 from ..errors import DistributedError, VitCompressError, is_out_of_memory, one_line
 from ..runtime.text import printable
+from ..starting import DEBUG_FLAG, unfit_libraries
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "VITCOMPRESS_DEBUG"
 
 _checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
 
@@ -65,6 +65,8 @@ def explained(error: Exception) -> str:
             "more memory."
         )
     if isinstance(error, ImportError):
+        if (unfit := unfit_libraries(error)) is not None:
+            return str(unfit)
         package = (error.name or "").partition(".")[0] or "hf-vitcompress"
         return f"{package} is missing or cannot be imported: {said}. Install it: `pip install --upgrade {package}`."
     if isinstance(error, OSError) and error.errno is not None:
@@ -92,13 +94,19 @@ def tell_interruption() -> None:
 
 
 @contextlib.contextmanager
-def warnings_on_one_line() -> Iterator[None]:
-    """A block in which the package's own warnings are their text alone: a user has nothing from a line of our code."""
+def warnings_on_one_line(debug: bool) -> Iterator[None]:
+    """A block in which the package's own warnings are their text alone: a user has nothing from a line of our code.
+
+    Args:
+        debug: whether to show those of libraries, which speak to developers.
+    """
     before = warnings.formatwarning
 
     def formatted(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
         ours = category.__module__ == VitCompressError.__module__
-        return f"warning: {message}\n" if ours else before(message, category, *where, **line)
+        if ours:
+            return f"warning: {message}\n"
+        return before(message, category, *where, **line) if debug else ""
 
     warnings.formatwarning = formatted
     try:

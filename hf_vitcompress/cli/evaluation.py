@@ -8,18 +8,28 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError
+from .data_options import with_data_options
+from .help import IMAGES_PANEL
 from .options import Quiet, holds, silence_libraries
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from ..evaluation.comparison import Comparison
+    from ..images.options import DataOptions
     from ..report.report import CompressionReport
 
 
+@with_data_options("test, else validation")
 def evaluate_checkpoint(
+    options: "DataOptions",
     model: Annotated[str, typer.Argument(help="Model to judge: a Hub id or a folder.", metavar="MODEL")],
-    data: Annotated[str, typer.Option("--data", help="Test images: a folder, a parquet file or a Hub data set.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", help="Test images: a folder, a parquet file or a Hub data set.", rich_help_panel=IMAGES_PANEL
+        ),
+    ],
     against: Annotated[str | None, typer.Option(help="Dense model to compare with.")] = None,
     metric: Annotated[
         list[str] | None,
@@ -41,12 +51,12 @@ def evaluate_checkpoint(
 
     Example: vitcompress evaluate deit-40 --data test/ --against facebook/deit-base-patch16-224 --latency
     """
-    from rich.console import Console
-
     from ..evaluation.comparison import Candidate, compare
+    from ..images.options import TESTING
     from ..images.sources import open_images
     from ..model.loading import load_image_processor
     from ..report.report import CompressionReport
+    from ..report.tables import show
     from ..runtime.devices import check_precision
     from ..runtime.distributed import local_work, new_accelerator
     from ..runtime.files import check_file, write_text
@@ -64,9 +74,9 @@ def evaluate_checkpoint(
         check_renewable(model)
     accelerator = new_accelerator()
     with local_work(accelerator, "The start"):
+        images = open_images(data, options=replace(options, prefer=TESTING.prefer))
         candidate = Candidate.load(model, accelerator)
         dense = None if against is None else Candidate.load(against, accelerator)
-        images = open_images(data, label2id=candidate.model.config.label2id)
         processor = load_image_processor(model) or load_image_processor(against or model)
     figures = compare(
         candidate,
@@ -82,7 +92,7 @@ def evaluate_checkpoint(
     )
     if not accelerator.is_main_process:
         return
-    Console().print(_rendered(figures))
+    show(_rendered(figures))
     if json_file is not None:
         write_text(json_file, json.dumps(asdict(figures), indent=2) + "\n")
     if report is not None:

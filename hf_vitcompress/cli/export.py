@@ -44,9 +44,8 @@ def export_checkpoint(
 
     Example: vitcompress export deit-40 --to onnx --against facebook/deit-base-patch16-224
     """
-    from rich.console import Console
-
     from ..deploy.export import export_model
+    from ..report.tables import show
     from ..runtime.files import check_file, write_text
 
     if quiet:
@@ -64,7 +63,7 @@ def export_checkpoint(
         max_batch=max_batch,
         image_size=_size(image_size),
     )
-    Console().print(result.render())
+    show(result.render())
     print(f"saved to {printable(str(result.folder))}")
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_dict(), indent=2) + "\n")

@@ -1,7 +1,13 @@
-"""What else may help somebody whose flags were refused: typer says what is wrong, and this where it belongs."""
+"""What else may help somebody whose flags were refused.
+
+typer says what is wrong and names the nearest flag; this says where a flag belongs, and what shows the others.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+EVERYWHERE = ("--help", "--version")
+"""Flags that are in their place before a command, too."""
 
 
 def hints(commands: Mapping[str, Any], arguments: Sequence[str]) -> Iterator[str]:
@@ -14,12 +20,17 @@ def hints(commands: Mapping[str, Any], arguments: Sequence[str]) -> Iterator[str
     place = next((i for i, word in enumerate(arguments) if word in commands), len(arguments))
     command = arguments[place] if place < len(arguments) else None
     known = {name: _flags(found) for name, found in commands.items()}
+    own = known.get(command or "", set())
     for i, word in enumerate(arguments):
         flag = word.partition("=")[0]
         owners = [name for name, flags in known.items() if flag in flags]
-        if not flag.startswith("--") or not owners:
+        if not flag.startswith("--") or flag in EVERYWHERE:
             continue
-        if i < place and flag != "--help":
+        if not owners:
+            if "--help-all" in own:
+                yield f"vitcompress {command} --help-all shows every flag."
+            continue
+        if i < place:
             yield f"{flag} belongs after the command: vitcompress {command or owners[0]} … {flag}"
         elif command is not None and command not in owners:
             yield f"{flag} is a flag of {' and '.join(owners)}, not of {command}."

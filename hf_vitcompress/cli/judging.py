@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ..images.images import ImageSource
 
 
-def judging_images(compressor: "ViTCompressor", data: str | None, subject: "Subject") -> "ImageSource | None":
+def judging_images(images: "ImageSource | None", subject: "Subject") -> "ImageSource | None":
     """The images to judge on, refused before the work where their labels are not the model's."""
     from ..evaluation.labels import checked_labels
 
-    return None if data is None else checked_labels(compressor.open_images(data, subject), subject.model)
+    return None if images is None else checked_labels(images, subject.model)
 
 
 def judge(

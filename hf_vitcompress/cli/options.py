@@ -31,13 +31,11 @@ def holds(*keys: str) -> Callable[[Path], bool]:
 
 def say_stale_programs(folder: Path) -> None:
     """Name the exported programs that stayed in a folder whose model was replaced."""
-    from rich.console import Console
-
     from ..deploy.export_formats import FORMATS
 
     for name in FORMATS:
         if (folder / name).is_dir():
-            Console().print(f"{name}/ in it is a program of the model that was there before; export it again")
+            print(f"{name}/ in it is a program of the model that was there before; export it again")
 
 
 def silence_libraries() -> None:

@@ -19,6 +19,11 @@ from ..config import (
     fields_of,
     load_settings,
 )
+from .help import HelpAll
+
+RECIPE_PANEL = "Recipe"
+PANELS = (RECIPE_PANEL, *GROUPS)
+"""Titles of the flags of a recipe."""
 
 PRESET_HELP = (
     f"Named recipe. This package's own: {', '.join(OWN_PRESETS)}. Baselines (other people's methods): "
@@ -37,6 +42,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**arguments: Any) -> None:
         flags = {name: arguments.pop(name) for name in names}
         file, preset = arguments.pop("config_file"), arguments.pop("preset")
+        del arguments["help_all"]  # which has been answered
         settings = {} if file is None else load_settings(file)
         if preset is not None:
             settings["preset"] = preset
@@ -46,15 +52,16 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
         command(config=CompressionConfig.from_dict({**settings, **given}), **arguments)
 
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "config"]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, *_recipe_options()]]
+    help_all = inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, help_all, *_recipe_options()]]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
 
 
 def _recipe_options() -> Iterator[inspect.Parameter]:
-    yield _option("config_file", Path, "--config", "YAML or JSON file of settings; flags win over it.", "Recipe")
-    yield _option("preset", str, "--preset", PRESET_HELP, "Recipe")
+    yield _option("config_file", Path, "--config", "YAML or JSON file of settings; flags win over it.", RECIPE_PANEL)
+    yield _option("preset", str, "--preset", PRESET_HELP, RECIPE_PANEL)
     for title, group in GROUPS.items():
         for field in fields_of(group):
             yield _option(field.name, field.type, _flags(field), _help(field), title)

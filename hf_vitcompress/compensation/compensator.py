@@ -20,7 +20,7 @@ from ..runtime.checkpoints import Checkpoint
 from ..runtime.identity import SETTINGS, Identity, facts_of
 from ..runtime.run import Run
 from .course import CompensationPoint, CompensationReport
-from .distillation import Distillation, trained_parameters
+from .distillation import Distillation, chosen_learning_rate, trained_parameters
 from .optimizer import RotatedAdamW, eigenbases
 from .residual import ResidualCompensation
 
@@ -38,7 +38,7 @@ class Compensator:
         checkpoint: path that the stages' own checkpoint files begin with; `None` keeps none.
 
     Attributes:
-        checkpoints: these files.
+        stages: these files, of the stages that have begun.
 
     Raises:
         DataError: there are fewer than two images.
@@ -52,13 +52,23 @@ class Compensator:
             )
         config = run.config
         self.planner, self.work, self.config, self.checkpoint = planner, run, config, checkpoint
-        self.checkpoints: list[Path] = []
+        self.stages: list[Checkpoint] = []
         held_out = max(1, min(config.held_out_images, int(LARGEST_HELD_OUT_SHARE * len(images))))
         end = len(images) - held_out
         self.train = images.select(
             range(end if config.compensation_images is None else min(end, config.compensation_images))
         )
         self.reference = Reference.of(planner.subject, images.select(range(end, len(images))), run)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The files of the stages that have begun."""
+        return [stage.path for stage in self.stages if stage.path is not None]
+
+    @property
+    def spent(self) -> float:
+        """Seconds of these stages in earlier runs, which were interrupted."""
+        return sum(stage.spent for stage in self.stages)
 
     def run(self, student: PreTrainedModel, plan: CompressionPlan, share: float = 1.0) -> CompensationReport:
         """Compensate `student` in place, as the config says.
@@ -85,7 +95,7 @@ class Compensator:
             images=len(self.train),
             held_out_images=self.reference.images,
             points=points,
-            seconds=time.perf_counter() - start,
+            seconds=time.perf_counter() - start + self.spent,
         )
 
     def _distill(
@@ -101,7 +111,7 @@ class Compensator:
             optimizer = RotatedAdamW(
                 trained_parameters(student).values(),
                 eigenbases(student, self.planner.layers, self.planner.statistics),
-                config.learning_rate,
+                chosen_learning_rate(config, self.planner.subject.model),
                 self.reference.precision,
             )
         teaching = Distillation(student, self.planner.subject, self.train, self.reference, self.work, optimizer)
@@ -138,8 +148,7 @@ class Compensator:
         if validation is not None:
             identity["other validation images"] = images_facts(validation.source, accelerator, labels=True)
         kept = Checkpoint.beside(self.checkpoint, stage, identity, accelerator)
-        if kept.path is not None:
-            self.checkpoints.append(kept.path)
+        self.stages.append(kept)
         return kept
 
     @cached_property

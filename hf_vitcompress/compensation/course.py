@@ -22,7 +22,7 @@ class CompensationReport:
         images: different images it learnt from.
         held_out_images: images that judged it.
         points: its course, the state before it first.
-        seconds: of this run; a run that went on from a checkpoint counts its own part.
+        seconds: it took, including the time before an interruption.
     """
 
     method: str

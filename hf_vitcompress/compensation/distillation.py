@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..architectures.layers import block_names
+from ..architectures.layers import block_names, find_layers
 from ..architectures.outputs import class_logits, divergence, outputs_of, thinned_classes
 from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
+from ..config import CompressionConfig
 from ..durations import Duration
 from ..errors import CompensationError, CompensationWarning
 from ..evaluation.reference import Reference
@@ -37,6 +38,7 @@ from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import sum_in_place
 from ..runtime.hooks import Capture
 from ..runtime.run import Run
+from ..runtime.text import loss_text
 from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
 from .course import CompensationPoint
@@ -62,6 +64,11 @@ def trained_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
             if inside or name.rpartition(".")[2] == "bias":
                 chosen[name] = parameter
     return chosen
+
+
+def chosen_learning_rate(config: CompressionConfig, model: PreTrainedModel) -> float:
+    """The config's, or the default one for the width of the dense model's widest blocks."""
+    return config.learning_rate_at(max(layer.full_rank for layer in find_layers(model)))
 
 
 class Distillation(Learner[CompensationPoint]):
@@ -92,9 +99,13 @@ class Distillation(Learner[CompensationPoint]):
         self.student, self.dense, self.reference, self.config = student, subject.model, reference, config
         self.teacher, self.pupil, self.progress = subject, subject.like(student), run.progress
         self.accelerator = run.accelerator
+        self.largest_rate = chosen_learning_rate(config, subject.model)
+        if config.label_weight:
+            reference.distrust_guesses("the model learns from the dense one alone")
+        self.label_weight = config.label_weight if reference.trusted else 0.0
         self.trained = trained_parameters(student)
         self.optimizer = optimizer or torch.optim.AdamW(
-            self.trained.values(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+            self.trained.values(), lr=self.largest_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.steps = Steps(images, subject.processor, config.distill_batch_size, config.seed, self.accelerator)
         self.precision = resolve_precision(config.precision, student.device)
@@ -128,9 +139,9 @@ class Distillation(Learner[CompensationPoint]):
         """Rises linearly over the first steps, then follows a cosine to 0."""
         warm_up = max(1, round(WARM_UP * total_steps))
         if step < warm_up:
-            return self.config.learning_rate * (step / warm_up)
+            return self.largest_rate * (step / warm_up)
         done = (step - warm_up) / max(1, total_steps - warm_up)
-        return self.config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+        return self.largest_rate * (1 + math.cos(math.pi * done)) / 2
 
     def point(self, state: TrainingState[CompensationPoint]) -> CompensationPoint | None:
         """Judge the student on the held-out images, and keep its parameters if they are the best so far."""
@@ -145,7 +156,7 @@ class Distillation(Learner[CompensationPoint]):
 
     def caption(self, point: CompensationPoint) -> str:
         """The held-out loss."""
-        return f"held-out loss {point.loss:.4f}"
+        return f"held-out loss {loss_text(point.loss)}"
 
     def gives_up(self, state: TrainingState[CompensationPoint]) -> bool:
         """Whether the held-out loss only rises, in the second half of the steps."""
@@ -164,8 +175,8 @@ class Distillation(Learner[CompensationPoint]):
         if self.accelerator.is_main_process:
             warnings.warn(
                 f"The loss became {loss} after {state.step} steps of distilling, and the training ended there. The "
-                f"result is the best state before that, with a held-out loss of {self.best_loss:.4f}. Lower "
-                f"learning_rate ({config.learning_rate:g}) to go further.",
+                f"result is the best state before that, with a held-out loss of {loss_text(self.best_loss)}. Lower "
+                f"learning_rate ({self.largest_rate:g}) to go further.",
                 CompensationWarning,
                 stacklevel=2,
             )
@@ -202,9 +213,9 @@ class Distillation(Learner[CompensationPoint]):
             output = outputs_of(self.pupil, pixel_values, batch.inputs)
         compared = thinned_classes(target), thinned_classes(output)
         loss = divergence(*compared, config.temperature, torch.float32).sum()
-        if self.reference.classes and config.label_weight and batch.labels is not None:
+        if self.reference.classes and self.label_weight and batch.labels is not None:
             labels = batch.labels.to(device)
-            loss = loss + config.label_weight * functional.cross_entropy(class_logits(output), labels, reduction="sum")
+            loss = loss + self.label_weight * functional.cross_entropy(class_logits(output), labels, reduction="sum")
         if self.compared:
             pairs = zip(dense_tap.outputs.values(), tap.outputs.values(), strict=True)
             loss = loss + config.feature_weight * feature_error(pairs)

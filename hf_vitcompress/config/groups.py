@@ -20,6 +20,12 @@ CalibrationLoss = Literal["output", "task"]
 BUDGETS = ("keep_ratio", "max_params", "max_macs", "max_accuracy_drop")
 DEFAULT_KEEP_RATIO = 0.5
 DEFAULT_COMPENSATION = Duration(5.0, "minutes")
+DEFAULT_LEARNING_RATE = 1.5e-5
+DEFAULT_RATE_WIDTH = 384
+"""Features of a token up to which the default learning rate falls as they become more.
+
+A step of Adam moves every weight alike, and each output by as many of them as there are features, so that narrow models
+take larger steps (Yang et al., arXiv 2203.03466)."""
 
 
 @dataclass(frozen=True)
@@ -241,10 +247,13 @@ class CompensationSettings:
         ),
     ] = "preconditioned"
     learning_rate: Annotated[
-        float,
+        float | None,
         Range(0, low_open=True),
-        Doc("Largest step size of the optimizer, which warms up to it and follows a cosine to 0."),
-    ] = 1.5e-5
+        Doc(
+            "Largest step size of the optimizer, which warms up to it and follows a cosine to 0. `None`: 1.5e-5, and "
+            "for a model narrower than 384 features 384 ÷ width times as much."
+        ),
+    ] = None
     distill_batch_size: Annotated[int, Range(1), Doc("Images in a step of the distillation, over all processes.")] = 32
     temperature: Annotated[
         float, Range(0, low_open=True), Doc("Softens the class probabilities that the compressed model learns.")
@@ -260,6 +269,12 @@ class CompensationSettings:
     augmentation: Annotated[
         bool, Doc("Mirror half of the images left and right; the dense model answers for the mirrored ones.")
     ] = True
+
+    def learning_rate_at(self, width: int) -> float:
+        """`learning_rate`, or the default one of a model with so many features."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return DEFAULT_LEARNING_RATE * max(1.0, DEFAULT_RATE_WIDTH / width)
 
     @property
     def distills(self) -> bool:

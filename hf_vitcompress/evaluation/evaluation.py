@@ -1,5 +1,6 @@
 """Judging a compressed model: accuracy with its interval, agreement with the dense model, divergence from it."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -7,21 +8,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architectures.outputs import Term, agreement, class_logits, divergence, is_classifier, outputs_of, thinned
 from ..architectures.running import passing, without_dropout
 from ..architectures.subject import Subject
-from ..errors import DataError
+from ..errors import DataError, DataWarning
+from ..images.classes import UNLABELLED, Classes
 from ..images.images import Batch, ImageSource
 from ..model.towers import compressed_part
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import gather_objects, local_work, new_accelerator, own_share
+from ..runtime.run import progress_bar
 from ..runtime.weights import model_digest
 from .checks import check_comparable, check_evaluation, check_same_form
 from .intervals import Interval, mean_interval, wilson_interval
-from .labels import checked_labels, is_guessing, warn_of_guessing
+from .labels import checked_labels, guessing, is_guessing
 from .metrics import Metrics
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class Evaluation:
 
     Attributes:
         images: images judged.
-        top1: accuracy with its Wilson interval; `None` without labels.
+        top1: accuracy on the labelled images, with its Wilson interval; `None` without labels.
         agreement: share of images on which model and reference predict the same class; where an image has more
             items than one, such as pixels, the mean share of them. `None` without reference or classes.
         kl: divergence from the reference (see `outputs.divergence`), mean with its interval: of a classifier the KL
@@ -51,6 +53,10 @@ class Evaluation:
         bad_images: images that could not be read and were left out.
         precision: the model computed in.
         dataset: Hub id of the images; `None` for others.
+        split: of the data set; `None` if it has only one.
+        labelled: how many images have a label among the model's classes; those count for accuracies and metrics.
+            `None` without labels, and in reports of earlier versions, where all images are labelled or none.
+        labels: how the labels were matched to the model's classes; `None` without.
         weights: digest of the weights that were judged, see `runtime.weights.model_digest`.
         metrics: the model's values of metrics of the `evaluate` library, by name.
         reference_metrics: the reference's.
@@ -65,6 +71,9 @@ class Evaluation:
     bad_images: int = 0
     precision: str = "float32"
     dataset: str | None = None
+    split: str | None = None
+    labelled: int | None = None
+    labels: str | None = None
     weights: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     reference_metrics: dict[str, float] = field(default_factory=dict)
@@ -73,7 +82,7 @@ class Evaluation:
 def model_outputs(
     subject: Subject, batches: Iterable[Batch], precision: str = "float32", bar: Any = None, processes: int = 1
 ) -> tuple[Outputs, Tensor | None]:
-    """What the subject's model says about the images, and labels (n,) where all are known.
+    """What the subject's model says about the images, and labels (n,), `UNLABELLED` where one is not known.
 
     `bar` advances for all `processes` that do the same.
     """
@@ -137,26 +146,20 @@ def evaluate_model(
         subjects.append(compressed_part(against, model, image_processor))
         check_comparable(subjects[0].model, subjects[1].model)
     classes = is_classifier(subjects[0].model)
-    checked_labels(images, subjects[0].model)
-    _check_can_judge(classes and images.labels is not None, against is not None, bool(metrics))
+    images = images.matched(Classes.of(subjects[0].model.config))
+    _check_can_judge(images, classes, against is not None, bool(metrics))
+    images = checked_labels(images, subjects[0].model)
     precision = resolve_precision(precision, model.device)
     accelerator = accelerator or new_accelerator()
     with local_work(accelerator, "Loading the metrics"):
         chosen = Metrics.load(metrics, subjects[0].model.config.num_labels or 0)
     share = own_share(accelerator, images.batch_count(batch_size))
-    results = []
-    with tqdm(
-        total=len(images) * len(subjects),
-        desc="evaluating",
-        unit=" images",
-        disable=not (progress and accelerator.is_main_process),
-    ) as bar:
-        for subject in subjects:
-            own = images.select(range(len(images)))
-            with local_work(accelerator, "Evaluation"):
-                batches = own.batches(subject.processor, batch_size, share)
-                found = model_outputs(subject, batches, precision, bar, accelerator.num_processes)
-            results.append(found)
+    results, shown = [], progress and accelerator.is_main_process
+    for subject, doing in zip(subjects, ("evaluating", "evaluating the dense model"), strict=False):
+        own = images.select(range(len(images)))
+        with progress_bar(doing, "images", shown, total=len(images)) as bar, local_work(accelerator, "Evaluation"):
+            batches = own.batches(subject.processor, batch_size, share)
+            results.append(model_outputs(subject, batches, precision, bar, accelerator.num_processes))
     outputs, labels = results[0]
     bad_images = own.account(accelerator)
     figures = _image_figures(outputs, results[1][0] if against is not None else None, labels, classes)
@@ -168,6 +171,8 @@ def evaluate_model(
         judged,
         precision=precision,
         dataset=images.hub_id,
+        split=images.split,
+        labels=None if judged.top1 is None or images.matching is None else images.matching.how or None,
         weights=model_digest(model),
         metrics=_metric_values(chosen, figures, "predicted"),
         reference_metrics=_metric_values(chosen, figures, "reference"),
@@ -178,35 +183,40 @@ def _distrust_guesses(judged: Evaluation, name: str, classes: int | None) -> Non
     whose, top1 = "The dense model's", judged.reference_top1
     if top1 is None:
         whose, top1 = "The model's", judged.top1
-    if top1 is not None and is_guessing(top1, judged.images, classes):
-        warn_of_guessing(whose, top1, name, "Accuracies on these labels say nothing")
+    if top1 is not None and is_guessing(top1, judged.labelled or 0, classes):
+        said = f"{guessing(whose, top1, name)}. Accuracies on these labels say nothing."
+        warnings.warn(said, DataWarning, stacklevel=3)
 
 
-def _check_can_judge(labelled: bool, compared: bool, metrics: bool) -> None:
+def _check_can_judge(images: ImageSource, classes: bool, compared: bool, metrics: bool) -> None:
     """That there is what figures are made from.
 
     Args:
-        labelled: whether the model has classes, and the images have labels that can be such.
+        images: with labels in terms of the model.
+        classes: whether the model has some.
         compared: whether there is a dense model.
         metrics: whether metrics were asked for.
 
     Raises:
         DataError: there is not.
     """
-    if metrics and not labelled:
-        raise DataError(
-            "Metrics (metrics=…, --metric) are computed from predicted classes and labels, and the model has no "
-            "classes or the images have no labels that fit them."
-        )
-    if not labelled and not compared:
-        raise DataError(
-            "There is nothing to judge by: the images have no labels that fit the model's classes, and no dense model "
-            "was given to compare with (against=…, --against)."
-        )
+    if classes and images.labels is not None:
+        return
+    why = "the images have no labels that fit the model's classes" if classes else "the model has no classes"
+    problem = images.matching.problem if classes and images.matching is not None else ""
+    refusal = ""
+    if metrics:
+        refusal = f"Metrics (metrics=…, --metric) are computed from predicted classes and labels, and {why}."
+    elif not compared:
+        refusal = f"There is nothing to judge by: {why}, and no dense model was given (against=…, --against)."
+    if refusal:
+        raise DataError(f"{refusal} {problem}".rstrip())
 
 
 def _metric_values(metrics: Metrics, figures: dict[str, Tensor], whose: str) -> dict[str, float]:
-    return metrics.values(figures[whose], figures["label"]) if {whose, "label"} <= figures.keys() else {}
+    if not ({whose, "label"} <= figures.keys() and (known := figures["label"] != UNLABELLED).any()):
+        return {}
+    return metrics.values(figures[whose][known], figures["label"][known])
 
 
 def judge(
@@ -250,19 +260,21 @@ def _gathered(accelerator: Accelerator, figures: dict[str, Tensor] | None) -> di
 
 
 def _evaluation(figures: dict[str, Tensor], bad_images: int) -> Evaluation:
-    top1 = reference_top1 = drop = agreed = None
+    top1 = reference_top1 = drop = agreed = labelled = None
     predicted, reference, labels = (figures.get(name) for name in ("predicted", "reference", "label"))
-    if predicted is not None and labels is not None:
-        top1 = _accuracy(predicted, labels)
+    if predicted is not None and labels is not None and (known := labels != UNLABELLED).any():
+        labelled, truth = int(known.sum()), labels[known]
+        top1 = _accuracy(predicted[known], truth)
         if reference is not None:
-            reference_top1 = _accuracy(reference, labels)
-            drop = mean_interval((reference == labels).double() - (predicted == labels).double())
+            reference_top1 = _accuracy(reference[known], truth)
+            drop = mean_interval((reference[known] == truth).double() - (predicted[known] == truth).double())
     if predicted is not None and reference is not None:
         agreed = _accuracy(predicted, reference)
     elif "agreement" in figures:
         agreed = mean_interval(figures["agreement"])
     kl = mean_interval(figures["kl"]) if "kl" in figures else None
-    return Evaluation(len(next(iter(figures.values()))), top1, agreed, kl, drop, reference_top1, bad_images)
+    images = len(next(iter(figures.values())))
+    return Evaluation(images, top1, agreed, kl, drop, reference_top1, bad_images, labelled=labelled)
 
 
 def _accuracy(predictions: Tensor, references: Tensor) -> Interval:

@@ -1,5 +1,6 @@
 """A dense model's outputs on some images, to hold compressed ones against."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -9,14 +10,15 @@ from transformers import PreTrainedModel
 
 from ..architectures.outputs import is_classifier
 from ..architectures.subject import Subject
-from ..errors import BudgetError
+from ..errors import BudgetError, DataWarning
+from ..images.classes import UNLABELLED
 from ..images.images import Batch, ImageSource
 from ..runtime.devices import resolve_precision
 from ..runtime.distributed import gather_objects, gather_rows, local_work, mean_over_processes, own_share, sum_numbers
 from ..runtime.run import Run
 from .evaluation import Outputs, divergences, model_outputs, predictions
 from .intervals import wilson_interval
-from .labels import is_guessing, warn_of_guessing
+from .labels import FEWEST, guessing, is_guessing
 
 
 @dataclass
@@ -28,9 +30,10 @@ class Reference:
         source: the images, not yet read.
         batches: this process's share of the images.
         outputs: of the dense model on them.
-        labels: (n,), or `None`.
+        labels: (n,), `UNLABELLED` where one is not known, or `None`.
         images: how many images all processes together have.
         accelerator: over whose processes the images are dealt out.
+        trusted: whether labels may be used; see `distrust_guesses`.
     """
 
     subject: Subject
@@ -41,6 +44,7 @@ class Reference:
     labels: Tensor | None
     images: int
     accelerator: Accelerator
+    trusted: bool = True
 
     @classmethod
     def of(cls, subject: Subject, images: ImageSource, run: Run) -> "Reference":
@@ -72,29 +76,48 @@ class Reference:
         """Their mean."""
         return float(self.losses_of(model).mean())
 
-    def distrust_guesses(self) -> None:
-        """Do without the labels where the dense model's accuracy on them is that of guessing, and say so."""
+    def distrust_guesses(self, instead: str) -> None:
+        """Do without the labels where the dense model's accuracy on them is that of guessing, and say so.
+
+        So, too, where nearly none of the images has a label.
+
+        Args:
+            instead: what takes the labels' place, for the warning.
+        """
         if not self.classes:
             return
         # A process without images has no labels either, and must take part all the same.
-        own = None if self.labels is None else predictions(self.outputs) == self.labels
-        parts = [part for part in gather_objects(self.accelerator, own) if part is not None]
+        parts = [part for part in gather_objects(self.accelerator, self._known_right()) if part is not None]
         if not parts:
             return
-        known = torch.cat(parts)
-        top1 = wilson_interval(int(known.sum()), len(known))
-        if is_guessing(top1, len(known), self.subject.model.config.num_labels):
-            self.labels = None
+        right = torch.cat(parts)
+        problem = ""
+        if len(right) < min(FEWEST, self.images):
+            problem = f"Only {len(right)} of {self.images} images of {self.source.name} have labels that fit the model"
+        else:
+            top1 = wilson_interval(int(right.sum()), len(right))
+            if is_guessing(top1, len(right), self.subject.model.config.num_labels):
+                problem = guessing("The dense model's", top1, self.source.name)
+        if problem:
+            self.labels, self.trusted = None, False
             if self.accelerator.is_main_process:
-                instead = "They are not used; agreement with the dense model takes their place"
-                warn_of_guessing("The dense model's", top1, self.source.name, instead)
+                warnings.warn(f"{problem}. They are not used; {instead}.", DataWarning, stacklevel=2)
+
+    def _known_right(self) -> Tensor | None:
+        """Of each labelled image whether the dense model knows its class."""
+        if self.labels is None:
+            return None
+        known = self.labels != UNLABELLED
+        return (predictions(self.outputs) == self.labels)[known]
 
     def drop_of(self, model: PreTrainedModel) -> float:
-        """Accuracy lost, as a fraction; without labels, share of images on which the two models differ."""
-        dense = predictions(self.outputs)
-        truth = dense if self.labels is None else self.labels
-        correct = predictions(self.outputs_of(model)) == truth
-        return mean_over_processes(self.accelerator, (dense == truth).double() - correct.double())
+        """Accuracy lost on the labelled images, as a fraction; without labels, share on which the two models differ."""
+        dense, ours = predictions(self.outputs), predictions(self.outputs_of(model))
+        if self.labels is None:
+            return mean_over_processes(self.accelerator, (dense != ours).double())
+        known = self.labels != UNLABELLED
+        lost = (dense == self.labels).double() - (ours == self.labels).double()
+        return mean_over_processes(self.accelerator, lost[known])
 
 
 def check_classes(model: PreTrainedModel) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..config import OnBadImage
 from ..errors import DataError
 from ..runtime.distributed import gather_objects
+from .classes import UNLABELLED, Classes
 from .decoding import Raw, UnreadableImageError, decode_image, read_image
-from .labels import FoundLabels, labels_for
+from .labels import FoundLabels, Matched, labels_for
 from .preprocessing import preprocess, stacked
 from .tally import Tally, check_readable, tell_left_out
 
@@ -29,7 +30,7 @@ class Batch:
     Attributes:
         index: number of the batch, from 0; batches without a readable image are counted, but do not appear.
         pixel_values: (n, channels, height, width), or (n, patches, features), float32.
-        labels: class indices (n,) int64; `None` if they are not known.
+        labels: class indices (n,) int64, `UNLABELLED` where one is not known; `None` if none is.
         positions: positions in the batch of the images that could be read.
         inputs: further inputs of the model, each (n, …), by argument name.
         targets: `labels` for the model's own loss if they are more than classes: a mapping for each image, or a tensor
@@ -60,14 +61,16 @@ class ImageSource:
 
     Attributes:
         images: undecoded images.
-        labels: indices of the model's classes, or `None`; see `matched`.
+        labels: indices of the model's classes, `UNLABELLED` where one is not known, or `None`; see `matched`.
         name: where they come from, for messages and reports.
         on_bad_image: what to do with an image that cannot be read.
         hub_id: of the data set they come from; `None` for others.
+        split: of that data set, or of the folder; `None` if there is only one.
         targets: for each image what the model's own loss takes as `labels`, where that is more than a class: a map of
             pixels, or a mapping with boxes; `None` without.
         inputs: for each image what else is known about it, by the name of the model's argument; `None` without.
         found: labels as the images have them, not matched to any model; `None` without.
+        matching: how they were matched to a model's classes; `None` until they are.
         numbers: of each image in what was opened, where this is a part of it; `None` for all of it.
         tally: which were read so far, and which were left out, by these numbers; a copy begins anew.
         digests: of the content of each image, without and with its labels, once `digest` has looked at them.
@@ -81,6 +84,8 @@ class ImageSource:
     targets: Sequence[Any] | None = None
     inputs: Sequence[Mapping[str, Tensor]] | None = None
     found: FoundLabels | None = None
+    matching: Matched | None = None
+    split: str | None = None
     numbers: Sequence[int] | None = None
     tally: Tally = field(init=False, compare=False)
     digests: dict[bool, list[str]] = field(init=False, compare=False, repr=False)
@@ -112,16 +117,27 @@ class ImageSource:
             numbers=chosen(range(len(self)) if self.numbers is None else self.numbers),
         )
 
-    def matched(self, label2id: Mapping[str, Any] | None) -> "ImageSource":
-        """The same images, with the labels that were found as a model's classes.
+    def matched(self, classes: Classes | None) -> "ImageSource":
+        """The same images, with the labels that were found as a model's classes; once only.
 
         Args:
-            label2id: index by name of the model's classes.
+            classes: of the model; `None` keeps the images' own numbers until it is known.
         """
-        if self.found is None:
+        if self.found is None or self.matching is not None:
             return self
-        labels, targets = labels_for(self.found, label2id, self.name)
-        return replace(self, labels=labels, targets=targets)
+        found = labels_for(self.found, classes, self.name)
+        matching = None if classes is None else Matched(how=found.how, problem=found.problem)
+        return replace(self, labels=found.labels, targets=found.targets, matching=matching)
+
+    def labelled(self) -> "ImageSource":
+        """Those of the images whose label or target is known; itself where all are."""
+        targets, labels = self.targets, self.labels
+        known = [
+            i
+            for i in range(len(self))
+            if (labels is not None and labels[i] != UNLABELLED) or (targets is not None and targets[i] is not None)
+        ]
+        return self if len(known) == len(self) else self.select(known)
 
     def sample(self, count: int | None, seed: int) -> "ImageSource":
         """At most `count` images in an order drawn from `seed`."""
@@ -160,7 +176,7 @@ class ImageSource:
         return {name: stacked([inputs[name] for inputs in own], f"`{name}`") for name in sorted(names)}
 
     def _targets(self, indices: Sequence[int]) -> list[dict[str, Any]] | Tensor | None:
-        if self.targets is None:
+        if self.targets is None or any(self.targets[i] is None for i in indices):
             return None
         own = [self.targets[i] for i in indices]
         if all(isinstance(target, Mapping) for target in own):

@@ -1,6 +1,6 @@
-"""Labels of images as classes of the model."""
+"""Labels of images, as they are found and as classes of a model."""
 
-import warnings
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, DataWarning
+from ..errors import DataError
+from .classes import UNLABELLED, Classes, match_names
 
 
 @dataclass(frozen=True)
@@ -17,47 +18,136 @@ class FoundLabels:
     """Labels as the images have them, not matched to any model.
 
     Attributes:
-        values: of each image a number, or more than a class; `None` or a negative number where it is withheld.
+        values: of each image a number or a name, or more than a class; `None`, NaN, a negative number or an empty name
+            where it is withheld.
         names: of the classes that the numbers stand for, in their order; `None` where the numbers are the model's own.
         where: what holds them, such as `the column 'label'`, for messages.
+        problem: why there are none, where all are `None`.
     """
 
     values: Sequence[Any]
     names: Sequence[str] | None
     where: str
+    problem: str = ""
 
 
-def labels_for(
-    found: FoundLabels, label2id: Mapping[str, Any] | None, name: str
-) -> tuple[list[int] | None, list[Any] | None]:
-    """Indices of a model's classes, and targets that are more than classes; `None` of what there is not.
+@dataclass(frozen=True)
+class Matched:
+    """Labels in a model's terms.
+
+    Attributes:
+        labels: of each image the index of its class, or `UNLABELLED`; `None` where none is known.
+        targets: of each image what is more than a class, or `None` where it is withheld; `None` without such.
+        how: they were matched, such as `by name (10 of 10 classes)`; empty without labels.
+        problem: a sentence about labels that could not be used; empty where all could.
+    """
+
+    labels: list[int] | None = None
+    targets: list[Any] | None = None
+    how: str = ""
+    problem: str = ""
+
+
+def labels_for(found: FoundLabels, classes: Classes | None, name: str) -> Matched:
+    """Match labels to a model's classes.
 
     Args:
-        label2id: index by name of the model's classes.
+        classes: of the model; `None` keeps the images' own numbers.
         name: of the images.
 
     Raises:
         DataError: labels are of no kind that a model takes.
     """
-    values = found.values
-    if not all(map(is_class, values)):
-        return None, known_targets(values, name)
-    ids = None if found.names is None else class_ids(found.names, label2id)
-    if found.names is not None and ids is None:
-        return None, None
-    known = known_classes(values, label2id, name)
-    if known is None or ids is None or found.names is None:
-        return known, None
-    return [ids[found.names[value]] for value in known], None
+    single = classes is not None and classes.single
+    values, names = [_plain(value, single) for value in found.values], found.names
+    if any(isinstance(value, str) for value in values):
+        values, names = _numbered(values)
+    numbers = _numbers(values, floats=single)
+    if numbers is None:
+        return Matched(targets=known_targets(found.values, name))
+    if all(number == UNLABELLED for number in numbers):
+        return Matched(problem=found.problem)
+    if names is None:
+        problem = _yes_and_no(values, classes, name)
+        return Matched(problem=problem) if problem else Matched(numbers, how=f"by index, from {found.where}")
+    if max(numbers) >= len(names):
+        raise DataError(f"A label of {name} is {max(numbers)}, and {found.where} names {len(names)} classes.")
+    if classes is None or not classes.single:
+        return Matched(numbers, how=f"by position, from {found.where}")
+    return _named(numbers, names, classes, found.where, name)
 
 
-def class_ids(names: Sequence[str], label2id: Mapping[str, Any] | None) -> dict[str, int] | None:
-    """Class name → the model's index; by position where the model's classes have no names of their own."""
-    if label2id and all(name in label2id for name in names):
-        return {name: int(label2id[name]) for name in names}
-    if not label2id or all(name.startswith("LABEL_") for name in label2id):
-        return {name: i for i, name in enumerate(names)}
-    return None  # other classes than the model's: the images are unlabelled for it
+def _named(numbers: list[int], names: Sequence[str], classes: Classes, where: str, name: str) -> Matched:
+    """Labels that stand for names; images of other classes than the model's are unlabelled."""
+    match = match_names(names, classes)
+    labels = [UNLABELLED if number == UNLABELLED else match.indices[number] for number in numbers]
+    lost = [number for number, label in zip(numbers, labels, strict=True) if number != UNLABELLED == label]
+    if not lost:
+        return Matched(labels, how=f"{match.how}, from {where}")
+    unknown = [names[number] for number in sorted(set(lost))]
+    verb = "has" if len(unknown) == 1 else "have"
+    model = f"the model's {'' if classes.count is None else f'{classes.count} '}classes"
+    model += "" if classes.names else ", which have no names"
+    problem = f"{_some(unknown)} {verb} no counterpart among {model}: {len(lost)} of {len(numbers)} images of {name} "
+    problem += "count as unlabelled."
+    if all(label == UNLABELLED for label in labels):
+        return Matched(problem=problem)
+    return Matched(labels, how=f"{match.how}, from {where}", problem=problem)
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    first = ", ".join(repr(name) for name in names[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} others"
+
+
+def _plain(value: Any, single: bool = False) -> Any:
+    """A number as Python's own; anything else as it is.
+
+    Args:
+        single: whether a list of one number is that number, as where labels are a column (n, 1).
+    """
+    if single and isinstance(value, list | tuple | Tensor) and getattr(value, "ndim", 1) == 1 and len(value) == 1:
+        value = value[0]
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _numbered(values: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """Names as numbers in their alphabetical order; an empty one is withheld."""
+    names = sorted({value.strip() for value in values if isinstance(value, str)} - {""})
+    number = {name: index for index, name in enumerate(names)}
+    return [number.get(value.strip()) if isinstance(value, str) else value for value in values], names
+
+
+def _numbers(values: Sequence[Any], floats: bool) -> list[int] | None:
+    """Of each image the number of its class, or `UNLABELLED`; `None` where some are more than classes.
+
+    Args:
+        floats: whether whole numbers may be written as floats, as tables do as soon as one is missing.
+    """
+    if not all(_is_withheld(value) or is_class(value) or (floats and _is_whole(value)) for value in values):
+        return None
+    return [UNLABELLED if _is_withheld(value) or value < 0 else int(value) for value in values]
+
+
+def _is_withheld(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _yes_and_no(values: Sequence[Any], classes: Classes | None, name: str) -> str:
+    """Why yes and no cannot be classes, if they are not those of a model that has two."""
+    known = [value for value in values if not _is_withheld(value)]
+    count = None if classes is None else classes.count
+    if count == 2 or not all(isinstance(value, bool) for value in known):
+        return ""
+    return (
+        f"The labels of {name} are yes and no, and the model has {count or 'unknown'} classes: they are not used. Give "
+        "the indices of the model's classes."
+    )
 
 
 def is_class(label: Any) -> bool:
@@ -67,32 +157,10 @@ def is_class(label: Any) -> bool:
     return label is None or isinstance(label, Integral)
 
 
-def known_classes(labels: Sequence[Any], label2id: Mapping[str, Any] | None, name: str) -> list[int] | None:
-    """Indices of classes as plain numbers; `None` where some are withheld, as `None` or −1, or are not classes.
-
-    Yes and no are classes of a model that has two.
-
-    Args:
-        labels: of which each `is_class`.
-        name: of the images.
-    """
-    if any(label is None or label < 0 for label in labels):
-        return None
-    if all(isinstance(label, bool) or (isinstance(label, Tensor) and label.dtype == torch.bool) for label in labels):
-        classes = len(label2id or ())
-        if classes != 2:
-            warnings.warn(
-                f"The labels of {name} are yes and no, and the model has {classes or 'unknown'} classes: they are not "
-                "used. Give the indices of the model's classes.",
-                DataWarning,
-                stacklevel=2,
-            )
-            return None
-    return [int(label) for label in labels]
-
-
 def known_targets(labels: Sequence[Any], name: str) -> list[Any]:
     """Targets that are more than classes: mappings, such as boxes, as they are, and all else as tensors.
+
+    Those that are withheld stay `None`.
 
     Args:
         name: of the images.
@@ -101,7 +169,10 @@ def known_targets(labels: Sequence[Any], name: str) -> list[Any]:
         DataError: a label is neither.
     """
     try:
-        return [label if isinstance(label, Mapping) else torch.as_tensor(label) for label in labels]
+        return [
+            label if isinstance(label, Mapping) else None if _is_withheld(_plain(label)) else torch.as_tensor(label)
+            for label in labels
+        ]
     except (TypeError, ValueError, RuntimeError) as error:
         kinds = sorted({type(label).__name__ for label in labels})
         raise DataError(

@@ -1,54 +1,128 @@
-"""Images in a data set of `datasets`, in memory, in a parquet file or on the Hub."""
+"""Images in a data set of `datasets`: its columns of images and of labels."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..config import OnBadImage
 from ..errors import DataError
-from ..runtime.packages import require_package
 from .images import ImageSource
 from .labels import FoundLabels
+from .options import DataOptions, chosen_split
 
-IMAGE_COLUMNS = ("image", "img", "pixel_values")
-LABEL_COLUMNS = ("label", "labels", "fine_label")
-
-
-def one_split(splits: Mapping[str, Any], name: str, split: str | None) -> Any:
-    """The split that was asked for; by default `train`, or the first one.
-
-    Raises:
-        DataError: there is no such split.
-    """
-    chosen = split or ("train" if "train" in splits else next(iter(splits), "train"))
-    if chosen not in splits:
-        raise DataError(f"{name} has no split {chosen!r}; it has {', '.join(splits)}.")
-    return splits[chosen]
+IMAGE_COLUMNS = (
+    *("image", "img", "pixel_values", "picture", "photo", "jpg", "jpeg", "png", "webp"),
+    *("image_path", "file_name", "filename", "path", "file"),
+)
+"""What columns of images are called, the likeliest first."""
+LABEL_COLUMNS = (
+    *("label", "labels", "target", "targets", "class", "fine_label", "category", "cls", "y"),
+    *("class_label", "label_id", "class_id", "category_id", "label_name", "class_name"),
+)
+"""What columns of classes are called, the likeliest first."""
 
 
-def from_dataset(dataset: Any, name: str, on_bad_image: OnBadImage) -> ImageSource:
+def from_dataset(
+    dataset: Any, name: str, on_bad_image: OnBadImage, options: DataOptions, folder: Path | None = None
+) -> ImageSource:
     """The images of a `datasets.Dataset`, with the labels in its column of labels.
 
+    Args:
+        folder: that paths of images are relative to.
+
     Raises:
-        DataError: it is something else, or has no column of images.
+        DataError: it is something else, or has no column of images, several, or not the one that was asked for.
     """
-    datasets = require_package("datasets", "Reading images from a data set or a folder")
+    import datasets
+
     if not isinstance(dataset, datasets.Dataset):
         raise DataError(f"Images cannot be taken from a {type(dataset).__name__}. Give a `datasets.Dataset`.")
     features = dataset.features
-    column = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
-    column = column or next((c for c in IMAGE_COLUMNS if c in features), None)
-    if column is None:
-        raise DataError(f"{name} has no column of images; its columns are {', '.join(features)}.")
+    column = _image_column(features, name, options.image_column)
+    found = _labels(dataset, column, name, options.label_column)
     if isinstance(features[column], datasets.Image):
         # Undecoded, so that one broken image is one broken image and not the end of the iteration.
         dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    label_column = next((c for c in LABEL_COLUMNS if c in features), None)
-    found = None
-    if label_column is not None:
-        names = getattr(features[label_column], "names", None)
-        found = FoundLabels(list(dataset[label_column]), names, f"the column {label_column!r}")
-    return ImageSource(dataset[column], None, name, on_bad_image, hub_id=_hub_id(dataset), found=found)
+    images: Sequence[Any] = dataset[column]
+    if folder is not None and _is_text(features[column]):
+        images = [path and str(folder / path) for path in images]
+    return ImageSource(images, None, name, on_bad_image, hub_id=_hub_id(dataset), found=found)
+
+
+def from_splits(loaded: Any, name: str, on_bad_image: OnBadImage, options: DataOptions) -> ImageSource:
+    """The images of a data set, or of one split of it where there are several.
+
+    Raises:
+        DataError: see `from_dataset`; or there is no such split.
+    """
+    if not isinstance(loaded, Mapping):
+        return from_dataset(loaded, name, on_bad_image, options)
+    split = chosen_split(list(loaded), name, options)
+    if len(loaded) == 1 and not options.split:
+        return from_dataset(loaded[split], name, on_bad_image, options)
+    return replace(from_dataset(loaded[split], f"{name}, split {split}", on_bad_image, options), split=split)
+
+
+def _image_column(features: Any, name: str, wanted: str | None) -> str:
+    """The column that was asked for; else the only one of images, or the one that is called so."""
+    import datasets
+
+    if wanted is not None:
+        return _existing(features, wanted, name, "--image-column")
+    of_images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(of_images) == 1:
+        return of_images[0]
+    column = _likeliest(of_images or features, IMAGE_COLUMNS)
+    if column is not None:
+        return column
+    if of_images:
+        raise DataError(
+            f"{name} has several columns of images: {', '.join(of_images)}. Say which one to take (--image-column, "
+            "DataOptions(image_column=…))."
+        )
+    raise DataError(f"{name} has no column of images; its columns are {', '.join(features)}.")
+
+
+def _labels(dataset: Any, image_column: str, name: str, wanted: str | None) -> FoundLabels | None:
+    """In the column that was asked for; else in the one that is called so, or the only one of classes."""
+    import datasets
+
+    features = dataset.features
+    columns = [
+        column for column in features if column != image_column and not isinstance(features[column], datasets.Image)
+    ]
+    of_classes = [column for column in columns if isinstance(features[column], datasets.ClassLabel)]
+    if wanted is not None:
+        column: str | None = _existing(features, wanted, name, "--label-column")
+    else:
+        column = _likeliest(of_classes, LABEL_COLUMNS) or _likeliest(columns, LABEL_COLUMNS)
+    if column is None and len(of_classes) > 1:
+        several = f"{name} has several columns of classes: {', '.join(of_classes)}. Say which one to take "
+        several += "(--label-column, DataOptions(label_column=…))."
+        return FoundLabels([None] * len(dataset), None, "the columns", several)
+    column = column or next(iter(of_classes), None)
+    if column is None:
+        return None
+    names = getattr(features[column], "names", None)
+    return FoundLabels(list(dataset.with_format(None)[column]), names, f"the column {column!r}")
+
+
+def _existing(features: Any, column: str, name: str, flag: str) -> str:
+    if column not in features:
+        raise DataError(f"{name} has no column {column!r} ({flag}); its columns are {', '.join(features)}.")
+    return column
+
+
+def _likeliest(columns: Any, known: Sequence[str]) -> str | None:
+    """The first of the known names that a column has, in small letters or large ones."""
+    by_name = {column.lower(): column for column in columns}
+    return next((by_name[name] for name in known if name in by_name), None)
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def _hub_id(dataset: Any) -> str | None:

@@ -1,18 +1,22 @@
 """Models and image processors by Hub id, folder or as they are."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers
 from accelerate import Accelerator
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TorchAoConfig,
+)
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto import CONFIG_MAPPING
-from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 from transformers.utils import logging
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ..architectures.families import FAMILIES, supported
 from ..architectures.registration import register
@@ -25,6 +29,8 @@ from ..runtime.outputs import complete_exchange
 from .boundary import config_content, damaged_processor, explained
 from .completeness import check_complete, check_size, without_report
 from .making import MAKING
+from .plain import check_plain, unwrapped
+from .quantizing import quantizable, spare_narrow_layers, write_readably
 
 logger = logging.get_logger(__name__)
 
@@ -32,7 +38,7 @@ logger = logging.get_logger(__name__)
 def load_model(
     name: str | Path,
     accelerator: Accelerator | None = None,
-    quantization_config: QuantizationConfigMixin | None = None,
+    quantization_config: TorchAoConfig | None = None,
 ) -> PreTrainedModel:
     """Load a dense or compressed model, with the head that its checkpoint was saved with.
 
@@ -58,7 +64,9 @@ def load_model(
             )
         chosen = model_class(config)
         check_size(str(name), chosen, config)
-        loaded_by = chosen if quantization_config is None else _quantizable(chosen)
+        loaded_by, narrow = chosen, []
+        if quantization_config is not None:
+            loaded_by, narrow = quantizable(chosen), spare_narrow_layers(quantization_config, chosen, config)
         with MAKING, without_report():
             loaded: Any = loaded_by.from_pretrained(
                 name,
@@ -69,43 +77,38 @@ def load_model(
             )
         model, info = loaded
         model.__class__ = chosen
-        if type(quantizer := getattr(model, "hf_quantizer", None)) is TorchAoHfQuantizer:
-            quantizer.__class__ = ReadableQuantizer
+        write_readably(model)
         remark = check_complete(str(name), model, info)
+        if narrow:
+            remark = f"{remark or ''} {_spared(narrow)}".strip()
         if remark is not None and place.is_main_process:
             logger.warning(remark)
         return model.to(place.device).eval()
 
 
-class ReadableQuantizer(TorchAoHfQuantizer):
-    """Writes what torchao reads again: its list can have no tensor whose name has no dot, as CLIP's logit_scale.
-
-    Tensors that are not in it are read as those of any checkpoint.
-    """
-
-    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Any], dict[str, str]]:
-        """As torchao's, without the names that it could not read."""
-        state, metadata = super().get_state_dict_and_metadata(model)
-        listed = [name for name in json.loads(metadata["tensor_names"]) if "." in name]
-        return state, {**metadata, "tensor_names": json.dumps(listed)}
+def _spared(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"The layer {names[0]} reads one feature, which torchao cannot quantize, and stays as it is."
+    listed = ", ".join(names)
+    return f"{len(names)} layers read one feature, which torchao cannot quantize, and stay as they are: {listed}."
 
 
 def load_dense_model(model: str | Path | PreTrainedModel, accelerator: Accelerator | None = None) -> PreTrainedModel:
-    """`model` itself, or loaded by `load_model`.
+    """`model` itself, without what wraps it, or loaded by `load_model`.
 
     Raises:
         UnsupportedModelError: see `load_model` and `check_model`.
     """
-    loaded = load_model(model, accelerator) if isinstance(model, str | Path) else model
+    loaded = load_model(model, accelerator) if isinstance(model, str | Path) else unwrapped(model)
     check_model(loaded)
     return loaded
 
 
 def check_model(model: Any) -> None:
-    """That it is a model of transformers whose linear layers have plain weights.
+    """That it is a model of transformers, and all its weights are there and plain.
 
     Raises:
-        UnsupportedModelError: it is none, is quantized or has adapters.
+        UnsupportedModelError: it is none, is quantized, offloaded or without weights, or has adapters.
     """
     name = type(model).__name__
     if getattr(model, "_hf_peft_config_loaded", False) or hasattr(model, "merge_and_unload"):
@@ -116,6 +119,7 @@ def check_model(model: Any) -> None:
         raise UnsupportedModelError(f"Give a transformers model, a folder or a Hub id, not a {name}. {supported()}")
     if getattr(model, "hf_quantizer", None) is not None:
         raise UnsupportedModelError(f"This {name} is quantized already. Give the model as it was before quantization.")
+    check_plain(model)
 
 
 def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
@@ -179,19 +183,6 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return factored_model_class(dense) if config.model_type.startswith(MODEL_TYPE_PREFIX) else dense
 
 
-def _quantizable(found: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The class to quantize while loading: transformers then asks for input embeddings, which images need not have."""
-
-    def get_input_embeddings(model: PreTrainedModel) -> Any:
-        try:
-            return found.get_input_embeddings(model)
-        except NotImplementedError:
-            return None
-
-    body = {"__module__": found.__module__, "get_input_embeddings": get_input_embeddings}
-    return type(found.__name__, (found,), body)
-
-
 def _class_of(name: str, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The model class of transformers of that name, of those that no Auto class knows, such as `…WithProjection`."""
     found = getattr(transformers, name, None)
@@ -221,7 +212,7 @@ def check_model_type(config: PreTrainedConfig) -> None:
     """
     dense_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
     if not (set(_model_types(config)) & set(FAMILIES)):
-        raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported()}")
+        raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported(config)}")
 
 
 def _model_types(config: PreTrainedConfig) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Opening what is to be compressed."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,13 @@ from transformers import PreTrainedModel
 
 from ..architectures.layers import check_class
 from ..architectures.subject import Subject
-from ..errors import UnsupportedModelError
-from ..runtime.random_state import unchanged_random_state
+from ..runtime.random_state import independent_of_caller
+from .as_built import check_as_built
 from .loading import load_dense_model, load_image_processor
 from .towers import check_takes_images, part_of
 
 
-@unchanged_random_state()
+@independent_of_caller()
 def open_subject(
     model: str | Path | PreTrainedModel,
     target: str | None = None,
@@ -29,19 +30,18 @@ def open_subject(
 
     Raises:
         ConfigError: `target` names no model or several, or the model takes more than images and there is no `target`.
-        UnsupportedModelError: the model has no weights; or see `loading.load_model`, `loading.check_model` and
-            `layers.check_class`.
+        UnsupportedModelError: see `loading.load_model`, `loading.check_model`, `layers.check_class` and
+            `as_built.check_as_built`.
     """
     dense = load_dense_model(model, accelerator)
-    if any(parameter.is_meta for parameter in dense.parameters()):
-        raise UnsupportedModelError(
-            f"This {type(dense).__name__} has no weights: it is on the device `meta`. Load it with from_pretrained, "
-            "without a device_map that leaves layers there."
-        )
+    if any(parameter.is_inference() for parameter in dense.parameters()):
+        dense = copy.deepcopy(dense)  # nothing can be differentiated by weights made under torch.inference_mode
     processor = image_processor if image_processor is not None else load_image_processor(dense)
     if target is None:
         check_takes_images(dense)
-        return Subject.alone(dense, processor)
-    subject = part_of(dense, target, processor)
+        subject = Subject.alone(dense, processor)
+    else:
+        subject = part_of(dense, target, processor)
     check_class(dense)
+    check_as_built(dense)
     return subject

@@ -2,16 +2,17 @@
 
 import bisect
 import heapq
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import Allocation
-from ..errors import BudgetError
+from ..errors import BudgetError, BudgetWarning
 from .groups.base import Choice
 from .plan import CompressionPlan
 
 KEEP_TOLERANCE = 0.005
-"""How far the kept ratio may lie from the one asked for, as a fraction of it."""
+"""How far below a budget a plan may stay without a warning, as a fraction of the budget."""
 
 
 Cost = str
@@ -46,7 +47,7 @@ class Budget:
         original: the dense model's.
         fixed: the part of it that no plan changes (embeddings, norms, heads, skipped layers; for MACs, attention).
         unit: `"params"` or `"macs"`.
-        exact: whether the result must also come within `KEEP_TOLERANCE` of the limit from below, unless more would
+        exact: whether to warn of a result that stays further than `KEEP_TOLERANCE` below the limit, unless more would
             gain nothing.
     """
 
@@ -69,7 +70,7 @@ def make_plan(
         rank_multiple: that the choices were made with, for messages.
 
     Raises:
-        BudgetError: the bound cannot be met, naming the bound that stands in the way.
+        BudgetError: no plan is small enough; the message names the bound that stands in the way.
     """
     every = [table.entries(budget.unit) for table in tables]
     useful = [_useful(table) for table in every]
@@ -79,19 +80,24 @@ def make_plan(
     room = budget.limit - budget.fixed
     levels = (_greedy if allocation == "greedy" else _uniform)(entries, room)
     spent = _cost(entries, levels)
-    missed = budget.exact and abs(budget.fixed + spent - budget.limit) > KEEP_TOLERANCE * budget.limit
+    missed = budget.exact and budget.limit - budget.fixed - spent > KEEP_TOLERANCE * budget.limit
     # Where only layers that nothing reads are left to buy, more would gain nothing.
     if missed and any(table[level][1] > table[-1][1] for level, table in zip(levels, entries, strict=True)):
-        reached = (budget.fixed + spent) / budget.original
-        raise BudgetError(
-            f"keep_ratio={budget.limit / budget.original:.4f} cannot be met within {KEEP_TOLERANCE:.1%}: the nearest "
-            f"plan below it keeps {reached:.4f}, because ranks and widths are multiples of "
-            f"rank_multiple={rank_multiple}"
-            f"{' and every group gets the same share' if allocation == 'uniform' else ''}. Use a smaller "
-            "rank_multiple, or ask for that ratio."
-        )
+        warnings.warn(_missed(budget, budget.fixed + spent, allocation, rank_multiple), BudgetWarning, stacklevel=2)
     chosen = [table.choices[own[level]] for table, own, level in zip(tables, useful, levels, strict=True)]
     return CompressionPlan({name: shape for choice in chosen for name, shape in choice.shapes.items()})
+
+
+def _missed(budget: Budget, reached: int, allocation: Allocation, rank_multiple: int) -> str:
+    """By how much, and why."""
+    kept, asked = (count / budget.original for count in (reached, budget.limit))
+    return (
+        f"The nearest plan below the budget has {reached:,} {budget.unit}, {1 - reached / budget.limit:.1%} fewer than "
+        f"the {budget.limit:,} asked for (it keeps {kept:.4f} of the original, not {asked:.4f}), because ranks and "
+        f"widths are multiples of rank_multiple={rank_multiple}"
+        f"{' and every group gets the same share' if allocation == 'uniform' else ''}. A smaller rank_multiple comes "
+        "nearer."
+    )
 
 
 def check_reachable(budget: Budget, smallest: int, groups: int, rank_multiple: int) -> None:

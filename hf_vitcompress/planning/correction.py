@@ -31,6 +31,12 @@ Measure = Callable[[Mapping[str, float], float], tuple[float, Tensor]]
 """(weights, keep ratio) → predicted loss of the model planned that way, and its measured losses by image (n,)."""
 
 
+def fewest_measurements(roles: Sequence[str], search_weights: bool, lowest_keep_ratio: float) -> int:
+    """How many models `fit_correction` measures at least: more where the search finds better weights."""
+    searched = search_weights and bool(LossCorrection.prior(roles).weights)
+    return 1 + 2 * searched + len(_further_ratios(lowest_keep_ratio))
+
+
 def fit_correction(
     measure: Measure, roles: Sequence[str], search_weights: bool, lowest_keep_ratio: float
 ) -> LossCorrection:
@@ -55,11 +61,16 @@ def fit_correction(
             weights, best = candidate, result
         if weights is not start:
             break
-    ratios = [ratio for ratio in POINT_KEEP_RATIOS if ratio > lowest_keep_ratio and ratio != reference]
-    measured = [best, *(measure(weights, ratio) for ratio in ratios)]
+    measured = [best, *(measure(weights, ratio) for ratio in _further_ratios(lowest_keep_ratio))]
     points = {(predicted, float(own.mean())) for predicted, own in measured}
     losses = [own for _, own in measured]
     return LossCorrection(weights, _rising(sorted(points)), len(losses[0]), _relative_error(losses))
+
+
+def _further_ratios(lowest_keep_ratio: float) -> list[float]:
+    """Those of the points beside the one that the search measures."""
+    reference = max(REFERENCE_KEEP_RATIO, lowest_keep_ratio)
+    return [ratio for ratio in POINT_KEEP_RATIOS if ratio > lowest_keep_ratio and ratio != reference]
 
 
 def _relative_error(measured: Sequence[Tensor]) -> float:

@@ -1,7 +1,7 @@
 """What can be said of a compression before anything is measured."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..architectures.layers import find_layers
 from ..architectures.subject import Subject
-from ..config import CompressionConfig
+from ..config import DEFAULT_KEEP_RATIO, CompressionConfig
 from ..errors import BudgetError, DataError
 from ..evaluation.reference import check_classes
 from ..images.images import ImageSource
@@ -109,8 +109,28 @@ def check_reach(subject: Subject, config: CompressionConfig) -> None:
     if config.budget in ("keep_ratio", "max_params"):
         parameters = sum(parameter.numel() for parameter in subject.model.parameters())
         budget = parameter_budget(config, parameters, parameters - sum(group.dense_parameters for group in groups))
-        smallest = sum(group.smallest(config.rank_multiple) for group in groups)
-        check_reachable(budget, smallest, len(groups), config.rank_multiple)
+        check_reachable(budget, _smallest(groups, config), len(groups), config.rank_multiple)
+
+
+def within_reach(subject: Subject, config: CompressionConfig) -> CompressionConfig:
+    """`config` with a budget that a plan meets, for looking at a model: of the default one, as near as there is.
+
+    Raises:
+        ConfigError, BudgetError: see `check_reach`; another budget than the default one was asked for.
+    """
+    if config.keep_ratio == DEFAULT_KEEP_RATIO:
+        groups = _groups(subject, config)
+        parameters = sum(parameter.numel() for parameter in subject.model.parameters())
+        fixed = parameters - sum(group.dense_parameters for group in groups)
+        lowest = (fixed + _smallest(groups, config) + 1) / parameters  # rounding must not put it out of reach
+        return config.with_budget(keep_ratio=min(1.0, max(DEFAULT_KEEP_RATIO, lowest)))
+    check_reach(subject, config)
+    return config
+
+
+def _smallest(groups: Sequence[LayerGroup], config: CompressionConfig) -> int:
+    """Parameters of all groups at their lowest ranks and widths."""
+    return sum(group.smallest(config.rank_multiple) for group in groups)
 
 
 def _groups(subject: Subject, config: CompressionConfig) -> list[LayerGroup]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -105,11 +105,9 @@ class Planner:
 
         Args:
             weights: factors on the roles' errors instead of the measured ones.
-            exact: whether `keep_ratio` must be met within its tolerance, and not just kept to.
+            exact: whether to warn of a plan that stays further below the budget than its tolerance.
         """
-        budget = self.budget(config)
-        if not exact:
-            budget = Budget(budget.limit, budget.original, budget.fixed, budget.unit)
+        budget = replace(self.budget(config), exact=exact)
         weights = self.correction.weights if weights is None else weights
         tables = [
             Table(group.name, choices, weights.get(group.role, 1.0))
@@ -156,7 +154,7 @@ def parameter_budget(config: CompressionConfig, original: int, fixed: int) -> Bu
     if config.max_params is not None:
         return Budget(config.max_params, original, fixed)
     assert config.keep_ratio is not None
-    return Budget(int(config.keep_ratio * original), original, fixed, exact=True)
+    return Budget(int(config.keep_ratio * original), original, fixed)
 
 
 def make_planner(
@@ -253,8 +251,11 @@ def _solve_all(groups: Sequence[LayerGroup], run: Run) -> None:
     accelerator = run.accelerator
     owners = deal([group.work for group in groups], accelerator.num_processes)
     mine = [i for i, owner in enumerate(owners) if owner == accelerator.process_index]
-    with local_work(accelerator, "Factorization"):
-        solutions = {i: _solved(groups[i]) for i in run.bar("factorizing", "groups", mine)}
+    solutions = {}
+    with local_work(accelerator, "Factorization"), run.bar("factorizing", "groups", total=len(groups)) as bar:
+        for i in mine:
+            solutions[i] = _solved(groups[i])
+            bar.update(min(accelerator.num_processes, len(groups) - bar.n))
     for found in gather_objects(accelerator, solutions):
         for i, solution in found.items():
             groups[i].solution = solution

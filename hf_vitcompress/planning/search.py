@@ -1,5 +1,6 @@
 """Measured losses of planned models: for correcting predicted ones and for searching a budget."""
 
+import math
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from ..metrics import METRICS
 from ..runtime.run import Run
 from ..statistics.loss_correction import LossCorrection
 from .building import build_model
-from .correction import fit_correction
+from .correction import fewest_measurements, fit_correction
 from .plan import CompressionPlan
 from .planner import Planner
 
@@ -25,13 +26,14 @@ def measure_correction(planner: Planner, reference: Reference, run: Run) -> Loss
     def measure(weights: Mapping[str, float], keep_ratio: float) -> tuple[float, Tensor]:
         plan = planner.plan(config.with_budget(keep_ratio=keep_ratio), weights, exact=False)
         measured = reference.losses_of(_trial(planner, plan, run))
+        bar.total = max(bar.total or 0, bar.n + 1)
         bar.update()
         return planner.predicted(plan, weights), measured
 
     search = METRICS[config.metric].is_loss and config.allocation == "greedy"
     # A hair above the smallest model, which rounding must not put out of reach.
     lowest = min(1.0, planner.lowest_keep_ratio(config.rank_multiple) * 1.001)
-    with run.bar("measuring", "models") as bar:
+    with run.bar("measuring", "models", total=fewest_measurements(planner.roles, search, lowest)) as bar:
         return fit_correction(measure, planner.roles, search, lowest)
 
 
@@ -62,14 +64,15 @@ def search_accuracy(
     config = run.config
     allowed = config.max_accuracy_drop or 0.0
     check_classes(planner.subject.model)
-    reference.distrust_guesses()
+    reference.distrust_guesses("agreement with the dense model takes their place")
 
     def closed_form_drop(plan: CompressionPlan) -> float:
         return reference.drop_of(_trial(planner, plan, run))
 
     best = known or planner.completed(CompressionPlan({}), config)
     low, high = planner.lowest_keep_ratio(config.rank_multiple), best.keep_ratio or 1.0
-    with run.bar("searching", "models") as bar:
+    trials = max(0, math.ceil(math.log2((high - low) / KEEP_RATIO_STEP))) if high > low else 0
+    with run.bar("searching", "models", total=trials) as bar:
         while high - low > KEEP_RATIO_STEP:
             ratio = (low + high) / 2
             plan = planner.plan(config.with_budget(keep_ratio=ratio), exact=False)

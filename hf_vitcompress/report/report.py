@@ -18,7 +18,7 @@ from ..importance.report import GateReport
 from ..planning.plan import CompressionPlan, GroupReport
 from ..planning.planner import Planner
 from ..runtime.files import write_text
-from ..runtime.text import printable
+from ..runtime.text import loss_text, printable
 from ..runtime.weights import model_digest
 from .outside import for_markdown, problem_of
 from .provenance import Environment, Origin
@@ -56,6 +56,7 @@ class CompressionReport:
         gates: how the scores of neurons and heads were learned; `None` if no scores were learned.
         origin: where the dense model comes from.
         calibration_dataset: Hub id of the calibration data set; `None` if it has none.
+        calibration_split: split of it that was used; `None` if it has only one.
         environment: hardware and software of the compression.
         weights: digest of the compressed model's weights, see `runtime.weights.model_digest`.
         quantization: scheme of a later quantization; `None` if the weights are not quantized.
@@ -79,6 +80,7 @@ class CompressionReport:
     gates: GateReport | None = None
     origin: Origin = field(default_factory=Origin)
     calibration_dataset: str | None = None
+    calibration_split: str | None = None
     environment: Environment | None = None
     weights: str | None = None
     quantization: str | None = None
@@ -108,6 +110,7 @@ class CompressionReport:
             settings=config.to_dict(),
             budget_curve=planner.budget_curve(config),
             calibration_dataset=statistics.settings.get("dataset"),
+            calibration_split=statistics.settings.get("split"),
             weights=model_digest(small),
             **known,
         )
@@ -128,7 +131,7 @@ class CompressionReport:
         rows = comparison_rows(self.dense, self.compressed, None, None, self.evaluation, self.latency)
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
-            rows.append((name, "0", _with_interval(self.predicted_loss, self.predicted_interval), ""))
+            rows.append((name, "0", loss_text(self.predicted_loss, self.predicted_interval), ""))
         if self.bad_images:
             known = f"of {self.calibration_images + self.bad_images}"
             rows.append(("left out of calibration", "", str(self.bad_images), known))
@@ -136,8 +139,8 @@ class CompressionReport:
             shares = f"{gates.near_zero:.0%} below 0.1, {gates.below_half:.0%} below 0.5"
             rows.append(("scores of features", "1", f"mean {gates.points[-1].mean:.2f}", shares))
         if (done := self.compensation) is not None:
-            change = f"{done.loss_before:.4f} before compensation"
-            rows.append((f"KL held out, n={done.held_out_images}", "0", f"{done.loss_after:.4f}", change))
+            change = f"{loss_text(done.loss_before)} before compensation"
+            rows.append((f"KL held out, n={done.held_out_images}", "0", loss_text(done.loss_after), change))
         return rows
 
     def to_markdown(self) -> str:
@@ -148,7 +151,7 @@ class CompressionReport:
         lines += ["", "| part | role | what is left | parameters kept | predicted loss |", "|---|---|---|---|---|"]
         lines += [
             f"| {part.name} | {part.role} | {part.kept} | {part.parameters / part.dense_parameters:.0%} | "
-            f"{_loss(part.predicted_loss)} |"
+            f"{'' if part.predicted_loss is None else loss_text(part.predicted_loss)} |"
             for part in shown.parts
         ]
         return "\n".join(lines) + "\n"
@@ -236,14 +239,6 @@ def _without_infinities(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_infinities(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _with_interval(loss: float, interval: tuple[float, float] | None) -> str:
-    return f"{loss:.4f}" if interval is None else f"{loss:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
-
-
-def _loss(value: float | None) -> str:
-    return "" if value is None else f"{value:.2e}"
 
 
 def group_reports(planner: Planner, plan: CompressionPlan) -> list[GroupReport]:

@@ -1,18 +1,26 @@
 """Figures as rows of text, and rows as tables for the terminal."""
 
-from collections.abc import Callable, Sequence
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..evaluation.costs import Costs
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.intervals import Interval
 from ..evaluation.latency import Latency, latency_row
-from ..runtime.text import printable
+from ..planning.plan import GroupReport
+from ..runtime.text import loss_text, printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 NOT_MEASURED = "not measured"
+
+WIDEST = 10_000
+"""Columns of a table that nothing bounds."""
 
 
 def comparison_rows(
@@ -46,11 +54,54 @@ def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], title: str |
 
     # Not as plain strings, in which rich would read names of files and metrics as mark-up.
     grid = Table(*header, title=None if title is None else Text(printable(title), style="table.title"))
+    for column in grid.columns:
+        column.overflow = "fold"  # of a name that is cut nobody knows which it is
     for column in grid.columns[1:]:
         column.justify = "right"
     for row in rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
     return grid
+
+
+@dataclass(frozen=True)
+class PartsTable:
+    """What is left of each part, and what that costs; names that do not fit lose what they have in common."""
+
+    parts: Sequence[GroupReport]
+    title: str
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[RenderableType]":
+        whole = self._table("")
+        fits = console.measure(whole, options=options.update(width=WIDEST)).maximum <= options.max_width
+        yield whole if fits else self._table(common_prefix([part.name for part in self.parts]))
+
+    def _table(self, prefix: str) -> "RenderableType":
+        rows = [
+            (
+                part.name.removeprefix(prefix),
+                part.kept,
+                f"{part.parameters / part.dense_parameters:.0%}",
+                "" if part.predicted_loss is None else loss_text(part.predicted_loss),
+            )
+            for part in self.parts
+        ]
+        whose = f"part of {prefix.removesuffix('.')}" if prefix else "part"
+        return table((whose, "what is left", "kept", "predicted KL"), rows, title=self.title)
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """The first parts that all dotted names share, with the dot behind them; "" where there are none."""
+    whole = [name.rpartition(".")[0].split(".") for name in names]
+    shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*whole, strict=False))
+    return "".join(f"{parts[0]}." for parts in shared if parts[0])
+
+
+def show(renderable: "RenderableType") -> None:
+    """Print a table: as wide as the terminal, or as `COLUMNS` says; in a pipe or a file as wide as it is."""
+    from rich.console import Console
+
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(width=None if narrow else WIDEST).print(renderable)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -84,15 +135,20 @@ def _evaluation_rows(evaluation: Evaluation | None) -> list[tuple[str, str, str,
         if (drop := evaluation.top1_drop) is not None:
             value, low, high = (0.0 - 100 * x for x in (drop.value, drop.high, drop.low))
             change = f"{value:+.2f} points ({low:+.2f} to {high:+.2f})"
-        rows.append((f"top-1, n={evaluation.images}", before, format_percent(evaluation.top1), change))
+        labelled = evaluation.images if evaluation.labelled is None else evaluation.labelled
+        rows.append((f"top-1, n={labelled}", before, format_percent(evaluation.top1), change))
     if evaluation.agreement is not None:
         rows.append(("agreement", "", format_percent(evaluation.agreement), ""))
     if evaluation.kl is not None:
         kl = evaluation.kl
         name = "KL measured" if evaluation.agreement is not None else "relative error"
-        rows.append((name, "0", f"{kl.value:.4f} ({kl.low:.4f} to {kl.high:.4f})", ""))
+        rows.append((name, "0", loss_text(kl.value, (kl.low, kl.high)), ""))
     if evaluation.bad_images:
         rows.append(("images left out", "", str(evaluation.bad_images), ""))
+    if evaluation.labels is not None:
+        rows.append(("labels matched", "", evaluation.labels, ""))
+    if evaluation.split is not None:
+        rows.append(("split", "", evaluation.split, ""))
     return [*rows, *_metric_rows(evaluation)]
 
 

@@ -1,6 +1,7 @@
 """Where a long stage writes down how far it has come."""
 
 import contextlib
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,14 @@ class Checkpoint:
     Args:
         path: the file; `None` keeps nothing.
         identity: what the result of the stage is made from; a file that was made from something else is refused.
+
+    Attributes:
+        spent: seconds that the stage had taken in earlier runs, when what was loaded was saved.
     """
 
     def __init__(self, path: Path | None, accelerator: Accelerator, identity: Identity | None = None) -> None:
         self.path, self.accelerator, self.identity = path, accelerator, identity or {}
+        self.spent, self._start = 0.0, time.perf_counter()
 
     @classmethod
     def beside(cls, path: str | Path, stage: str, identity: Identity, accelerator: Accelerator) -> "Checkpoint":
@@ -50,7 +55,11 @@ class Checkpoint:
         with local_work(self.accelerator, "Reading the checkpoint"):
             if self.accelerator.is_main_process and self.path.is_file():
                 saved = self._read(self.path)
-        return from_main(self.accelerator, saved)
+        saved = from_main(self.accelerator, saved)
+        if saved is None:
+            return None
+        self.spent = saved.get("seconds", 0.0)
+        return saved["state"]
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace what was saved before."""
@@ -58,8 +67,9 @@ class Checkpoint:
             return
         with local_work(self.accelerator, "Writing the checkpoint"):
             if self.accelerator.is_main_process:
+                seconds = self.spent + time.perf_counter() - self._start
                 with atomic_path(self.path) as temporary:
-                    torch.save({"identity": self.identity, "state": state}, temporary)
+                    torch.save({"identity": self.identity, "state": state, "seconds": seconds}, temporary)
 
     @contextlib.contextmanager
     def restoring(self) -> Iterator[None]:
@@ -80,7 +90,9 @@ class Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # what an unpickler meets in a damaged file has no common base class
             raise self._incomplete() from error
-        if damaged is not None or not isinstance(content, dict) or set(content) != {"identity", "state"}:
+        if damaged is not None or not isinstance(content, dict) or set(content) - {"seconds"} != {"identity", "state"}:
+            raise self._incomplete()
+        if not isinstance(content.get("seconds", 0.0), float):  # files of earlier versions have none
             raise self._incomplete()
         with self.restoring():
             different = differences(content["identity"], self.identity)
@@ -88,7 +100,7 @@ class Checkpoint:
             raise CompensationError(
                 f"The checkpoint {str(path)!r} was made with {different}. Delete it to start this stage again."
             )
-        return content["state"]
+        return content
 
     def _incomplete(self) -> CompensationError:
         return CompensationError(

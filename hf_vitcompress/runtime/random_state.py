@@ -1,4 +1,4 @@
-"""The caller's random states, which no work of ours may change."""
+"""The caller's random states, which no work of ours may change, and switches, which may not change our work."""
 
 import contextlib
 import random
@@ -24,3 +24,13 @@ def unchanged_random_state() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         numpy.random.set_state(states[1])
+
+
+@contextlib.contextmanager
+def independent_of_caller() -> Iterator[None]:
+    """As `unchanged_random_state`, with gradients even where the caller has switched them off.
+
+    Under `torch.inference_mode` every tensor that is made could never be trained.
+    """
+    with unchanged_random_state(), torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -47,5 +47,12 @@ class Run:
             unit: what is counted, such as `"images"`.
             settings: further arguments of `tqdm`, such as `total`.
         """
-        shown = self.progress and self.is_main
-        return tqdm(items, desc=doing, unit=f" {unit}", disable=not shown, **settings)
+        return progress_bar(doing, unit, self.progress and self.is_main, iterable=items, **settings)
+
+
+def progress_bar(doing: str, unit: str, shown: bool, **settings: Any) -> "tqdm[Any]":
+    """A progress bar that says what it counts; `settings` are further arguments of `tqdm`.
+
+    It is not shown where there is nothing to count.
+    """
+    return tqdm(desc=doing, unit=f" {unit}", disable=not shown or settings.get("total") == 0, **settings)

@@ -1,4 +1,4 @@
-"""Text from outside, such as names of files and tensors, on its way to a terminal."""
+"""What is shown to people: names from outside, such as those of files and tensors, and losses."""
 
 
 def printable(text: str, newlines: bool = False) -> str:
@@ -11,3 +11,9 @@ def printable(text: str, newlines: bool = False) -> str:
         letter if letter.isprintable() or (newlines and letter == "\n") else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def loss_text(loss: float, interval: tuple[float, float] | None = None) -> str:
+    """A loss in three significant digits, however small it is; with the ends of its interval in parentheses."""
+    text = f"{loss:.3g}"
+    return text if interval is None else f"{text} ({interval[0]:.3g} to {interval[1]:.3g})"

@@ -21,7 +21,7 @@ from ..architectures.outputs import read_outputs
 from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
 from ..config import CompressionConfig
-from ..errors import CalibrationError, CalibrationWarning, DataError
+from ..errors import CalibrationError, CalibrationWarning, DataError, DataWarning
 from ..images.digest import facts_of_images
 from ..images.images import Batch, ImageSource
 from ..metrics import METRICS
@@ -74,8 +74,9 @@ def calibrate(
     """
     start = time.perf_counter()
     model, config, accelerator = subject.model, run.config, run.accelerator
-    _check_targets(model, images, config)
+    images = images_to_learn(model, images, config)
     statistics = _begin(subject, layers, images, run, checkpoint)
+    start -= statistics.timing.get("calibrate", 0.0)  # before an interruption
     done = -(-(statistics.images + statistics.bad_images) // config.batch_size)
     sampler = Sampler(len(images), config.seed)
     observer = Observer(statistics, layers, sampler, config.token_weighting)
@@ -104,6 +105,7 @@ def calibrate(
             _record_shape(statistics, shapes, accelerator)
             variety.gather(accelerator, statistics)
             _record_left_out(statistics, images, accelerator, _learns_labels(config))
+            statistics.timing["calibrate"] = time.perf_counter() - start
             if checkpoint is not None:
                 with local_work(accelerator, "Writing the checkpoint"):
                     if run.is_main:
@@ -112,7 +114,7 @@ def calibrate(
     _check_gradients(statistics, model)
     _warn_if_few_tokens(statistics, layers)
     check_variety(statistics, layers, variety.counts, images.name)
-    statistics.timing["calibrate"] = statistics.timing.get("calibrate", 0.0) + time.perf_counter() - start
+    statistics.timing["calibrate"] = time.perf_counter() - start
     return statistics
 
 
@@ -125,7 +127,7 @@ def _begin(
     settings |= {"layers": [layer.name for layer in layers], "data": images.name, "images": len(images)}
     settings["precision"] = resolve_precision(config.precision, model.device)
     settings["prunable_inputs"] = [group[-1].name for group in feature_pairs(layers, config)]
-    settings["dataset"] = images.hub_id
+    settings |= {"dataset": images.hub_id, "split": images.split}
     labels = _learns_labels(config)
     statistics = Statistics(settings=settings, identity=identity_of(subject, images, accelerator, labels))
     with local_work(accelerator, "Reading the checkpoint"):
@@ -196,13 +198,30 @@ def _learns_labels(config: CompressionConfig) -> bool:
     return config.calibration_loss == "task" and config.needs_gradients
 
 
-def _check_targets(model: PreTrainedModel, images: ImageSource, config: CompressionConfig) -> None:
-    if _learns_labels(config) and takes_targets(model) and images.labels is None and images.targets is None:
+def images_to_learn(model: PreTrainedModel, images: ImageSource, config: CompressionConfig) -> ImageSource:
+    """The images that can be calibrated on: those with labels or targets, where the loss needs them.
+
+    Raises:
+        DataError: it does, and none has one.
+    """
+    if not (_learns_labels(config) and takes_targets(model)):
+        return images
+    if images.labels is None and images.targets is None:
         raise DataError(
             f'calibration_loss="task" takes the loss that {type(model).__name__} computes for targets, and '
             f"{images.name} has none. Give labelled images, or a DataLoader whose batches have `labels` as the model "
             'takes them; or calibrate with calibration_loss="output", which needs none.'
         )
+    labelled = images.labelled()
+    if len(labelled) < len(images):
+        left_out = len(images) - len(labelled)
+        warnings.warn(
+            f"{left_out} of {len(images)} images of {images.name} have no label or target that the model's loss takes, "
+            "and are left out of the calibration.",
+            DataWarning,
+            stacklevel=2,
+        )
+    return labelled
 
 
 @dataclass

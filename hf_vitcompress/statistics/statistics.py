@@ -79,7 +79,7 @@ class Statistics:
     @property
     def made_from(self) -> Identity:
         """`identity` and the settings; images go by their content and not by their names."""
-        named = {name: value for name, value in self.settings.items() if name not in ("data", "dataset")}
+        named = {name: value for name, value in self.settings.items() if name not in ("data", "dataset", "split")}
         return {**{kind: dict(facts) for kind, facts in self.identity.items()}, SETTINGS: facts_of(named)}
 
     @property

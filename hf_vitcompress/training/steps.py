@@ -3,15 +3,18 @@
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..images.images import Batch, ImageSource
 from ..runtime.distributed import from_main, local_work, sum_in_place
+from ..runtime.run import progress_bar
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 TIMED_STEPS = 3
 
@@ -89,13 +92,9 @@ class Steps:
 
     def bar(self, doing: str, step: int, total_steps: int, progress: bool) -> "tqdm[Any]":
         """A progress bar that counts images; the main process shows it."""
-        return tqdm(
-            total=total_steps * self.batch_size,
-            initial=step * self.batch_size,
-            desc=doing,
-            unit=" images",
-            disable=not (progress and self.accelerator.is_main_process),
-        )
+        shown = progress and self.accelerator.is_main_process
+        total, done = total_steps * self.batch_size, step * self.batch_size
+        return progress_bar(doing, "images", shown, total=total, initial=done)
 
 
 def sum_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:

@@ -4,19 +4,22 @@ import pytest
 from transformers import (
     BertConfig,
     BertModel,
+    ConvNextConfig,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     DeiTForMaskedImageModeling,
     DeiTModel,
+    PreTrainedConfig,
     ResNetConfig,
     ResNetForImageClassification,
+    SegformerConfig,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
     ViTModel,
 )
 
-from hf_vitcompress.architectures.families import FAMILIES, row_of, supported_model_types
+from hf_vitcompress.architectures.families import FAMILIES, row_of, supported, supported_model_types
 from hf_vitcompress.architectures.layers import LayerInfo, find_layers, linear_layer
 from hf_vitcompress.configuration_factored import factored_config_class
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
@@ -171,3 +174,15 @@ def test_the_break_even_rank_is_the_first_that_saves_nothing(out_features, in_fe
 def test_deit_configs_are_found_by_their_own_type():
     assert len(find_layers(tiny(DeiTForImageClassification))) == 12
     assert DeiTConfig().model_type in supported_model_types()
+
+
+@pytest.mark.parametrize(
+    ("config", "registrable"),
+    [(ResNetConfig(), False), (ConvNextConfig(), False), (BertConfig(), False), (SegformerConfig(), True)],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_only_a_vision_transformer_is_told_how_to_be_registered(config: PreTrainedConfig, registrable: bool) -> None:
+    sentence = supported(config)
+    assert ("register_family" in sentence) == registrable
+    assert ("It is no vision transformer" in sentence) == (not registrable)
+    assert "Supported model types: beit, clip" in sentence

@@ -1,5 +1,6 @@
 """Why images do not pass through a model, in one sentence: another shape than the config's, or too little memory."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel, ViTForImageClassification, ViTImagePro
 
 from hf_vitcompress import evaluate_model
 from hf_vitcompress.architectures.running import passing
-from hf_vitcompress.errors import BudgetError, DataError
+from hf_vitcompress.errors import BudgetError, DataError, UnsupportedModelError
 from hf_vitcompress.images.sources import open_images
 from support.calibrations import config, run
 from support.models import seeded, tiny_config
@@ -71,3 +72,12 @@ def test_other_errors_stay_what_they_are(error: Exception, vit: PreTrainedModel,
 def test_errors_of_this_package_stay_what_they_are_on_images_of_another_shape(vit: PreTrainedModel) -> None:
     with pytest.raises(BudgetError, match="z"), passing(vit, torch.zeros(2, 3, 32, 32)):
         raise BudgetError("z")
+
+
+def test_a_model_whose_layers_compute_in_different_types_is_named(vit: PreTrainedModel) -> None:
+    mixed = copy.deepcopy(vit).half()
+    mixed.classifier.float()
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.float16)
+    said = r"several types \(float16, float32\).*model\.float\(\)"
+    with pytest.raises(UnsupportedModelError, match=said), passing(mixed, images), torch.no_grad():
+        mixed(images)

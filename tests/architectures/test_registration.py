@@ -27,6 +27,7 @@ from hf_vitcompress import (
 )
 from hf_vitcompress.architectures.families import FAMILIES, register_family
 from hf_vitcompress.architectures.layers import find_layers, may_prune_heads
+from hf_vitcompress.architectures.registration import register_configs
 from hf_vitcompress.configuration_factored import factored_config_class
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
 from hf_vitcompress.layers_factored import ATTENTIONS
@@ -86,6 +87,22 @@ def test_it_comes_back_through_the_auto_classes(
     torch.testing.assert_close(answers(wide, pixels), answers(small, pixels), rtol=1e-4, atol=1e-4)
 
 
+def test_the_first_config_of_a_type_registers_its_models() -> None:
+    """Importing the package registers configs alone, because models take seconds to import."""
+    _, model = same_name("Late", "late")
+    register_configs("late")
+    config_class = factored_config_class("late")
+    assert AutoConfig.for_model("vitcompress_late").__class__ is config_class
+    assert AutoModel._model_mapping[config_class] is factored_model_class(model)
+
+
+def test_before_the_first_config_no_model_is_made() -> None:
+    _, model = same_name("Later", "later")
+    register_configs("later")
+    assert factored_config_class("later") not in AutoModel._model_mapping
+    assert model not in configuration_factored.FACTORED
+
+
 def test_joint_attention_needs_the_names_and_takes_them(model: PreTrainedModel, pixels: Tensor) -> None:
     small = compressed(model, pixels)
     assert {key for shape in small.config.compression["layers"].values() for key in shape} >= {"qk_rank"}
@@ -135,7 +152,7 @@ def test_a_class_with_the_name_of_one_of_transformers_is_refused_and_nothing_reg
     with pytest.raises(ConfigError, match=r"test_registration\.ViTConfig and transformers.*FactoredViTConfig.*Rename"):
         register_family("usual_name", outside.OUTSIDE)
     assert "usual_name" not in FAMILIES
-    assert factored_config_class("vit").__mro__[2] is transformers.ViTConfig
+    assert transformers.ViTConfig in factored_config_class("vit").__mro__
 
 
 def test_a_model_class_with_such_a_name_is_refused_before_any_work() -> None:

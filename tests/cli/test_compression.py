@@ -285,7 +285,7 @@ def test_inspect_shows_losses_over_budgets_and_by_part(run: Run, statistics: Pat
     assert "vit.layers.3.mlp" in done.out
     assert re.search(r"rank \d+", done.out)
     assert re.search(r"width \d+", done.out)
-    losses = [float(loss) for _, loss in re.findall(r"│ (0\.\d\d) +│ +(\d\.\d{4}) │", done.out)]
+    losses = [float(loss) for _, loss in re.findall(r"│ (0\.\d\d) +│ +([\d.e-]+) │", done.out)]
     assert len(losses) >= 8
     assert losses == sorted(losses)
     with Image.open(figure) as image:

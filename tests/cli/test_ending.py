@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import hf_vitcompress.compressor
-from hf_vitcompress import CompressionConfig, cli
+from hf_vitcompress import CompressionConfig, cli, starting
 from hf_vitcompress.cli import ending
 from hf_vitcompress.errors import CalibrationWarning, ConfigWarning, DataError
 from hf_vitcompress.evaluation import evaluation, latency
@@ -81,7 +81,7 @@ def test_debug_shows_the_traceback(
     failing(KeyError("hidden"))
     command = compress(tmp_path / "out")
     if place == "variable":
-        monkeypatch.setenv(ending.DEBUG_VARIABLE, "1")
+        monkeypatch.setenv(starting.DEBUG_VARIABLE, "1")
     done = run(*(["--debug"] if place == "before" else []), *command, *(["--debug"] if place == "after" else []))
     assert done.code == 1
     assert "Traceback" in done.err
@@ -123,7 +123,8 @@ def test_an_interruption_while_importing_shows_no_traceback(started: list[str], 
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
     (tmp_path / "vitcompress").write_text("from hf_vitcompress.cli import main\nmain()\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
-    done = subprocess.run([sys.executable, *started], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    command = [sys.executable, *started, "quantize", "small", "--output", "int8"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode in (130, -signal.SIGINT)
     assert done.stderr == "interrupted\n"
 
@@ -179,10 +180,12 @@ def test_an_error_can_be_told_to_any_terminal(monkeypatch: pytest.MonkeyPatch) -
 
 def test_warnings_of_the_package_are_their_sentence_alone() -> None:
     before = warnings.formatwarning
-    with ending.warnings_on_one_line():
+    with ending.warnings_on_one_line(debug=True):
         for ours in (ConfigWarning, CalibrationWarning):
             assert warnings.formatwarning("Few images.", ours, "file.py", 3) == "warning: Few images.\n"
         assert "file.py:3: UserWarning: theirs" in warnings.formatwarning("theirs", UserWarning, "file.py", 3)
+    with ending.warnings_on_one_line(debug=False):
+        assert warnings.formatwarning("theirs", UserWarning, "file.py", 3) == ""
     assert warnings.formatwarning is before
 
 

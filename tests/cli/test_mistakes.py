@@ -9,7 +9,6 @@ from typing import Any
 import datasets
 import pytest
 import yaml
-from PIL import Image
 
 import hf_vitcompress.compressor
 from support.models import DIGITS
@@ -58,6 +57,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ([*COMPRESS, "--max-params", "10", "--compensation", "residual"], "out of reach: the smallest model"),
         (["inspect", MODEL, "--data", CALIBRATION, "--keep-ratio", "0.001", "-q"], "out of reach"),
         ([*COMPRESS, "--test", "./tset"], "tset"),
+        (["compress", "./absent", "--data", "./photso", "--output", "out"], "no folder or file './photso'"),
+        (["inspect", "./absent", "--data", "./photso", "--figure", "f.png"], "no folder or file './photso'"),
+        (["evaluate", "./absent", "--data", "./photso"], "no folder or file './photso'"),
         ([*COMPRESS, "--max-accuracy-drop", "0.01", "--validation", "./tset"], "tset"),
         ([*COMPRESS, "--validation", TEST], "--validation holds.*--max-accuracy-drop"),
         ([*COMPRESS, "--plan", "."], "is a folder; give a file"),
@@ -108,6 +110,11 @@ def test_labels_of_test_images_that_the_model_does_not_know_are_refused_before_t
         ([*COMPRESS, "--keep-ratio", "50%"], "Write 50% as 0.5."),
         ([*COMPRESS, "--keep-ratio=0,5"], "Write 0,5 as 0.5."),
         ([*COMPRESS, "--keep_ratio", "0.5"], "--keep-ratio"),
+        ([*COMPRESS, "--keep-ratoi", "0.5"], "--keep-ratio"),
+        ([*COMPRESS, "--sparsity", "0.5"], "Hint: vitcompress compress --help-all shows every flag."),
+        ([*COMPRESS, "--sparsity", "0.5"], "Try 'vitcompress compress --help' for help."),
+        (["compress"], "Missing argument 'MODEL'"),
+        (["push", "out"], "Try 'vitcompress push --help' for help."),
         (["compres", MODEL], "compress"),
     ],
     ids=lambda value: " ".join(word for word in value if word not in COMPRESS)[:50] if isinstance(value, list) else "",
@@ -184,7 +191,7 @@ def test_a_library_that_is_missing_is_named_before_the_work(
 
 
 def test_images_of_another_kind_are_named_before_the_work(run: Run, tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
-    done = run(*COMPRESS, "--test", tmp_path / "one.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    done = run(*COMPRESS, "--test", tmp_path / "notes.txt")
     assert done.code == 1
-    assert "one.png" in one_line(without_bars(done.err))
+    assert "notes.txt" in one_line(without_bars(done.err))

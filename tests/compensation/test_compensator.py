@@ -200,7 +200,6 @@ def test_losses_before_and_after_are_the_first_and_the_best() -> None:
         ("held_out_images", None),
         ("learning_rate", 0),
         ("learning_rate", -1e-3),
-        ("learning_rate", None),
         ("distill_batch_size", 0),
         ("distill_batch_size", None),
         ("temperature", 0),

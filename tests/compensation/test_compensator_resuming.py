@@ -59,6 +59,7 @@ def test_an_interrupted_second_stage_does_not_repeat_the_first(
         interrupted(patch, 9)
         with pytest.raises(KeyboardInterrupt):
             new().compress(dense, images, checkpoint=tmp_path / "file")
+    before = sum(torch.load(path)["seconds"] for path in tmp_path.glob("file.*"))
     solved: list[str] = []
     monkeypatch.setattr(ResidualCompensation, "_solve_block", lambda *_: solved.append("block"))
     compressor = new()
@@ -67,6 +68,8 @@ def test_an_interrupted_second_stage_does_not_repeat_the_first(
     assert not changed(state_of(expected), small)
     assert [point.loss for point in done(compressor).points] == [point.loss for point in done(whole).points]
     assert len(compressor.checkpoints) == 2
+    assert compressor.report is not None
+    assert compressor.report.seconds["compensate"] > done(compressor).seconds > before > 0
 
 
 def test_another_run_with_the_same_file_is_the_same_model(

@@ -1,5 +1,6 @@
 """The course of a distillation: which state is kept, how long it takes, and what an interruption costs."""
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -11,7 +12,8 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 import hf_vitcompress.compensation.distillation
 import hf_vitcompress.training.loop
 from hf_vitcompress.compensation.course import CompensationPoint
-from hf_vitcompress.compensation.distillation import EVALUATIONS, PATIENCE, Distillation
+from hf_vitcompress.compensation.distillation import EVALUATIONS, PATIENCE, Distillation, chosen_learning_rate
+from hf_vitcompress.config import CompressionConfig
 from hf_vitcompress.durations import Duration
 from hf_vitcompress.errors import CompensationError, CompensationWarning
 from hf_vitcompress.evaluation.reference import Reference
@@ -40,6 +42,17 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine(total_steps: int, case:
         assert teaching.learning_rate(step, total_steps) == schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
+
+
+@pytest.mark.parametrize(("width", "rate"), [(32, 1.8e-4), (64, 9e-5), (384, 1.5e-5), (768, 1.5e-5), (1024, 1.5e-5)])
+def test_the_default_learning_rate_is_larger_for_narrower_models_than_vit_s(width: int, rate: float) -> None:
+    assert CompressionConfig().learning_rate_at(width) == pytest.approx(rate, rel=1e-12)
+    assert CompressionConfig(learning_rate=2e-4).learning_rate_at(width) == 2e-4
+
+
+def test_the_default_learning_rate_is_that_of_the_dense_model(case: Case) -> None:
+    config = dataclasses.replace(case.config, learning_rate=None)
+    assert chosen_learning_rate(config, case.dense) == config.learning_rate_at(32)
 
 
 # ---- which state is kept

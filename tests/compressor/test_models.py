@@ -132,6 +132,18 @@ def test_the_result_has_the_dtype_of_the_model(dtype: torch.dtype, vit: PreTrain
     assert torch.isfinite(output(model, pixels.to(dtype))).all()
 
 
+def test_the_work_is_the_same_where_the_caller_computes_no_gradients(vit: PreTrainedModel, pixels: Tensor) -> None:
+    def compressed() -> PreTrainedModel:
+        settings = {"compensation": "distill", "compensation_duration": "1 epochs", "measuring_images": 0}
+        return small_recipe(**settings).compress(vit, pixels)
+
+    expected = compressed()
+    with torch.inference_mode():
+        small = compressed()
+    assert identical(small, expected)
+    assert not any(parameter.is_inference() for parameter in small.parameters())
+
+
 def test_the_dense_model_is_left_as_it_was(vit: PreTrainedModel, pixels: Tensor) -> None:
     vit.train()
     vit.classifier.requires_grad_(False)

@@ -58,7 +58,7 @@ def test_a_saved_recipe_loads_and_names_what_has_gone(tmp_path: Path) -> None:
     with pytest.warns(ConfigWarning) as caught:
         config = CompressionConfig.load(tmp_path / "compression_recipe.yaml")
     expected = {"keep_ratio": 0.4, "compensation": "distill", "compensation_duration": "5 minutes"}
-    assert config == CompressionConfig(**expected, measuring_images=128)  # the default of then
+    assert config == CompressionConfig(**expected, measuring_images=128, learning_rate=1.5e-5)  # defaults of then
     (warning,) = caught
     for name in ("selector", "compensation_minutes", "gate_minutes", "correct_curves", "crop", "cache_megabytes"):
         assert name in str(warning.message)

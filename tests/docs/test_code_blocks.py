@@ -31,6 +31,7 @@ from support.models import DIGITS, REPOSITORY, seeded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # what peft reads
+    pytest.mark.filterwarnings("ignore::hf_vitcompress.errors.BudgetWarning"),  # the digits model has few plans
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),  # a Trainer without a GPU
 ]
 
@@ -41,12 +42,14 @@ LANGUAGES = {"python", "bash", "yaml", "text"}
 MAKES_SMALL = re.compile(r'(?:--output |save_pretrained\("|output_dir=")small/?["\s]')
 """A page that makes the folder itself does not find it there."""
 
+OUTPUT = re.compile(r"--output (\S+)")
+
 DENSE = ("MODEL", "facebook/deit-base-patch16-224", "google/vit-base-patch16-224")
 SPEED = 300
 """So many times as fast as the pages say, minutes are over."""
 
-SMALLER: dict[str, Any] = {"rank_multiple": 2, "measuring_images": 0, "held_out_images": 8}
-"""Settings where a page gives none: the digits model is only 64 wide, and the photos are few."""
+FEWER: dict[str, Any] = {"measuring_images": 0, "held_out_images": 8}
+"""Settings where a page gives none: the photos are few."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def save_digits(parquet: str, count: int, folder: Path) -> None:
 
 
 def small(photos: Path) -> PreTrainedModel:
-    config = CompressionConfig(keep_ratio=0.5, **SMALLER)
+    config = CompressionConfig(keep_ratio=0.5, **FEWER)
     return ViTCompressor(config, progress=False).compress(DIGITS / "model", photos)
 
 
@@ -93,7 +96,7 @@ def reader(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.chdir(folder)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(Duration, "minutes", property(minutes_here))
-    monkeypatch.setattr(CompressionConfig, "__init__", functools.partialmethod(CompressionConfig.__init__, **SMALLER))
+    monkeypatch.setattr(CompressionConfig, "__init__", functools.partialmethod(CompressionConfig.__init__, **FEWER))
     monkeypatch.setattr(figures, "compression_figure", lambda *_: Image.new("L", (1, 1)))  # drawn in tests/report
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: figure.save(path))
     monkeypatch.setitem(sys.modules, "my_vit", my_vit)
@@ -127,6 +130,14 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
         shutil.rmtree(reader.folder / "small")
     for block in blocks:
         reader.run(block)
+
+
+def test_no_command_writes_where_another_has_written() -> None:
+    """Whoever follows several pages in one folder would be refused."""
+    bash = [block.code for page in PAGES for block in runnable(page) if block.language == "bash"]
+    written = Counter(name.rstrip("/") for code in bash for name in OUTPUT.findall(code))
+    assert written
+    assert [name for name, count in written.items() if count > 1] == []
 
 
 def test_blocks_that_are_not_run_are_known_and_say_why() -> None:

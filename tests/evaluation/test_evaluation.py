@@ -245,7 +245,7 @@ def test_batch_size_changes_no_figure(vit: PreTrainedModel, other: PreTrainedMod
 def test_unreadable_images_are_reported(vit: PreTrainedModel, processor: object) -> None:
     source = open_images(DIGITS / "test.parquet")
     part = source.select(range(6))
-    part.images, part.labels = [*part.images[:5], b"broken"], [0] * 6
+    part.images, part.found, part.labels = [*part.images[:5], b"broken"], None, [0] * 6
     with pytest.warns(DataWarning, match=r"1 of 6 images of test\.parquet cannot be read.*image 5 of test\.parquet"):
         result = evaluate_model(vit, part, processor, progress=False)
     assert (result.images, result.bad_images) == (5, 1)

@@ -35,6 +35,8 @@ def relabelled(images: ImageSource, change: Callable[[int], int]) -> ImageSource
     return part
 
 
+INSTEAD = "agreement is"
+
 WRONG: dict[str, Callable[[int], int]] = {
     "shifted": lambda label: (label + 1) % 10,
     "one class": lambda _: 0,
@@ -82,13 +84,13 @@ def test_a_search_of_accuracy_does_without_such_labels(digits: tuple[PreTrainedM
     run = quiet(CompressionConfig(max_accuracy_drop=0.01, precision="float32"))
     subject = Subject.alone(model, processor)
     trusted = Reference.of(subject, images, run)
-    trusted.distrust_guesses()
+    trusted.distrust_guesses(INSTEAD)
     assert trusted.labels is not None
     wrong = Reference.of(subject, relabelled(images, WRONG["shifted"]), run)
-    with pytest.warns(DataWarning, match="They are not used; agreement with the dense model takes their place"):
-        wrong.distrust_guesses()
-    assert wrong.labels is None
-    wrong.distrust_guesses()
+    with pytest.warns(DataWarning, match="They are not used; agreement is"):
+        wrong.distrust_guesses(INSTEAD)
+    assert (wrong.labels, wrong.trusted, trusted.trusted) == (None, False, True)
+    wrong.distrust_guesses(INSTEAD)
     assert wrong.drop_of(model) == 0
 
 
@@ -119,4 +121,4 @@ def test_labels_that_a_compression_does_not_use_may_be_anything(
         with pytest.raises(DataError, match="is 59"):
             checked_labels(images, vit, recipe)
     else:
-        assert checked_labels(images, vit, recipe) is images
+        assert checked_labels(images, vit, recipe).labels == [0, 59]

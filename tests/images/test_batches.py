@@ -47,7 +47,7 @@ def test_a_list_of_batches_is_no_list_of_images(pixels: Tensor) -> None:
         (lambda _: (Image.new("RGB", (4, 4)), 3), "A batch is a tuple of Image, int"),
         (lambda _: (torch.zeros(8, 4), LABELS), "A batch is a tuple of Tensor, Tensor"),
         (lambda _: [], "A batch is a list of nothing"),
-        (lambda x: (x, ["a"] * 8), "labels of the DataLoader are of type str. Give indices"),
+        (lambda x: (x, [object()] * 8), "labels of the DataLoader are of type object. Give indices"),
     ],
 )
 def test_what_is_no_batch_is_refused(batch: Callable[[Tensor], Any], said: str, pixels: Tensor) -> None:

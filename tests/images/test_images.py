@@ -191,9 +191,13 @@ def test_labels_follow_the_names_of_the_model(kind: str, six: list[Image.Image],
 
 
 @pytest.mark.parametrize("kind", LABELLED)
-def test_labels_go_by_position_where_the_model_has_no_names(kind: str, six: list[Image.Image], tmp_path: Path) -> None:
-    label2id = {f"LABEL_{i}": i for i in range(7)}
-    assert open_images(LABELLED[kind](tmp_path, six), label2id=label2id).labels == LABELS
+def test_labels_go_by_position_where_the_model_has_as_many_and_no_names(
+    kind: str, six: list[Image.Image], tmp_path: Path
+) -> None:
+    as_many, more = ({f"LABEL_{i}": i for i in range(count)} for count in (3, 7))
+    images = LABELLED[kind](tmp_path, six)
+    assert open_images(images, label2id=as_many).labels == LABELS
+    assert open_images(images, label2id=more).labels is None
 
 
 @pytest.mark.parametrize("kind", LABELLED)

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_vitcompress.errors import DataError, DataWarning
-from hf_vitcompress.images.labels import check_labels, is_class
+from hf_vitcompress.errors import DataError
+from hf_vitcompress.images.classes import UNLABELLED, Classes
+from hf_vitcompress.images.labels import FoundLabels, check_labels, is_class, labels_for
 from hf_vitcompress.images.sources import open_images
 from support.pictures import png
 
@@ -35,19 +36,63 @@ def test_yes_and_no_are_not_the_first_two_of_more_classes(
 ) -> None:
     labels = [True, False, True, True, False, False]
     for images in (with_labels(six, labels), [(pixels[:6], torch.tensor(labels))]):
-        with pytest.warns(
-            DataWarning, match="are yes and no, and the model has (5|unknown) classes: they are not used"
-        ):
-            assert open_images(images, label2id=label2id).labels is None
+        source = open_images(images, label2id=label2id)
+        assert source.labels is None
+        if label2id is not None:
+            assert source.matching is not None
+            assert "are yes and no, and the model has 5 classes: they are not used" in source.matching.problem
 
 
-@pytest.mark.parametrize("withheld", [None, -1])
-def test_a_label_that_is_withheld_withholds_all(withheld: int | None, six: list[Image.Image]) -> None:
-    assert open_images(with_labels(six, [0, 1, withheld, 2, 3, 4]), label2id=FIVE).labels is None
+WITHHELD = {
+    "none": [0, 1, None, 2, 3, 4],
+    "negative": [0, 1, -1, 2, 3, 4],
+    "not a number": [0.0, 1.0, float("nan"), 2.0, 3.0, 4.0],
+    "an empty name": ["0", "1", " ", "2", "3", "4"],
+}
 
 
-def test_labels_of_batches_that_are_withheld_are_none(pixels: Tensor) -> None:
-    assert open_images([(pixels[:3], torch.tensor([0, -1, 2]))], label2id=FIVE).labels is None
+@pytest.mark.parametrize("kind", WITHHELD)
+def test_a_label_that_is_withheld_leaves_its_image_unlabelled(kind: str, six: list[Image.Image]) -> None:
+    source = open_images(with_labels(six, WITHHELD[kind]), label2id=FIVE)
+    assert source.labels == [0, 1, UNLABELLED, 2, 3, 4]
+    assert len(source.labelled()) == 5
+
+
+def test_labels_of_batches_that_are_withheld_leave_their_images_unlabelled(pixels: Tensor) -> None:
+    source = open_images([(pixels[:3], torch.tensor([0, -1, 2]))], label2id=FIVE)
+    (batch,) = source.batches(None, 3)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == source.labels == [0, UNLABELLED, 2]
+
+
+@pytest.mark.parametrize("label", [[2], torch.tensor([2]), np.int64(2), "LABEL_2", "02", 2.0])
+def test_a_class_may_be_written_in_many_ways(label: Any) -> None:
+    found = labels_for(FoundLabels([label, label], None, "a list"), Classes.of_label2id(FIVE), "photos")
+    assert found.labels == [2, 2]
+
+
+def test_numbers_to_be_predicted_are_no_classes_and_may_be_withheld(pixels: Tensor) -> None:
+    values = torch.tensor([0.5, float("nan"), 2.0])
+    source = open_images([(pixels[:3], values)]).matched(Classes({}, 1, single=False))
+    assert source.labels is None
+    assert source.labelled().targets == [values[0], values[2]]
+    first, second = source.batches(None, 2)
+    assert first.targets is None  # no loss is computed with what is not a number
+    assert second.targets == values[2:]
+
+
+def test_labels_are_matched_once(six: list[Image.Image]) -> None:
+    source = open_images(with_labels(six, ["b", "a", "b", "c", "a", "b"]))
+    assert source.labels == [1, 0, 1, 2, 0, 1]
+    matched = source.matched(Classes.of_label2id({"c": 0, "b": 1, "a": 2}))
+    assert matched.labels == [1, 2, 1, 0, 2, 1]
+    assert matched.matched(Classes.of_label2id(FIVE)) is matched
+    assert matched.select([3, 0]).labels == [0, 1]
+
+
+def test_a_label_past_the_names_is_refused() -> None:
+    with pytest.raises(DataError, match="A label of photos is 3, and the column names 2 classes"):
+        labels_for(FoundLabels([0, 3], ["a", "b"], "the column"), None, "photos")
 
 
 @pytest.mark.parametrize(("labels", "fits"), [([0, 4], True), ([], True), (None, True), ([1, 5], False), ([59], False)])

@@ -1,6 +1,6 @@
 """Budgets over ranks: against brute force and at their edges."""
 
-import re
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_vitcompress.architectures.layers import LayerInfo
-from hf_vitcompress.errors import BudgetError
+from hf_vitcompress.errors import BudgetError, BudgetWarning
 from hf_vitcompress.planning.allocation import KEEP_TOLERANCE, Budget, make_plan
 from hf_vitcompress.planning.plan import CompressionPlan
 from support.tables import Curve, error, least_error, rank_of
@@ -162,25 +162,24 @@ def test_whole_budget_keeps_everything_dense(allocation: str, multiple: int) -> 
 
 @pytest.mark.parametrize("allocation", ["greedy", "uniform"])
 @pytest.mark.parametrize("multiple", [1, 4, 16])
-def test_exact_budget_is_met_or_its_bound_is_named(allocation: str, multiple: int) -> None:
+def test_a_budget_is_met_or_its_nearest_plan_is_given_with_a_warning(allocation: str, multiple: int) -> None:
     curves = model_curves(1)
     lowest, highest = bounds(curves, multiple)
     # The rest of the model is so large that one rank is less than the tolerance.
-    met, refused = 0, []
+    met = 0
     for room in torch.linspace(lowest, highest, 80).long().tolist():
         bound = budget(room, curves, fixed=60_000, exact=True)
-        try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             spent = bound.fixed + cost(curves, planned(curves, bound, allocation, multiple))
-        except BudgetError as refusal:
-            refused.append((bound, str(refusal)))
-        else:
-            met += 1
-            assert bound.limit * (1 - KEEP_TOLERANCE) <= spent <= bound.limit
+        assert spent <= bound.limit
+        near = spent >= bound.limit * (1 - KEEP_TOLERANCE)
+        met += near
+        assert [warning.category for warning in caught] == ([] if near else [BudgetWarning])
+        for warning in caught:
+            assert f"has {spent:,} params, {1 - spent / bound.limit:.1%} fewer than" in str(warning.message)
+            assert f"rank_multiple={multiple}" in str(warning.message)
     assert met >= (80 if multiple == 1 and allocation == "greedy" else 5)
-    for bound, message in refused:
-        nearest = float(re.search(r"keeps (\d\.\d+)", message)[1]) * bound.original
-        assert nearest < bound.limit * (1 - KEEP_TOLERANCE) + 1e-4 * bound.original
-        assert f"rank_multiple={multiple}" in message
 
 
 @pytest.mark.parametrize("allocation", ["greedy", "uniform"])

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, 
 import hf_vitcompress.compressor
 from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCompressor
 from hf_vitcompress.errors import BudgetError, ConfigError, DataError, OutputError, UnsupportedModelError
+from hf_vitcompress.planning.foresight import check_reach, within_reach
 from support.digits import small_recipe
 from support.models import TINY
 
@@ -151,3 +152,24 @@ def test_stages_refuse_statistics_that_are_none(stage: str, vit: PreTrainedModel
 def test_build_refuses_what_is_no_plan(vit: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="plan must be CompressionPlan"):
         small_recipe().build(vit, Statistics(), {"layers": {}})  # type: ignore[arg-type]
+
+
+def test_a_model_is_looked_at_under_the_default_budget_or_the_nearest_that_a_plan_meets(vit: PreTrainedModel) -> None:
+    subject = small_recipe().open(vit)
+    assert within_reach(subject, config := CompressionConfig(rank_multiple=1)) == config
+    coarse = CompressionConfig(rank_multiple=64)
+    near = within_reach(subject, coarse)
+    assert near.keep_ratio is not None
+    assert 0.5 < near.keep_ratio < 1
+    assert near == coarse.with_budget(keep_ratio=near.keep_ratio)
+    check_reach(subject, near)
+    smallest = int(near.keep_ratio * subject.model.num_parameters())
+    with pytest.raises(BudgetError, match="out of reach"):
+        check_reach(subject, coarse.with_budget(max_params=smallest - 2))
+
+
+def test_a_budget_that_was_asked_for_is_not_replaced(vit: PreTrainedModel) -> None:
+    subject = small_recipe().open(vit)
+    assert within_reach(subject, config := CompressionConfig(max_params=20_000, rank_multiple=1)) is config
+    with pytest.raises(BudgetError, match="out of reach"):
+        within_reach(subject, CompressionConfig(keep_ratio=0.02))

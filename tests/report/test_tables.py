@@ -7,7 +7,17 @@ import pytest
 from hf_vitcompress.evaluation.costs import Costs
 from hf_vitcompress.evaluation.evaluation import Evaluation
 from hf_vitcompress.evaluation.intervals import Interval
-from hf_vitcompress.report.tables import NOT_MEASURED, comparison_rows, format_bytes, table
+from hf_vitcompress.planning.plan import GroupReport
+from hf_vitcompress.report.tables import (
+    NOT_MEASURED,
+    PartsTable,
+    common_prefix,
+    comparison_rows,
+    format_bytes,
+    show,
+    table,
+)
+from hf_vitcompress.runtime.text import loss_text
 from support.reports import EVALUATION, LATENCY
 
 DENSE, SMALL = Costs(1000, 20000, 4000), Costs(400, 9000, 1600)
@@ -82,3 +92,76 @@ def test_the_terminal_shows_every_cell() -> None:
         console.print(table(("", "dense", "model"), [("parameters", "1,000", "400"), ("top-1", "", "90.00%")], "title"))
     for text in ("title", "dense", "parameters", "1,000", "400", "90.00%"):
         assert text in capture.get()
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [(0.0, "0"), (1.4493268544266028e-05, "1.45e-05"), (0.00012349, "0.000123"), (0.5, "0.5"), (2.71828, "2.72")],
+)
+def test_losses_have_three_significant_digits(loss: float, text: str) -> None:
+    assert loss_text(loss) == text
+    assert loss_text(loss, (loss, 2.0)) == f"{text} ({text} to 2)"
+
+
+def test_a_small_divergence_is_not_zero() -> None:
+    close = dataclasses.replace(EVALUATION, kl=Interval(1.2345e-5, 1.1e-5, 1.3e-5))
+    assert rows(close)["KL measured"][1] == "1.23e-05 (1.1e-05 to 1.3e-05)"
+
+
+# ---- names in terminals of any width
+
+NAMES = [f"vit.encoder.layers.{i}.attention{end}" for i in (0, 11) for end in ("", ".v_proj")]
+PARTS = [GroupReport(name, "qk", 0, [name], "8 a head; ranks dense, 16", {}, 44, 100, 1.23e-6) for name in NAMES]
+
+
+def shown(columns: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    if columns is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    show(PartsTable(PARTS, "a model"))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [200, None])
+def test_names_are_whole_where_there_is_room_and_in_a_pipe(
+    columns: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shown(columns, capsys, monkeypatch)
+    assert not [name for name in NAMES if f"│ {name} " not in text]
+    assert "1.23e-06" in text
+
+
+def test_names_lose_what_they_share_where_they_do_not_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shown(85, capsys, monkeypatch)
+    assert "┃ part of vit.encoder.layers ┃" in text
+    assert "│ 11.attention.v_proj " in text
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_no_terminal_is_too_narrow(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shown(columns, capsys, monkeypatch)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= columns
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert "".join(cells) == "".join(name.removeprefix("vit.encoder.layers.") for name in NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (["a.b.c", "a.b.d"], "a.b."),
+        (["a.b", "a.b.c"], "a."),
+        (["a.b", "c.b"], ""),
+        (["ab.x", "abc.x"], ""),
+        (["fc", "fd"], ""),
+        (["a.b.c"], "a.b."),
+        ([], ""),
+    ],
+)
+def test_names_share_whole_words(names: list[str], prefix: str) -> None:
+    assert common_prefix(names) == prefix

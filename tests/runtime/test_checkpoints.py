@@ -6,6 +6,7 @@ import pickle
 import random
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,25 @@ def test_the_last_save_counts(tmp_path: Path) -> None:
         kept.save({"step": step})
     assert kept.load() == {"step": 2}
     assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["stage"]
+
+
+def test_seconds_of_earlier_runs_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    for seconds, before in ((10, 0), (5, 10), (1, 15)):
+        kept = checkpoint(tmp_path / "stage")
+        kept.load()
+        assert kept.spent == before
+        now[0] += seconds
+        kept.save({"step": 1})
+        now[0] += 100  # what was done after the last save is done again
+
+
+def test_a_file_that_says_no_seconds_is_loaded(tmp_path: Path) -> None:
+    torch.save({"identity": {}, "state": {"step": 1}}, tmp_path / "stage")
+    kept = checkpoint(tmp_path / "stage")
+    assert kept.load() == {"step": 1}
+    assert kept.spent == 0
 
 
 def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

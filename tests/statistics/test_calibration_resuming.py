@@ -36,11 +36,14 @@ def test_interrupted_calibration_ends_with_the_same_bits(
 ) -> None:
     settings, checkpoint = config(metric=metric, precision="bfloat16", batch_size=8, mlp=mlp), tmp_path / "c"
     interrupted(vit, pixels, 45, settings, checkpoint)
-    assert Statistics.load(checkpoint).images == 40
+    first = Statistics.load(checkpoint)
+    assert first.images == 40
     interrupted(vit, pixels, 85, settings, checkpoint)
-    assert Statistics.load(checkpoint).images == 80
+    second = Statistics.load(checkpoint)
+    assert second.images == 80
     resumed = run(vit, pixels, settings, checkpoint=checkpoint)
     assert same(resumed, run(vit, pixels, settings))
+    assert resumed.timing["calibrate"] > second.timing["calibrate"] > first.timing["calibrate"] > 0
 
 
 @pytest.mark.usefixtures("eager_checkpoints")

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,9 +24,8 @@ BLOCK = re.compile(
 
 PROCESSES = 2
 """How many start, whatever number stands behind `--num_processes` and `--nproc-per-node`."""
-NARROW = ["--rank-multiple", "2", "--measuring-images", "0"]
-"""What these processes are told besides, because the model is only 64 wide."""
-SECONDS = 120
+FEWER = ["--measuring-images", "0"]
+"""What these processes are told besides, because the photos are few."""
 
 
 @dataclass(frozen=True)
@@ -123,24 +121,13 @@ class Reader:
             self.vitcompress(["vitcompress", *words[start + 1 :]])
             return
         self.launched = True
-        launchers = {
-            "accelerate": ["accelerate.commands.launch"],
-            "torchrun": ["torch.distributed.run", "--standalone"],
-        }
-        module, *options = launchers[words[0]]
-        rest = words[2:] if words[:2] == ["accelerate", "launch"] else words[1:]
         for flag in ("--num_processes", "--nproc-per-node"):
-            if flag in rest:
-                rest[rest.index(flag) + 1] = str(PROCESSES)
-        done = subprocess.run(
-            [sys.executable, "-m", module, *options, *rest, *NARROW],
-            cwd=self.folder,
-            env=environment(HF_HUB_OFFLINE=1),
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-        assert done.returncode == 0, done.stderr
+            if flag in words:
+                words[words.index(flag) + 1] = str(PROCESSES)
+        with self.monkeypatch.context() as patch:
+            for name, value in environment(HF_HUB_OFFLINE=1).items():
+                patch.setenv(name, value)
+            LAUNCHERS[words[0]]([*words[1:], *FEWER])
 
     def target(self, words: list[str]) -> None:
         """`make …` is not run, because it makes an environment; the target must be there."""
@@ -155,6 +142,22 @@ class Reader:
 
     def nothing(self, words: list[str]) -> None:
         """What would download something, or go on until it is stopped, is not run."""
+
+
+def accelerate(words: list[str]) -> None:
+    """`accelerate launch …`, whose own start would take as long as that of a process that it launches."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    launch_command(launch_command_parser().parse_args(words[1:]))
+
+
+def torchrun(words: list[str]) -> None:
+    from torch.distributed.run import main
+
+    main(["--standalone", *words])
+
+
+LAUNCHERS = {"accelerate": accelerate, "torchrun": torchrun}
 
 
 def commands(code: str) -> Iterator[list[str]]:

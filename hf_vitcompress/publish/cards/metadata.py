@@ -23,9 +23,10 @@ def card_metadata(subject: CardSubject, name: str) -> ModelCardData:
                 task_type=CLASSIFICATION,
                 dataset_type=judged.dataset or "imagefolder",
                 dataset_name=judged.dataset or "unpublished test images",
+                dataset_split=judged.split if judged.dataset else None,
                 metric_type="accuracy",
                 metric_value=judged.top1.value,
-                metric_name=f"top-1, n={judged.images}{METRIC_SUFFIX}",
+                metric_name=f"top-1, n={judged.images if judged.labelled is None else judged.labelled}{METRIC_SUFFIX}",
             )
         ]
     return ModelCardData(

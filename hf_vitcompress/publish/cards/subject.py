@@ -56,8 +56,11 @@ class CardSubject:
             ReportError: the folder has no report.
         """
         report = report or CompressionReport.load(folder)
-        calibration_dataset = _published(report.calibration_dataset)
-        report = replace(report, origin=report.origin.completed(known or {}), calibration_dataset=calibration_dataset)
+        report = replace(
+            report,
+            origin=report.origin.completed(known or {}),
+            calibration_dataset=_published(report.calibration_dataset),
+        )
         model_type, architectures = _class_of(Path(folder) / "config.json")
         digest = folder_digest(folder)
         judged = report.evaluation

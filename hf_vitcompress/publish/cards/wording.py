@@ -2,6 +2,7 @@
 
 from ...report.report import CompressionReport
 from ...report.tables import NOT_MEASURED, comparison_rows
+from ...runtime.text import loss_text
 from .subject import CLASSIFIER, CardSubject
 
 TRAITS = {
@@ -83,7 +84,9 @@ def measured(subject: CardSubject) -> list[str]:
     report, judged = subject.report, subject.evaluation
     sentences = []
     if judged is not None:
-        images = f"{judged.images:,} images of `{judged.dataset}`" if judged.dataset else f"{judged.images:,} images"
+        images = f"{judged.images:,} images{_place(judged.dataset, judged.split)}"
+        if judged.labelled is not None and judged.labelled != judged.images:
+            images += f", {judged.labelled:,} of them with labels"
         sentences.append(
             f"Accuracy: {images}, {judged.precision}; in brackets 95 % intervals, that of the change is paired."
         )
@@ -96,6 +99,13 @@ def measured(subject: CardSubject) -> list[str]:
     return sentences
 
 
+def _place(dataset: str | None, split: str | None) -> str:
+    """Of which published data set, and which part of it."""
+    if not dataset:
+        return ""
+    return f" of `{dataset}`" + (f", split `{split}`" if split else "")
+
+
 def parts(report: CompressionReport) -> str:
     """How many parts of the blocks were compressed."""
     changed = [part for part in report.parts if part.shapes]
@@ -105,9 +115,9 @@ def parts(report: CompressionReport) -> str:
 def making(subject: CardSubject) -> list[str]:
     """From which images the model was made, in what time, on what."""
     report = subject.report
-    source = f"of `{report.calibration_dataset}`" if report.calibration_dataset else "from a source not on record"
+    source = _place(report.calibration_dataset, report.calibration_split) or " from a source not on record"
     labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
-    sentences = [f"Calibration: {report.calibration_images:,} images {source}; {labels}."]
+    sentences = [f"Calibration: {report.calibration_images:,} images{source}; {labels}."]
     if report.measuring_images:
         sentences.append(f"Predicted losses are scaled to those measured on {report.measuring_images:,} other images.")
     if report.bad_images:
@@ -119,7 +129,8 @@ def making(subject: CardSubject) -> list[str]:
         unit = " nats" if subject.auto_class == CLASSIFIER else ""
         sentences.append(
             f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, {done.seconds:.0f} s, "
-            f"loss on {done.held_out_images:,} others from {done.loss_before:.4f} to {done.loss_after:.4f}{unit}."
+            f"loss on {done.held_out_images:,} others from {loss_text(done.loss_before)} to "
+            f"{loss_text(done.loss_after)}{unit}."
         )
     if not subject.same_weights:
         sentences.append("Afterwards the weights were changed, for instance trained further or stored otherwise.")

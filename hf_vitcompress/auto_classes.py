@@ -1,0 +1,19 @@
+"""What importing the package does to transformers: the Auto classes know the compressed models.
+
+It imports no model, which takes seconds; see `architectures.registration`.
+"""
+
+from . import configuration_factored
+from .architectures.registration import MODEL_TYPES, register_configs
+
+
+def introduce() -> None:
+    """Let the Auto classes load compressed models, with the methods that the package adds to them."""
+    configuration_factored.package_mixin = _package_mixin
+    register_configs(*MODEL_TYPES)
+
+
+def _package_mixin() -> type:
+    from .model_methods import PackageModelMixin
+
+    return PackageModelMixin

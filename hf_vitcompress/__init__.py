@@ -6,7 +6,7 @@ Importing the package lets the Auto classes know the `Factored…` classes; ever
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .starting import is_command_line, start_command_line, unfit_libraries
+from .starting import is_command_line, naming_unfit_libraries, start_command_line
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -83,17 +83,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(_imported(_HOME[name]), name)
+        with naming_unfit_libraries():
+            return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _imported(module: str) -> Any:
-    try:
-        return importlib.import_module(f".{module}", __name__)
-    except ImportError as error:
-        if (unfit := unfit_libraries(error)) is None:
-            raise
-        raise unfit from error
 
 
 def __dir__() -> list[str]:
@@ -104,4 +96,7 @@ def __dir__() -> list[str]:
 if is_command_line():
     start_command_line()  # before the imports that take seconds; `--help` needs none of them
 else:
-    _imported("auto_classes").introduce()
+    with naming_unfit_libraries():
+        from .auto_classes import introduce
+
+        introduce()

@@ -1,9 +1,11 @@
 """The start, which takes seconds of imports: what is settled before them, and what can go wrong in them."""
 
+import contextlib
 import itertools
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -52,8 +54,6 @@ def _end_quietly_on_interruption() -> None:
     def shown(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("interrupted", file=sys.stderr)
-        elif issubclass(kind, UnfitLibrariesError):
-            print(f"error: {error}", file=sys.stderr)
         else:
             before(kind, error, trace)
 
@@ -76,3 +76,18 @@ def unfit_libraries(error: ImportError) -> UnfitLibrariesError | None:
         f"({first}). Install the two together, `pip install --upgrade torch torchvision`, or remove torchvision, "
         "`pip uninstall torchvision`."
     )
+
+
+@contextlib.contextmanager
+def naming_unfit_libraries() -> Iterator[None]:
+    """A block of imports whose failure names the libraries that do not fit.
+
+    Raises:
+        UnfitLibrariesError: some do not.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (unfit := unfit_libraries(error)) is None:
+            raise
+        raise unfit from error

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..config import OnBadImage
 from ..errors import DataError
-from ..runtime.packages import require_package
 from .images import ImageSource
 from .labels import FoundLabels
 from .options import DataOptions, chosen_split
@@ -36,7 +35,8 @@ def from_dataset(
     Raises:
         DataError: it is something else, or has no column of images, several, or not the one that was asked for.
     """
-    datasets = require_package("datasets", "Reading images from a data set or a folder")
+    import datasets
+
     if not isinstance(dataset, datasets.Dataset):
         raise DataError(f"Images cannot be taken from a {type(dataset).__name__}. Give a `datasets.Dataset`.")
     features = dataset.features

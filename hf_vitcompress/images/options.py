@@ -62,8 +62,8 @@ def chosen_split(names: Sequence[str], name: str, options: DataOptions) -> str:
     found = _like(names, "train") or names[0]
     if "train" not in options.prefer:
         warnings.warn(
-            f"{name} has no split for {' or '.join(options.prefer)}: the images of {found!r} are taken. If the model "
-            "was trained on them, figures on them flatter it. Another split is chosen by --split.",
+            f"{name} has no {' or '.join(options.prefer)} split: the images of {found!r} are taken. Figures on them "
+            "flatter a model that was trained on them. Another split is chosen by --split.",
             DataWarning,
             stacklevel=2,
         )

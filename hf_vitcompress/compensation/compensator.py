@@ -59,6 +59,8 @@ class Compensator:
             range(end if config.compensation_images is None else min(end, config.compensation_images))
         )
         self.reference = Reference.of(planner.subject, images.select(range(end, len(images))), run)
+        if run.config.label_weight:
+            self.reference.distrust_guesses("the model learns from the dense one alone")
 
     def run(self, student: PreTrainedModel, plan: CompressionPlan, share: float = 1.0) -> CompensationReport:
         """Compensate `student` in place, as the config says.

@@ -92,8 +92,6 @@ class Distillation(Learner[CompensationPoint]):
         self.student, self.dense, self.reference, self.config = student, subject.model, reference, config
         self.teacher, self.pupil, self.progress = subject, subject.like(student), run.progress
         self.accelerator = run.accelerator
-        if config.label_weight:
-            reference.distrust_guesses("the model learns from the dense one alone")
         self.label_weight = config.label_weight if reference.trusted else 0.0
         self.trained = trained_parameters(student)
         self.optimizer = optimizer or torch.optim.AdamW(

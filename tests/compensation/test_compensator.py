@@ -13,7 +13,7 @@ from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.architectures.outputs import divergence, outputs_of
 from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.compensation.course import CompensationPoint, CompensationReport
-from hf_vitcompress.errors import ConfigError
+from hf_vitcompress.errors import ConfigError, DataWarning
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.layers_factored import FactoredLinear
 from support.compensated import IMAGES, JUDGES, RECIPE, STAGES, done, every_method, new
@@ -146,11 +146,17 @@ def test_the_preset_of_the_paper_solves_a_quarter_of_each_rank_again(dense: PreT
 
 
 def test_labels_are_used_where_they_have_weight(dense: PreTrainedModel, images: Tensor) -> None:
-    batches = [{"pixel_values": images[i : i + 16], "labels": torch.arange(16) % 5} for i in range(0, IMAGES, 16)]
+    with torch.no_grad():
+        answers = dense(images).logits.argmax(-1)
+    batches = [{"pixel_values": images, "labels": answers}]
     with_labels, without = (
         new(compensation="distill", label_weight=weight).compress(dense, batches) for weight in (1.0, 0.0)
     )
     assert changed(state_of(with_labels), without)
+    batches = [{"pixel_values": images, "labels": (answers + 1) % 5}]
+    with pytest.warns(DataWarning, match="no better than guessing.*the model learns from the dense one alone"):
+        distrusted = new(compensation="distill", label_weight=1.0).compress(dense, batches)
+    assert not changed(state_of(distrusted), without)
     unlabelled = new(compensation="distill", label_weight=1.0).compress(dense, images)
     assert not changed(state_of(unlabelled), without)
 

@@ -232,7 +232,9 @@ class CompensationSettings:
         ),
     ] = None
     compensation_images: Annotated[
-        int | None, Range(1), Doc("Largest number of images to distill on. `None`: all that are given.")
+        int | None,
+        Range(1),
+        Doc("Largest number of images to distill on. `None`: all that are given; of a stream 4,096."),
     ] = None
     held_out_images: Annotated[
         int,

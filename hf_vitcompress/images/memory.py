@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..config import OnBadImage
 from ..errors import DataError
@@ -41,7 +41,7 @@ def from_memory(data: Any, on_bad_image: OnBadImage, limit: int | None = None, l
         found = list(drawn(data, "the list of images"))
         name = "the list of batches" if any(len(samples) > 1 for samples in found) else "the list of images"
         return from_samples([sample for samples in found for sample in samples], name, on_bad_image)
-    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    indexed = _is_indexed(data)
     name = "the DataLoader" if isinstance(data, DataLoader) else "the data set" if indexed else "the stream of images"
     if isinstance(data, DataLoader):
         source = from_loader(data, name, on_bad_image, limit, labels)
@@ -61,6 +61,11 @@ def _of_array(data: Tensor | np.ndarray) -> list[Sample]:
     return [Sample(image) for image in (as_tensor(data) if data.dtype in FLOATS else data)]
 
 
+def _is_indexed(data: Any) -> bool:
+    """Whether items can be asked for; a torch stream has inherited a method for that, which it does not use."""
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset)
+
+
 def _check_holds_images(data: Any) -> None:
     """That there may be images in it.
 
@@ -73,7 +78,7 @@ def _check_holds_images(data: Any) -> None:
             f"Images cannot be taken from a {library} {type(data).__name__}. `datasets.Dataset.from_{library}` makes a "
             "data set of a DataFrame, whose column of images is then found."
         )
-    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
-    if not (isinstance(data, Iterable) or indexed) or getattr(data, "ndim", 3) < 3:
+    indexed = _is_indexed(data)
+    if not (isinstance(data, Iterable) or indexed) or isinstance(data, bytes) or getattr(data, "ndim", 3) < 3:
         lacking = ", which has no length (`__len__`)" if hasattr(data, "__getitem__") and not indexed else ""
         raise DataError(f"Images cannot be taken from {kind_of(data)}{lacking}. {ACCEPTED}")

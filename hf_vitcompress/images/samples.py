@@ -81,7 +81,8 @@ def is_image(item: Any) -> bool:
         return bool(item) and item.keys() <= {"bytes", "path"}
     if isinstance(item, Tensor | np.ndarray):
         return item.ndim == 3 or (item.ndim == 2 and not (isinstance(item, Tensor) and item.is_floating_point()))
-    return isinstance(item, Image.Image | bytes | str | os.PathLike) or hasattr(item, "seek")
+    # Where an image is missing, it cannot be read, and is left out.
+    return item is None or isinstance(item, Image.Image | bytes | str | os.PathLike) or hasattr(item, "seek")
 
 
 def _are_images(item: Any) -> bool:

@@ -86,7 +86,7 @@ def _open_object(
     import datasets
 
     if isinstance(data, datasets.IterableDataset):
-        return from_iterable_dataset(data, name, on_bad_image, options, limit)
+        return from_iterable_dataset(data, name.replace("data set", "stream of images"), on_bad_image, options, limit)
     if not isinstance(data, datasets.Dataset):
         if options.image_column or options.label_column:
             raise DataError(f"{name} is not a data set with columns: leave out image_column and label_column.")

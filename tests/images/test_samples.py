@@ -10,7 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset, random_split
+from torch.utils.data import (
+    ChainDataset,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 from transformers import ViTImageProcessorPil
 
 from hf_vitcompress.errors import DataError
@@ -76,6 +85,7 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
         [Subset(Rows(pairs(x)), [0, 1]), Subset(Rows(pairs(x)), [2, 3, 4, 5])]
     ),
     "a torch stream": lambda x: Stream(rows(x)),
+    "torch streams in a chain": lambda x: ChainDataset([Stream(rows(x))]),
     "a generator of samples": lambda x: (row for row in rows(x)),
     "a loader of a stream": lambda x: DataLoader(Stream(rows(x)), batch_size=4),
     "a loader that does not collate": lambda x: DataLoader(Rows(pairs(x)), batch_size=4, collate_fn=list),
@@ -184,7 +194,7 @@ def test_two_items_are_not_always_images_and_labels(second: Any) -> None:
     assert not is_pair([torch.zeros(2, 3, 8, 8), second])
 
 
-@pytest.mark.parametrize("data", [[1, 2, 3], iter([1.5]), {"image": 5}, [None], [object()], Rows([{"text": "a"}])])
+@pytest.mark.parametrize("data", [[1, 2, 3], iter([1.5]), {"image": 5}, [object()], Rows([{"text": "a"}])])
 def test_what_is_nothing_of_that_kind_is_refused_with_what_is(data: Any) -> None:
     with pytest.raises(DataError, match=r"cannot be read.*is not an image.*PIL images.*samples.*batches"):
         open_images(data)
@@ -234,3 +244,9 @@ def test_arrays_of_other_libraries_are_arrays(pixels: Tensor) -> None:
     kind = type("Foreign", (), {"__array__": lambda self, dtype=None, copy=None: pixels[0].numpy()})
     (batch,) = open_images([kind() for _ in foreign]).batches(None, 2)
     assert torch.equal(batch.pixel_values, pixels[[0, 0]])
+
+
+def test_a_missing_image_is_left_out(six: list[Image.Image], processor: ViTImageProcessorPil) -> None:
+    source = open_images([None, *six])
+    (batch,) = source.batches(processor, 7)
+    assert (len(batch.pixel_values), len(source.bad_images)) == (6, 1)

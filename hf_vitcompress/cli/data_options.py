@@ -11,9 +11,6 @@ import typer
 if TYPE_CHECKING:
     from ..images.options import DataOptions
 
-PANEL = "Images"
-"""Title of these flags in `--help`."""
-
 FLAGS = {
     "split": ("--split", "Split of --data; by default {split}."),
     "data_config": ("--data-config", "Configuration of a Hub data set that has several."),
@@ -61,5 +58,5 @@ def options_beside(options: "DataOptions", same: bool, default: "DataOptions") -
 
 
 def _option(name: str, flag: str, help_text: str) -> inspect.Parameter:
-    annotation = Annotated[str | None, typer.Option(flag, help=help_text, rich_help_panel=PANEL, show_default=False)]
+    annotation = Annotated[str | None, typer.Option(flag, help=help_text, show_default=False)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

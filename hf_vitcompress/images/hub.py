@@ -80,7 +80,7 @@ def _streamed(stream: Any, count: int) -> Any:
         if isinstance(feature, datasets.Image):
             stream = stream.cast_column(column, datasets.Image(decode=False))
     parts = min(stream.num_shards, MOST_FILES, count)
-    rows: list[Any] = []
+    rows: list[dict[str, Any]] = []
     for index in range(parts):
         rows += stream.shard(parts, index).take(-(-(count - len(rows)) // (parts - index)))
     return datasets.Dataset.from_list(rows, features)

@@ -4,6 +4,7 @@ import copy
 import pickle
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_a_trained_model_is_loaded_saved_and_pushed_with_it(trained: Path, tmp_p
 def test_figures_that_were_measured_anew_are_shown(trained: Path) -> None:
     report = CompressionReport.load(trained)
     assert report.evaluation is not None
-    report.evaluation.weights = report.later_weights
+    report.evaluation = replace(report.evaluation, weights=report.later_weights)
     assert report.judgement is report.evaluation
     assert report.beside(report.weights).later_weights is None
 

@@ -147,12 +147,12 @@ def of_samples(samples: Samples, source: ImageSource, labels: bool) -> ImageSour
     if tried is None or not len(samples):
         return None if tried is None else source
     found, theirs = source.found, [sample.label for sample in tried.values()]
-    if all(label is not None for label in theirs):
+    if any(label is not None for label in theirs):
         if found is None:
             names = class_names(samples.data)
-            found = FoundLabels(_read_labels(samples, theirs[0]), names, source.name) if labels else None
+            found = FoundLabels(_read_labels(samples), names, source.name) if labels else None
         elif not all(_same(found.values[index], sample.label) for index, sample in tried.items()):
-            found = FoundLabels(_read_labels(samples, theirs[0]), None, source.name) if labels else None
+            found = FoundLabels(_read_labels(samples), None, source.name) if labels else None
     about = About(samples) if any(sample.about for sample in tried.values()) else None
     return replace(source, images=Images(samples), inputs=about, found=found)
 
@@ -178,19 +178,21 @@ def tried_samples(samples: Samples) -> dict[int, Sample] | None:
 
 
 def _same(label: Any, other: Any) -> bool:
+    if label is None or other is None:
+        return label is other
     if isinstance(label, Tensor) or isinstance(other, Tensor):
         return torch.equal(torch.as_tensor(label), torch.as_tensor(other))
     return bool(label == other)
 
 
-def _read_labels(samples: Samples, instead: Any) -> list[Any]:
-    """Of every sample; an image that cannot be read will be left out, and its label is none of the unknown ones."""
+def _read_labels(samples: Samples) -> list[Any]:
+    """Of every sample; `None` of those that cannot be read, which will be left out."""
     values = []
     for index in range(len(samples)):
         try:
             values.append(samples[index].label)
         except UnreadableImageError:
-            values.append(instead)
+            values.append(None)
     return values
 
 

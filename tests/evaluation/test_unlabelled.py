@@ -76,7 +76,7 @@ def test_a_search_counts_the_labelled_images(vit: PreTrainedModel, pixels: Tenso
 def test_a_search_does_not_go_by_a_few_labels(vit: PreTrainedModel, pixels: Tensor, truth: list[int]) -> None:
     images = labelled(pixels, truth, lambda index, label: label if index < 3 else None)
     reference = Reference.of(Subject.alone(vit), images, quiet(CompressionConfig(precision="float32")))
-    with pytest.warns(DataWarning, match="Only 3 of 96 images of the DataLoader have labels that fit the model"):
+    with pytest.warns(DataWarning, match="Only 3 of 96 images of the list of batches have labels that fit the model"):
         reference.distrust_guesses("agreement takes their place")
     assert reference.labels is None
 
@@ -86,7 +86,7 @@ TASK = CompressionConfig(calibration_loss="task", metric="fisher")
 
 def test_images_without_labels_are_left_out_where_a_loss_needs_them(vit: PreTrainedModel, pixels: Tensor) -> None:
     images = labelled(pixels, [0] * 96, lambda index, label: None if index < 90 else label)
-    with pytest.warns(DataWarning, match="90 of 96 images of the DataLoader have no label or target"):
+    with pytest.warns(DataWarning, match="90 of 96 images of the list of batches have no label or target"):
         assert len(images_to_learn(vit, images, TASK)) == 6
     assert images_to_learn(vit, images, CompressionConfig()) is images
     with pytest.raises(DataError, match="has none"):

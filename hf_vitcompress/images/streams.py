@@ -29,7 +29,8 @@ def from_samples(
     """
     about = [sample.about for sample in samples]
     labels = [sample.label for sample in samples]
-    found = FoundLabels(labels, names, name) if any(label is not None for label in labels) else None
+    where = f"the {name.split(' of ')[-1].removeprefix('the ')}"
+    found = FoundLabels(labels, names, where) if any(label is not None for label in labels) else None
     images = [sample.image for sample in samples]
     return ImageSource(images, None, name, on_bad_image, inputs=about if any(about) else None, found=found)
 

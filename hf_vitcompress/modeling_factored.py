@@ -140,7 +140,8 @@ class FactoredModelMixin:
             self.save_pretrained(target, *args, **kwargs)
             self.publish(target, settings.pop("repo_id", os.path.basename(target)), **settings)
             return
-        if self.stored_dtype is not None and kwargs.get("state_dict") is None:
+        quantized = getattr(self, "hf_quantizer", None) is not None  # which writes its own types
+        if self.stored_dtype is not None and not quantized and kwargs.get("state_dict") is None:
             kwargs["state_dict"] = narrowed_state(self.state_dict(), self.stored_dtype)  # type: ignore[attr-defined]
         with self.replacing(target) as staging:
             super().save_pretrained(staging, *args, **kwargs)  # type: ignore[misc]

@@ -151,9 +151,9 @@ class CompressionMetricsCallback(TrainerLink):
         elif images is None:
             images = training_images(trainer, config)
         source = open_images(images, limit=self.num_images, labels=False).sample(self.num_images, config.seed)
-        model = load_dense_model(dense, trainer.accelerator)
-        subject = Subject.alone(model, image_processor_of(trainer))
         with self._left_out_on_error(KL):
+            model = load_dense_model(dense, trainer.accelerator)
+            subject = Subject.alone(model, image_processor_of(trainer))
             check_comparable(self.model, model)
             reference = Reference.of(subject, source, Run(config, trainer.accelerator, progress=False))
             reference.check_form(self.model)

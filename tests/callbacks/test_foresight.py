@@ -26,7 +26,7 @@ DENSE: dict[str, tuple[PreTrainedModel, str]] = {
     "other classes": (seeded(ViTForImageClassification, tiny_config(num_labels=7)), "5 and 7 classes"),
     "one class": (seeded(ViTForImageClassification, tiny_config(num_labels=1)), "compared"),
     "no head": (seeded(ViTModel, tiny_config()), "only one of them has classes"),
-    "another size": (seeded(ViTForImageClassification, tiny_config(image_size=24)), "24 × 24"),
+    "another size": (seeded(ViTForImageClassification, tiny_config(patch_size=32, image_size=32)), "16 × 16"),
     "other channels": (seeded(ViTForImageClassification, tiny_config(num_channels=1)), "num_channels=1"),
     "another device": (lively().to("meta"), "meta"),
 }

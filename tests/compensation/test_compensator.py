@@ -16,6 +16,7 @@ from hf_vitcompress.compensation.course import CompensationPoint, CompensationRe
 from hf_vitcompress.errors import ConfigError, DataWarning
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.layers_factored import FactoredLinear
+from hf_vitcompress.runtime.text import loss_text
 from support.compensated import IMAGES, JUDGES, RECIPE, STAGES, done, every_method, new
 from support.students import LOW_RANK, METHODS, changed, logits, low_rank_plan, state_of
 
@@ -170,7 +171,7 @@ def test_the_report_is_saved_with_the_model(dense: PreTrainedModel, images: Tens
     points = [CompensationPoint(**point) for point in saved["compensation"].pop("points")]
     assert CompensationReport(**saved["compensation"], points=points) == report
     assert saved["seconds"]["compensate"] > 0
-    before, after = f"{report.loss_before:.4f}", f"{report.loss_after:.4f}"
+    before, after = loss_text(report.loss_before), loss_text(report.loss_after)
     row = f"| KL held out, n={JUDGES} | 0 | {after} | {before} before compensation |"
     assert row in (tmp_path / "compression_report.md").read_text(encoding="utf-8")
     assert f"{before} before compensation" in str(compressor.report)

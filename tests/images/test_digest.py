@@ -78,10 +78,11 @@ def test_pictures_and_tensors_are_known_by_their_values(six: list[Image.Image]) 
     red.putpalette([255, 0, 0] * 256)
     blue.putpalette([0, 0, 255] * 256)
     kinds = [*six, six[0].convert("L"), six[0].resize((9, 9)), red, blue]
-    tensors = [torch.zeros(3, 4, 4), torch.zeros(3, 4, 4).half(), torch.zeros(3, 2, 8), torch.ones(3, 4, 4)]
+    tensors = [torch.zeros(3, 4, 4), torch.zeros(3, 2, 8), torch.ones(3, 4, 4)]
     assert len({image_digest(image) for image in [*kinds, *tensors]}) == len(kinds) + len(tensors)
     assert image_digest(six[0].copy()) == image_digest(six[0])
     assert image_digest(torch.zeros(3, 4, 8)[..., ::2]) == image_digest(tensors[0])
+    assert image_digest(torch.zeros(3, 4, 4).half()) == image_digest(tensors[0])
 
 
 def test_what_cannot_be_read_is_no_error(tmp_path: Path, six: list[Image.Image]) -> None:

@@ -29,6 +29,8 @@ from support.models import seeded
 from support.stages import quiet
 from support.students import lively, logits
 
+pytestmark = pytest.mark.filterwarnings("ignore::hf_vitcompress.errors.BudgetWarning")  # heads come whole
+
 
 def randomly_gated(model: PreTrainedModel) -> PreTrainedModel:
     generator = torch.Generator().manual_seed(0)

@@ -14,11 +14,12 @@ from hf_vitcompress.planning.selection import selection_method
 from support.gated import CONFIG, FAST, FC2, OUT, PIXELS, SMALL, small
 from support.students import lively, logits, state_of
 
+pytestmark = pytest.mark.filterwarnings("ignore::hf_vitcompress.errors.BudgetWarning")  # heads come whole
+
 RISING = {FC2: torch.arange(24.0), OUT: torch.tensor([1.0, 2.0])}
 FALLING = {name: own.flip(0) for name, own in RISING.items()}
 
 
-@pytest.mark.filterwarnings("ignore::hf_vitcompress.errors.BudgetWarning")  # heads come whole
 @pytest.mark.parametrize("preset", ["vtp", "kumar2022"])
 def test_presets_compress_by_scores_they_learn(preset: str, tmp_path: Path) -> None:
     settings = {

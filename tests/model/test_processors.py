@@ -16,7 +16,7 @@ from hf_vitcompress.errors import DataError, UnsupportedModelError
 from hf_vitcompress.images import open_images
 from hf_vitcompress.images.unloaded import UnloadedProcessor
 from hf_vitcompress.model.loading import load_image_processor, load_model
-from hf_vitcompress.publish.record import restored_companions
+from hf_vitcompress.publish.saved import restored_companions
 from hf_vitcompress.statistics.identity import PROCESSOR, subject_identity
 from support.digits import small_recipe
 from support.factored import factored

@@ -66,9 +66,9 @@ def test_rows_hold_before_after_and_change() -> None:
         "-2.00 points (-3.00 to -1.00)",
     )
     assert rows["agreement"][1].startswith("95.00%")
-    assert rows["KL measured"][1] == "0.0500 (0.0400 to 0.0600)"
+    assert rows["KL measured"][1] == "0.05 (0.04 to 0.06)"
     assert rows["latency, batch 32"] == ("20.0 ms", "15.0 ms", "0.75 × (0.70 to 0.80)")
-    assert rows["KL predicted"][1] == "0.0400"
+    assert rows["KL predicted"][1] == "0.04"
 
 
 def test_what_was_not_measured_is_said_to_be_so() -> None:
@@ -101,9 +101,9 @@ def test_markdown_is_two_well_formed_tables() -> None:
         lines = text.splitlines()
         assert all(line.count("|") == columns + 1 for line in lines)
         assert set(lines[1]) == {"|", "-"}
-    assert "| layers.0.attention.q_proj | q | rank 2 | 50% | 1.00e-02 |" in by_part
-    assert "| layers.0.mlp | mlp | width 16; ranks 3, dense | 39% | 5.00e-03 |" in by_part
-    assert "| layers.1.mlp | mlp | dense | 100% | 0.00e+00 |" in by_part
+    assert "| layers.0.attention.q_proj | q | rank 2 | 50% | 0.01 |" in by_part
+    assert "| layers.0.mlp | mlp | width 16; ranks 3, dense | 39% | 0.005 |" in by_part
+    assert "| layers.1.mlp | mlp | dense | 100% | 0 |" in by_part
 
 
 def test_json_is_complete(tmp_path: Path) -> None:

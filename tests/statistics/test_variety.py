@@ -63,7 +63,7 @@ def test_one_image_many_times_is_refused(digits: tuple[PreTrainedModel, Any, lis
     ("black", "repeated", "said"),
     [
         (0, 8, r"8 of 40 repeat another one \(image 32 of the list of images\)\."),
-        (8, 0, r"8 of 40 are of one colour \(image 0 of the list of images\)\."),
+        (8, 0, r"8 of 40 are of one colour \(image 0 of the tensor\)\."),
         (4, 4, r"4 of 40 are of one colour \(image 0 of.*\) and 4 of 40 repeat another one \(image 36 of"),
     ],
 )
@@ -104,7 +104,7 @@ def test_what_was_counted_before_an_interruption_counts(vit: PreTrainedModel, pi
     alike[:16] = 0.25
     interrupted(vit, alike, 45, settings, checkpoint)
     for _ in range(2):
-        with pytest.warns(CalibrationWarning, match=r"16 of 96 are of one colour \(image 0 of the list of images\)"):
+        with pytest.warns(CalibrationWarning, match=r"16 of 96 are of one colour \(image 0 of the tensor\)"):
             run(vit, alike, settings, checkpoint)
 
 

@@ -122,6 +122,6 @@ def interrupted(
     checkpoint: Path,
     targets: list[str] | None = None,
 ) -> None:
-    source = ImageSource(Poisoned(pixels, at), None, "the list of images")
+    source = ImageSource(Poisoned(pixels, at), None, "the tensor")
     with pytest.raises(KeyboardInterrupt):
         calibrate(Subject.alone(model), find_layers(model, targets), source, quiet(settings), checkpoint)

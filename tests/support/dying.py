@@ -34,7 +34,7 @@ def calibrate_and_die(checkpoint: Path) -> None:
     calibration.CHECKPOINT_SECONDS = -1.0
     pixels = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     model = seeded(ViTForImageClassification, tiny_config())
-    run(model, ImageSource(Killer(pixels), None, "the list of images"), config(), checkpoint)
+    run(model, ImageSource(Killer(pixels), None, "the tensor"), config(), checkpoint)
 
 
 def run_and_die(arguments: list[str]) -> None:

@@ -63,7 +63,7 @@ def test_one_image_many_times_is_refused(digits: tuple[PreTrainedModel, Any, lis
     ("black", "repeated", "said"),
     [
         (0, 8, r"8 of 40 repeat another one \(image 32 of the list of images\)\."),
-        (8, 0, r"8 of 40 are of one colour \(image 0 of the tensor\)\."),
+        (8, 0, r"8 of 40 are of one colour \(image 0 of the list of images\)\."),
         (4, 4, r"4 of 40 are of one colour \(image 0 of.*\) and 4 of 40 repeat another one \(image 36 of"),
     ],
 )

@@ -63,8 +63,7 @@ test-oldest:
 		--editable '.[adapters,export,quantization,test-tools]'
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/docs -k export
 
-# With torchvision, whose image processors transformers then uses. It fits one release of torch, which has no build for
-# CPUs alone here: 5.5 GB.
+# With torchvision, whose image processors transformers then uses, and the release of torch that it fits: 5.5 GB.
 test-torchvision: TORCHVISION := --constraint requirements/locked.txt --constraint requirements/torchvision.txt
 test-torchvision:
 	$(call environment,$(VENV)-torchvision,$(TORCHVISION))

@@ -57,6 +57,19 @@ def check_use_of(validation: str | None, config: CompressionConfig) -> None:
         )
 
 
+def check_inspection(config: CompressionConfig) -> None:
+    """Refuse a budget that is not one of costs.
+
+    Raises:
+        ConfigError: it is `max_accuracy_drop`.
+    """
+    if config.budget == "max_accuracy_drop":
+        raise ConfigError(
+            "inspect shows the loss to expect over all budgets, and --max-accuracy-drop is searched on answers. Leave it "
+            "out here; `vitcompress compress` and `vitcompress plan` search it."
+        )
+
+
 def _check_name(argument: str, text: str) -> None:
     writes = argument in OUTPUTS
     longest = max(len(os.fsencode(part)) for part in text.split("/"))

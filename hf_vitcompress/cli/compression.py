@@ -8,7 +8,7 @@ import typer
 from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..runtime.text import printable
-from .checks import check_use_of
+from .checks import check_inspection, check_use_of
 from .data_options import options_beside, with_data_options
 from .ending import goes_on_from
 from .help import IMAGES_PANEL
@@ -147,6 +147,7 @@ def inspect_model(
     from ..runtime.files import check_file
     from ..runtime.text import loss_text
 
+    check_inspection(config)
     goes_on_from(statistics)
     compressor = _compressor(config, quiet)
     with local_work(compressor.accelerator, "The start"):

@@ -51,7 +51,6 @@ def judge(
                 images,
                 subject.processor,
                 subject.whole,
-                precision=run.config.precision,
                 progress=run.progress,
                 accelerator=run.accelerator,
             )

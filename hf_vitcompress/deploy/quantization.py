@@ -92,6 +92,7 @@ def quantize(
 
 
 def _quantization_config(scheme: str) -> TorchAoConfig:
+    scheme = scheme.replace("-", "_")  # as the command line writes them
     if scheme not in SCHEMES:
         raise QuantizationError(f"The scheme {scheme!r} is unknown. Choose one of {', '.join(SCHEMES)}.")
     if not is_torchao_available():

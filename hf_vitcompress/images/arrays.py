@@ -15,6 +15,23 @@ GREY = {"|u1": "|u1", "|i1": "<i4", "<u2": "<u2", "<i2": "<i4", "<i4": "<i4", "<
 """In which type Pillow takes a grey picture of values of a type."""
 
 
+def single(image: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """The image in an array of one, as processors return it for one picture: (1, channels, height, width).
+
+    Raises:
+        DataError: it has more dimensions than an image.
+    """
+    whole = image
+    while image.ndim > 3 and len(image) == 1:
+        image = image[0]
+    if image.ndim > 3:
+        raise DataError(
+            f"An image has the shape {tuple(whole.shape)}. Give (channels, height, width) for each; several images of "
+            "one sample are not taken."
+        )
+    return image
+
+
 def is_ready(image: Any) -> bool:
     """Whether an array or a tensor holds `pixel_values` as an image processor makes them, and not a picture.
 

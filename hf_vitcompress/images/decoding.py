@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from ..errors import DataError
-from .arrays import is_ready, picture_of
+from .arrays import is_ready, picture_of, single
 from .colours import RGB, in_channels, in_eight_bits
 
 Raw = Any
@@ -78,6 +78,7 @@ def decode_image(raw: Raw, channels: int = RGB) -> Image.Image | Tensor:
         DataError: it is in no form that an image may have, or does not have as many channels.
     """
     if isinstance(raw, Tensor | np.ndarray):
+        raw = single(raw)
         return torch.as_tensor(raw) if is_ready(raw) else _as_seen(picture_of(raw), channels)
     if isinstance(raw, Mapping):
         raw = raw.get("bytes") or raw.get("path")
@@ -89,6 +90,8 @@ def decode_image(raw: Raw, channels: int = RGB) -> Image.Image | Tensor:
         _check_regular(raw)
     elif isinstance(raw, bytes):
         raw = io.BytesIO(raw)
+    elif hasattr(raw, "seek"):
+        raw.seek(0)  # of a file that is open, which may have been read before
     else:
         raise DataError(f"An image is of type {type(raw).__name__}. Give PIL images, paths, bytes, arrays or tensors.")
     with Image.open(raw) as image:
@@ -102,7 +105,9 @@ def _check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def _as_seen(image: Image.Image, channels: int) -> Image.Image:
-    shape = max(image.size) / max(1, min(image.size))
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
+    shape = max(image.size) / min(image.size)
     if shape > LONGEST_SHAPE:
         raise ValueError(f"it has {image.width} × {image.height} pixels, more than {LONGEST_SHAPE} to 1")
     image.load()  # before its metadata, some of which stands behind the pixels

@@ -61,6 +61,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["inspect", "./absent", "--data", "./photso", "--figure", "f.png"], "no folder or file './photso'"),
         (["evaluate", "./absent", "--data", "./photso"], "no folder or file './photso'"),
         ([*COMPRESS, "--max-accuracy-drop", "0.01", "--validation", "./tset"], "tset"),
+        (["inspect", MODEL, "--data", CALIBRATION, "--max-accuracy-drop", "0.01"], "compress` and `vitcompress plan"),
         ([*COMPRESS, "--validation", TEST], "--validation holds.*--max-accuracy-drop"),
         ([*COMPRESS, "--plan", "."], "is a folder; give a file"),
         ([*COMPRESS, "--config", "."], "is a folder; give a file"),

@@ -328,6 +328,11 @@ def test_what_torchao_cannot_quantize_is_one_line(monkeypatch: pytest.MonkeyPatc
         quantize(lively())
 
 
+def test_a_scheme_may_be_written_as_on_the_command_line() -> None:
+    for scheme in SCHEMES:
+        assert getattr(quantize(lively(), scheme.replace("_", "-")), "hf_quantizer", None) is not None
+
+
 def test_an_unknown_scheme_is_refused_with_those_there_are() -> None:
     with pytest.raises(QuantizationError, match=r"'int3' is unknown.*int8_weight_only, int8_dynamic"):
         quantize(lively(), "int3")

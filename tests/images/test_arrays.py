@@ -94,12 +94,22 @@ def test_tensors_of_integers_need_a_processor() -> None:
         (np.full((9, 9, 3), -1.5), "array of float64 with values from -1.5 to -1.5.*channels, height, width"),
         (np.full((9, 9, 3), np.nan), "from nan to nan"),
         (np.array(["a"]), "array of <U1"),
+        (torch.zeros(2, 3, 4, 4), r"shape \(2, 3, 4, 4\).*several images of one sample"),
         (7, "type int"),
     ],
 )
 def test_what_is_no_image_is_refused_and_not_left_out(image: Any, said: str, processor: ViTImageProcessorPil) -> None:
     with pytest.raises(DataError, match=said):
         list(ImageSource([image, image], None, "x").batches(processor, 2))
+
+
+@pytest.mark.parametrize("around", [1, 2])
+def test_an_image_in_a_batch_of_one_is_an_image(around: int) -> None:
+    """As processors return it."""
+    pixels = torch.randn(8, *[1] * around, 3, 16, 16)
+    for given in (pixels, list(pixels), [(pixels, torch.arange(8))]):
+        (batch,) = open_images(given).batches(None, 8)
+        assert torch.equal(batch.pixel_values, pixels.reshape(8, 3, 16, 16))
 
 
 def facts(image: np.ndarray | Tensor) -> dict[str, str]:

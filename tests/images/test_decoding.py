@@ -101,12 +101,18 @@ def bomb() -> bytes:
         (None, "there is no image"),
         ({"bytes": None, "path": None}, "there is no image"),
         ({}, "there is no image"),
+        (Image.new("RGB", (0, 0)), "no pixels"),
     ],
-    ids=["empty", "words", "bomb", "thread", "none", "row without", "empty row"],
+    ids=["empty", "words", "bomb", "thread", "none", "row without", "empty row", "no pixels"],
 )
 def test_the_reason_is_named(content: Any, reason: str) -> None:
     with pytest.raises(UnreadableImageError, match=reason):
         read_image(content)
+
+
+def test_an_open_file_is_read_as_often_as_it_is_asked_for(six: list[Image.Image]) -> None:
+    source = open_images([io.BytesIO(png(six[0]))])
+    assert decode_image(source.images[0]) == decode_image(source.images[0]) == six[0]
 
 
 PLACES: dict[str, Callable[[Path], Any]] = {

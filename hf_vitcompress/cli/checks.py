@@ -65,8 +65,8 @@ def check_inspection(config: CompressionConfig) -> None:
     """
     if config.budget == "max_accuracy_drop":
         raise ConfigError(
-            "inspect shows the loss to expect over all budgets, and --max-accuracy-drop is searched on answers. Leave it "
-            "out here; `vitcompress compress` and `vitcompress plan` search it."
+            "inspect shows the loss to expect over all budgets, and --max-accuracy-drop is searched on answers. Leave "
+            "it out here; `vitcompress compress` and `vitcompress plan` search it."
         )
 
 

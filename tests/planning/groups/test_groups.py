@@ -375,8 +375,7 @@ def test_one_layer_for_queries_keys_and_values_is_factored_alone() -> None:
 # ---- windows
 
 
-@pytest.mark.parametrize("window", [4, 5])
-@pytest.mark.parametrize("model_class", [SwinModel, Swinv2Model])
+@pytest.mark.parametrize(("model_class", "window"), [(SwinModel, 4), (Swinv2Model, 5)])
 def test_products_of_windowed_attention_are_counted_by_window(model_class: Any, window: int) -> None:
     sizes = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4]}
     dense = lively(model_class, model_class.config_class(**sizes, window_size=window, mlp_ratio=2.0))

@@ -2,7 +2,7 @@
 
 from ...report.report import CompressionReport
 from ...report.tables import NOT_MEASURED, comparison_rows
-from ...runtime.text import loss_text
+from ...runtime.text import loss_text, seconds_text
 from .subject import CLASSIFIER, CardSubject
 
 TRAITS = {
@@ -123,14 +123,16 @@ def making(subject: CardSubject) -> list[str]:
     if report.bad_images:
         sentences.append(f"{report.bad_images:,} images could not be read and were left out.")
     if (gates := report.gates) is not None:
-        sentences.append(f"Scores of neurons and heads: learned from {gates.images:,} images in {gates.seconds:.0f} s.")
+        sentences.append(
+            f"Scores of neurons and heads: learned from {gates.images:,} images in {seconds_text(gates.seconds)} s."
+        )
     if (done := report.compensation) is not None:
         learnt = "with labels" if report.settings.get("label_weight") else "without labels"
         unit = " nats" if subject.auto_class == CLASSIFIER else ""
         sentences.append(
-            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, {done.seconds:.0f} s, "
-            f"loss on {done.held_out_images:,} others from {loss_text(done.loss_before)} to "
-            f"{loss_text(done.loss_after)}{unit}."
+            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, "
+            f"{seconds_text(done.seconds)} s, loss on {done.held_out_images:,} others "
+            f"from {loss_text(done.loss_before)} to {loss_text(done.loss_after)}{unit}."
         )
     if not subject.same_weights:
         sentences.append(
@@ -138,7 +140,7 @@ def making(subject: CardSubject) -> list[str]:
             "given here are of before."
         )
     if report.seconds:
-        spent = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report.seconds.items())
+        spent = ", ".join(f"{stage} {seconds_text(seconds)}" for stage, seconds in report.seconds.items())
         sentences.append(f"Seconds: {spent}.")
     if (place := report.environment) is not None:
         processes = f", {place.processes} processes" if place.processes > 1 else ""

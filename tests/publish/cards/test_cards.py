@@ -172,6 +172,7 @@ def test_how_it_was_made(made: Made) -> None:
         made,
         bad_images=3,
         calibration_dataset="me/a",
+        seconds={"calibrate": 0.26, "compensate": 61.0},
         compensation=CompensationReport("both", 1000, 256, POINTS, 61.0),
         gates=GateReport(500, 2.0, 0.05, [GatePoint(1, 30.0, 500, 0.1, 0.5, 0.2, 0.4)], [], 30.0),
     )
@@ -179,6 +180,7 @@ def test_how_it_was_made(made: Made) -> None:
     assert "3 images could not be read" in text
     assert "Compensation (residual and distill): 1,000 images without labels, 61 s" in text
     assert "learned from 500 images in 30 s" in text
+    assert "Seconds: calibrate 0.3, compensate 61." in text
     assert re.search(r"Versions: hf_vitcompress \S+, transformers \S+", text)
     assert "keep_ratio: 0.5" in text
 

@@ -100,9 +100,9 @@ def measured(subject: CardSubject) -> list[str]:
 
 
 def _place(dataset: str | None, split: str | None) -> str:
-    """Of which published data set, and which part of it."""
+    """Of which published data set, and which part of it; of other data the part alone."""
     if not dataset:
-        return ""
+        return f" of the split `{split}`" if split else ""
     return f" of `{dataset}`" + (f", split `{split}`" if split else "")
 
 
@@ -115,7 +115,8 @@ def parts(report: CompressionReport) -> str:
 def making(subject: CardSubject) -> list[str]:
     """From which images the model was made, in what time, on what."""
     report = subject.report
-    source = _place(report.calibration_dataset, report.calibration_split) or " from a source not on record"
+    source = _place(report.calibration_dataset, report.calibration_split)
+    source += "" if report.calibration_dataset else " from a source not on record"
     labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
     sentences = [f"Calibration: {report.calibration_images:,} images{source}; {labels}."]
     if report.measuring_images:

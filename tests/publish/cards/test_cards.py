@@ -185,6 +185,27 @@ def test_how_it_was_made(made: Made) -> None:
     assert "keep_ratio: 0.5" in text
 
 
+@pytest.mark.parametrize(
+    ("dataset", "split", "place"),
+    [
+        (None, None, " from a source not on record"),
+        (None, "train", " of the split `train` from a source not on record"),
+        ("me/a", "train", " of `me/a`, split `train`"),
+        (None, "/home/me/photos", " from a source not on record"),
+        ("/home/me/data", r"C:\photos", " from a source not on record"),
+    ],
+)
+def test_the_images_are_named_as_far_as_others_may_know_them(
+    dataset: str | None, split: str | None, place: str, made: Made
+) -> None:
+    figures = judged(made, dataset=dataset, split=split)
+    text = text_with(made, calibration_dataset=dataset, calibration_split=split, evaluation=figures)
+    assert f"Calibration: 36 images{place}; labels were not used." in text
+    assert f"Accuracy: 200 images{place.removesuffix(' from a source not on record')}, float32;" in text
+    assert "photos" not in text
+    assert "/home" not in text
+
+
 def test_labels_are_owned_up_to(made: Made) -> None:
     settings = {**made.report.settings, "label_weight": 0.5}
     done = CompensationReport("distill", 1000, 256, POINTS, 61.0)

@@ -56,8 +56,10 @@ class CardSubject:
             ReportError: the folder has no report.
         """
         report = report or CompressionReport.load(folder)
+        found = report.search
         report = replace(
             report,
+            search=found and replace(found, dataset=_published(found.dataset), split=_named(found.split)),
             origin=report.origin.completed(known or {}),
             calibration_dataset=_published(report.calibration_dataset),
             calibration_split=_named(report.calibration_split),
@@ -67,8 +69,8 @@ class CardSubject:
         judged = report.evaluation
         if judged is not None:
             of_these = digest is not None and digest == (judged.weights or report.weights)
-            named = {"dataset": _published(judged.dataset), "split": _named(judged.split)}
-            judged = replace(judged, **named) if of_these else None
+            named = replace(judged, dataset=_published(judged.dataset), split=_named(judged.split))
+            judged = named if of_these else None
         return cls(
             for_markdown(report),
             yaml.safe_dump(report.settings).strip().replace("<!--", "<! --").replace("```", "` ` `"),

@@ -121,6 +121,10 @@ def making(subject: CardSubject) -> list[str]:
     sentences = [f"Calibration: {report.calibration_images:,} images{source}; {labels}."]
     if report.measuring_images:
         sentences.append(f"Predicted losses are scaled to those measured on {report.measuring_images:,} other images.")
+    if (found := report.search) is not None:
+        images = f"{found.images:,} validation images{_place(found.dataset, found.split)}"
+        stage = f", {report.search_stage}" if report.search_stage else ""
+        sentences.append(f"Search on {images}: {found.quantity} {found.amount}{stage}.")
     if report.bad_images:
         sentences.append(f"{report.bad_images:,} images could not be read and were left out.")
     if (gates := report.gates) is not None:

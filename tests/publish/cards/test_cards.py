@@ -25,6 +25,7 @@ from hf_vitcompress.compensation.course import CompensationReport
 from hf_vitcompress.config import PRESETS
 from hf_vitcompress.errors import ReportError
 from hf_vitcompress.importance.report import GatePoint, GateReport
+from hf_vitcompress.planning.plan import SearchReport
 from hf_vitcompress.publish.cards import model_card, write_card
 from hf_vitcompress.publish.cards.citations import citations
 from hf_vitcompress.report.card_file import Card
@@ -204,6 +205,27 @@ def test_the_images_are_named_as_far_as_others_may_know_them(
     assert f"Accuracy: 200 images{place.removesuffix(' from a source not on record')}, float32;" in text
     assert "photos" not in text
     assert "/home" not in text
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (
+            SearchReport(0.01, 1500, True, dataset="me/a", split="test"),
+            "Search on 1,500 validation images of `me/a`, split `test`: accuracy drop 1.00 points, before "
+            "compensation.",
+        ),
+        (
+            SearchReport(0.02, 150, False, True, dataset="/home/me/data", split="test"),
+            "Search on 150 validation images of the split `test`: disagreement 2.00%, after an eighth of the "
+            "compensation.",
+        ),
+    ],
+    ids=["labels", "agreement"],
+)
+def test_the_drop_that_a_search_found_is_named(found: SearchReport, sentence: str, made: Made) -> None:
+    assert f"- {sentence}\n" in text_with(made, search=found, settings={"compensation": "both"})
+    assert "Search on" not in text_with(made, search=None)
 
 
 def test_labels_are_owned_up_to(made: Made) -> None:

@@ -231,6 +231,8 @@ def plan_budget(
         show(PartsTable(parts, f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"))
         if plan.predicted_loss is not None:
             print(f"predicted KL {loss_text(plan.predicted_loss, plan.predicted_interval)}")
+        if plan.search is not None:
+            print(f"{plan.search.name}: {plan.search.amount}")
         print(f"saved to {printable(str(output))}")
 
 

@@ -138,6 +138,11 @@ class Reference:
         known = self.labels != UNLABELLED
         return (predictions(self.outputs) == self.labels)[known]
 
+    def labelled_images(self) -> int:
+        """On how many images of all processes `drop_of` counts labels; 0 where it counts agreement on all of them."""
+        known = 0 if self.labels is None else int((self.labels != UNLABELLED).sum())
+        return round(sum_numbers(self.accelerator, [known])[0])
+
     def drop_of(self, model: PreTrainedModel) -> float:
         """Accuracy lost on the labelled images, as a fraction; without labels, share on which the two models differ."""
         dense, ours = predictions(self.outputs), predictions(self.outputs_of(model))

@@ -15,6 +15,43 @@ from ..runtime.files import write_text
 from .groups.base import LayerGroup
 
 
+@dataclass(frozen=True)
+class SearchReport:
+    """What the search of `max_accuracy_drop` found for the plan that it chose.
+
+    Attributes:
+        drop: accuracy of the dense model − of the plan's; without labels, the share of images on which the two predict
+            different classes. A fraction: 0.01 is one point.
+        images: validation images that it was measured on; where labels count, those that have one.
+        labelled: whether labels counted.
+        compensated: whether the plan's model was compensated first, for a part of the time (see `compensation.trials`).
+        dataset: Hub id of the images; `None` for others.
+        split: of the data set or folder; `None` if it has only one.
+    """
+
+    drop: float
+    images: int
+    labelled: bool
+    compensated: bool = False
+    dataset: str | None = None
+    split: str | None = None
+
+    @property
+    def quantity(self) -> str:
+        """What `drop` is."""
+        return "accuracy drop" if self.labelled else "disagreement"
+
+    @property
+    def name(self) -> str:
+        """The same, with the images: the name of its row."""
+        return f"{self.quantity} found on validation, n={self.images}"
+
+    @property
+    def amount(self) -> str:
+        """How much it is."""
+        return f"{100 * self.drop:.2f} points" if self.labelled else f"{self.drop:.2%}"
+
+
 @dataclass
 class CompressionPlan:
     """Shapes by module name. Modules that are not named stay dense. Plain data: JSON both ways, editable by hand.
@@ -28,6 +65,7 @@ class CompressionPlan:
         predicted_interval: its 95 % interval, as far as the images differ that it was measured on.
         keep_ratio: parameters of the compressed model ÷ of the original.
         budget: what was asked for, plain data.
+        search: of an accuracy drop, if it chose this plan; in no file, as an edit would belie it.
     """
 
     layers: Shapes
@@ -35,9 +73,10 @@ class CompressionPlan:
     keep_ratio: float | None = None
     budget: dict[str, Any] = field(default_factory=dict)
     predicted_interval: tuple[float, float] | None = None
+    search: SearchReport | None = field(default=None, init=False, compare=False, repr=False)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json.dumps({key: value for key, value in asdict(self).items() if key != "search"}, indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
         write_text(path, self.to_json())

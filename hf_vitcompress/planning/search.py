@@ -12,7 +12,7 @@ from ..runtime.run import Run
 from ..statistics.loss_correction import LossCorrection
 from .building import build_model
 from .correction import fewest_measurements, fit_correction
-from .plan import CompressionPlan
+from .plan import CompressionPlan, SearchReport
 from .planner import Planner
 
 KEEP_RATIO_STEP = 0.01
@@ -58,6 +58,9 @@ def search_accuracy(
         drop_of: accuracy lost by a plan's model; by default that of the closed form alone.
         known: a plan that holds it, to look for smaller ones; by default the dense model.
 
+    Returns:
+        the plan, with what was found for it in `search`.
+
     Raises:
         BudgetError: the model has no classes.
     """
@@ -69,7 +72,15 @@ def search_accuracy(
     def closed_form_drop(plan: CompressionPlan) -> float:
         return reference.drop_of(_trial(planner, plan, run))
 
-    best = known or planner.completed(CompressionPlan({}), config)
+    labelled = reference.labelled_images()
+
+    def chosen(plan: CompressionPlan, drop: float) -> CompressionPlan:
+        plan, source = planner.completed(plan, config), reference.source
+        images = labelled or reference.images
+        plan.search = SearchReport(drop, images, labelled > 0, drop_of is not None, source.hub_id, source.split)
+        return plan
+
+    best = known or chosen(CompressionPlan({}), 0.0)
     low, high = planner.lowest_keep_ratio(config.rank_multiple), best.keep_ratio or 1.0
     trials = max(0, math.ceil(math.log2((high - low) / KEEP_RATIO_STEP))) if high > low else 0
     with run.bar("searching", "models", total=trials) as bar:
@@ -80,7 +91,7 @@ def search_accuracy(
             bar.set_postfix_str(f"keep ratio {ratio:.3f}, drop {drop:.4f}")
             bar.update()
             if drop <= allowed:
-                high, best = ratio, planner.completed(plan, config)
+                high, best = ratio, chosen(plan, drop)
             else:
                 low = ratio
     return best

@@ -15,7 +15,7 @@ from ..evaluation.costs import Costs, count_costs
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.latency import Latency
 from ..importance.report import GateReport
-from ..planning.plan import CompressionPlan, GroupReport
+from ..planning.plan import CompressionPlan, GroupReport, SearchReport
 from ..planning.planner import Planner
 from ..runtime.files import write_text
 from ..runtime.text import loss_text, printable
@@ -54,6 +54,7 @@ class CompressionReport:
         budget_curve: (keep ratio, predicted loss) pairs for other budgets.
         compensation: course of the compensation; `None` without compensation.
         gates: how the scores of neurons and heads were learned; `None` if no scores were learned.
+        search: what the search of `max_accuracy_drop` found for the plan; `None` for other budgets and given plans.
         origin: where the dense model comes from.
         calibration_dataset: Hub id of the calibration data set; `None` if it has none.
         calibration_split: split of it that was used; `None` if it has only one.
@@ -80,6 +81,7 @@ class CompressionReport:
     budget_curve: list[tuple[float, float]] = field(default_factory=list)
     compensation: CompensationReport | None = None
     gates: GateReport | None = None
+    search: SearchReport | None = None
     origin: Origin = field(default_factory=Origin)
     calibration_dataset: str | None = None
     calibration_split: str | None = None
@@ -114,6 +116,7 @@ class CompressionReport:
             budget_curve=planner.budget_curve(config),
             calibration_dataset=statistics.settings.get("dataset"),
             calibration_split=statistics.settings.get("split"),
+            search=plan.search,
             weights=model_digest(small),
             **known,
         )
@@ -137,6 +140,13 @@ class CompressionReport:
             return judged
         return None
 
+    @property
+    def search_stage(self) -> str:
+        """How far the model was compensated that the search measured; empty without compensation."""
+        if self.search is None or self.settings.get("compensation", "none") == "none":
+            return ""
+        return "after an eighth of the compensation" if self.search.compensated else "before compensation"
+
     def beside(self, weights: str | None) -> "CompressionReport":
         """The report as it lies beside weights of this digest; `None` where that is not known."""
         changed = None not in (weights, self.weights) and weights != self.weights
@@ -148,9 +158,12 @@ class CompressionReport:
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
             rows.append((name, "0", loss_text(self.predicted_loss, self.predicted_interval), ""))
+        if (found := self.search) is not None:
+            known = [found.dataset, found.split and f"split {found.split}", self.search_stage]
+            rows.append((found.name, "", found.amount, ", ".join(filter(None, known))))
         if self.bad_images:
-            known = f"of {self.calibration_images + self.bad_images}"
-            rows.append(("left out of calibration", "", str(self.bad_images), known))
+            total = f"of {self.calibration_images + self.bad_images}"
+            rows.append(("left out of calibration", "", str(self.bad_images), total))
         if (gates := self.gates) is not None:
             shares = f"{gates.near_zero:.0%} below 0.1, {gates.below_half:.0%} below 0.5"
             rows.append(("scores of features", "1", f"mean {gates.points[-1].mean:.2f}", shares))
@@ -257,6 +270,8 @@ def _gaps(report: CompressionReport) -> str | None:
             return f"{name}.points: there are none"
     if not all(math.isfinite(seconds) for seconds in report.seconds.values()):
         return "seconds: they are finite"
+    if report.search is not None and not -1 <= report.search.drop <= 1:
+        return "search.drop: it is between -1 and 1"
     judged = report.evaluation
     if judged is not None and judged.top1 is not None and not 0 <= judged.top1.value <= 1:
         return "evaluation.top1: it is between 0 and 1"
@@ -276,7 +291,8 @@ def _changed(report: CompressionReport) -> str:
     """What the figures of a model are of that was changed after its compression."""
     unknown = "" if report.judgement is not None else " What it is worth now was not measured."
     return (
-        f"The weights were changed after the compression, for instance by training: losses are of before.{unknown} "
+        "The weights were changed after the compression, for instance by training: losses, and the drop that a search "
+        f"found, are of before.{unknown} "
         "`vitcompress evaluate FOLDER --data … --against … --update-card` measures it."
     )
 

@@ -15,6 +15,7 @@ from hf_vitcompress.compensation.trials import TRIAL_SHARE
 from hf_vitcompress.errors import BudgetError
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.model.shapes import layout_of
+from hf_vitcompress.planning.plan import SearchReport
 from support.compensated import IMAGES, done, new
 from support.stages import quiet
 from support.students import changed, logits, random_images, state_of
@@ -39,6 +40,8 @@ def test_the_trial_of_the_chosen_plan_holds_the_drop(dense: PreTrainedModel, tmp
     drops = torch.load(search, weights_only=True)["state"]
     drop = drops[json.dumps(layers, sort_keys=True)]
     assert drop <= 0.2 < max(drops.values())
+    assert compressor.report is not None
+    assert compressor.report.search == SearchReport(drop, 60, labelled=False, compensated=True)
     # The same once more by hand.
     statistics, plan = compressor.statistics, CompressionPlan(layers)
     assert statistics is not None

@@ -13,6 +13,7 @@ from hf_vitcompress.errors import BudgetError, CalibrationError, ConfigError, Da
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.model.shapes import layout_of
+from hf_vitcompress.planning.plan import SearchReport
 from support.digits import CALIBRATION, identical, new, small_recipe
 from support.models import DIGITS, seeded, tiny_config
 from support.students import LOW_RANK, METHODS, low_rank_plan
@@ -50,10 +51,14 @@ DROP = CompressionConfig(max_accuracy_drop=0.01, rank_multiple=2, precision="flo
 
 def test_an_accuracy_drop_holds_on_labelled_validation_images(digits: PreTrainedModel, digit_processor: Any) -> None:
     validation = open_images(CALIBRATION, label2id=digits.config.label2id).select(range(150))
-    model = new(DROP).compress(digits, DIGITS / "test.parquet", validation=validation)
+    compressor = new(DROP)
+    model = compressor.compress(digits, DIGITS / "test.parquet", validation=validation)
     result = evaluate_model(model, validation, digit_processor, against=digits, progress=False)
     assert result.top1_drop is not None
     assert result.top1_drop.value <= 0.01
+    assert compressor.report is not None
+    found = SearchReport(pytest.approx(result.top1_drop.value), 150, labelled=True, split=validation.split)
+    assert compressor.report.search == found
     assert model.num_parameters() < 0.6 * digits.num_parameters()
 
 
@@ -67,6 +72,9 @@ def test_an_accuracy_drop_holds_as_disagreement_on_unlabelled_images(
     result = evaluate_model(model, open_images(pictures[:150]), digit_processor, against=digits, progress=False)
     assert result.agreement is not None
     assert result.agreement.value >= 0.99
+    assert compressor.report is not None
+    found = SearchReport(pytest.approx(1 - result.agreement.value), 150, labelled=False)
+    assert compressor.report.search == found
     assert model.num_parameters() < 0.6 * digits.num_parameters()
 
 

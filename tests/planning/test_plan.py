@@ -1,5 +1,6 @@
 """Plans in files, edited by hand, and refused."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.evaluation.costs import count_costs
-from hf_vitcompress.planning.plan import CompressionPlan
+from hf_vitcompress.planning.plan import CompressionPlan, SearchReport
 from hf_vitcompress.statistics.statistics import Statistics
 from support.students import LOW_RANK, METHODS
 from support.tables import compressor
@@ -22,6 +23,14 @@ def test_plan_survives_the_file(vit: PreTrainedModel, statistics: Statistics, tm
     assert CompressionPlan.load(tmp_path / "folder" / "plan.json") == plan
     assert json.loads(plan.to_json())["layers"] == plan.layers
     assert plan.budget == {"keep_ratio": 0.5}
+
+
+def test_an_edited_plan_has_no_drop_that_a_search_found(tmp_path: Path) -> None:
+    plan = CompressionPlan({})
+    plan.search = SearchReport(0.01, 150, True)
+    plan.save(tmp_path / "plan.json")
+    assert CompressionPlan.load(tmp_path / "plan.json").search is None
+    assert dataclasses.replace(plan, layers={"fc1": {"rank": 2}}).search is None
 
 
 def test_plan_edited_by_hand_is_what_the_model_gets(

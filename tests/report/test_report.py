@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from hf_vitcompress import CompressionReport, Evaluation
+from hf_vitcompress.errors import ReportError
 from hf_vitcompress.evaluation.costs import Costs
 from hf_vitcompress.evaluation.intervals import Interval, mean_interval
-from hf_vitcompress.planning.plan import GroupReport
+from hf_vitcompress.planning.plan import GroupReport, SearchReport
 from hf_vitcompress.report.tables import comparison_rows, format_bytes
 from support.reports import EVALUATION, LATENCY
 
@@ -81,6 +82,46 @@ def test_no_change_has_no_minus_sign() -> None:
     evaluation = dataclasses.replace(EVALUATION, top1_drop=Interval(0.0, 0.0, 0.0))
     changes = [row[3] for row in make_report(evaluation=evaluation).rows() if row[0].startswith("top-1")]
     assert changes == ["+0.00 points (+0.00 to +0.00)"]
+
+
+@pytest.mark.parametrize(
+    ("found", "compensation", "row"),
+    [
+        (
+            SearchReport(0.01, 150, True, dataset="me/a", split="test"),
+            "none",
+            ("accuracy drop found on validation, n=150", "", "1.00 points", "me/a, split test"),
+        ),
+        (
+            SearchReport(0.02, 150, False, split="test"),
+            "both",
+            ("disagreement found on validation, n=150", "", "2.00%", "split test, before compensation"),
+        ),
+        (
+            SearchReport(-0.01, 90, True, compensated=True),
+            "both",
+            ("accuracy drop found on validation, n=90", "", "-1.00 points", "after an eighth of the compensation"),
+        ),
+    ],
+    ids=["labels", "agreement", "compensated"],
+)
+def test_the_drop_that_a_search_found_has_a_row(found: SearchReport, compensation: str, row: tuple[str, ...]) -> None:
+    report = make_report(search=found, settings={"max_accuracy_drop": 0.02, "compensation": compensation})
+    assert row in report.rows()
+    assert f"| {' | '.join(row)} |" in report.to_markdown()
+    assert CompressionReport.parse(json.dumps(report.to_dict()).encode()).search == found
+
+
+def test_a_report_of_before_searches_were_recorded_loads() -> None:
+    content = make_report().to_dict()
+    del content["search"]
+    assert CompressionReport.parse(json.dumps(content).encode()).search is None
+
+
+def test_a_drop_that_cannot_be_is_damage() -> None:
+    content = make_report(search=SearchReport(1.5, 150, True)).to_dict()
+    with pytest.raises(ReportError, match=r"search\.drop"):
+        CompressionReport.parse(json.dumps(content).encode())
 
 
 def test_without_classes_the_loss_is_called_relative_error() -> None:

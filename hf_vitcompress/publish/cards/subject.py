@@ -56,17 +56,21 @@ class CardSubject:
             ReportError: the folder has no report.
         """
         report = report or CompressionReport.load(folder)
+        found = report.search
         report = replace(
             report,
+            search=found and replace(found, dataset=_published(found.dataset), split=_named(found.split)),
             origin=report.origin.completed(known or {}),
             calibration_dataset=_published(report.calibration_dataset),
+            calibration_split=_named(report.calibration_split),
         )
         model_type, architectures = _class_of(Path(folder) / "config.json")
         digest = folder_digest(folder)
         judged = report.evaluation
         if judged is not None:
             of_these = digest is not None and digest == (judged.weights or report.weights)
-            judged = replace(judged, dataset=_published(judged.dataset)) if of_these else None
+            named = replace(judged, dataset=_published(judged.dataset), split=_named(judged.split))
+            judged = named if of_these else None
         return cls(
             for_markdown(report),
             yaml.safe_dump(report.settings).strip().replace("<!--", "<! --").replace("```", "` ` `"),
@@ -94,3 +98,8 @@ def _class_of(config: Path) -> tuple[str, list[str]]:
 def _published(dataset: str | None) -> str | None:
     """The id of a data set that others can find; a path is none."""
     return dataset if dataset is not None and is_repo_id(dataset) else None
+
+
+def _named(split: str | None) -> str | None:
+    """A split whose name tells nothing of this disk: the keys of a mapping of splits may be paths."""
+    return None if split is None or "/" in split or "\\" in split else split

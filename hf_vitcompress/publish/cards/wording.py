@@ -2,7 +2,7 @@
 
 from ...report.report import CompressionReport
 from ...report.tables import NOT_MEASURED, comparison_rows
-from ...runtime.text import loss_text
+from ...runtime.text import loss_text, seconds_text
 from .subject import CLASSIFIER, CardSubject
 
 TRAITS = {
@@ -100,9 +100,9 @@ def measured(subject: CardSubject) -> list[str]:
 
 
 def _place(dataset: str | None, split: str | None) -> str:
-    """Of which published data set, and which part of it."""
+    """Of which published data set, and which part of it; of other data the part alone."""
     if not dataset:
-        return ""
+        return f" of the split `{split}`" if split else ""
     return f" of `{dataset}`" + (f", split `{split}`" if split else "")
 
 
@@ -115,22 +115,29 @@ def parts(report: CompressionReport) -> str:
 def making(subject: CardSubject) -> list[str]:
     """From which images the model was made, in what time, on what."""
     report = subject.report
-    source = _place(report.calibration_dataset, report.calibration_split) or " from a source not on record"
+    source = _place(report.calibration_dataset, report.calibration_split)
+    source += "" if report.calibration_dataset else " from a source not on record"
     labels = "with their targets" if report.settings.get("calibration_loss") == "task" else "labels were not used"
     sentences = [f"Calibration: {report.calibration_images:,} images{source}; {labels}."]
     if report.measuring_images:
         sentences.append(f"Predicted losses are scaled to those measured on {report.measuring_images:,} other images.")
+    if (found := report.search) is not None:
+        images = f"{found.images:,} validation images{_place(found.dataset, found.split)}"
+        stage = f", {report.search_stage}" if report.search_stage else ""
+        sentences.append(f"Search on {images}: {found.quantity} {found.amount}{stage}.")
     if report.bad_images:
         sentences.append(f"{report.bad_images:,} images could not be read and were left out.")
     if (gates := report.gates) is not None:
-        sentences.append(f"Scores of neurons and heads: learned from {gates.images:,} images in {gates.seconds:.0f} s.")
+        sentences.append(
+            f"Scores of neurons and heads: learned from {gates.images:,} images in {seconds_text(gates.seconds)} s."
+        )
     if (done := report.compensation) is not None:
         learnt = "with labels" if report.settings.get("label_weight") else "without labels"
         unit = " nats" if subject.auto_class == CLASSIFIER else ""
         sentences.append(
-            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, {done.seconds:.0f} s, "
-            f"loss on {done.held_out_images:,} others from {loss_text(done.loss_before)} to "
-            f"{loss_text(done.loss_after)}{unit}."
+            f"Compensation ({' and '.join(stages(report))}): {done.images:,} images {learnt}, "
+            f"{seconds_text(done.seconds)} s, loss on {done.held_out_images:,} others "
+            f"from {loss_text(done.loss_before)} to {loss_text(done.loss_after)}{unit}."
         )
     if not subject.same_weights:
         sentences.append(
@@ -138,7 +145,7 @@ def making(subject: CardSubject) -> list[str]:
             "given here are of before."
         )
     if report.seconds:
-        spent = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report.seconds.items())
+        spent = ", ".join(f"{stage} {seconds_text(seconds)}" for stage, seconds in report.seconds.items())
         sentences.append(f"Seconds: {spent}.")
     if (place := report.environment) is not None:
         processes = f", {place.processes} processes" if place.processes > 1 else ""

@@ -25,6 +25,7 @@ from hf_vitcompress.compensation.course import CompensationReport
 from hf_vitcompress.config import PRESETS
 from hf_vitcompress.errors import ReportError
 from hf_vitcompress.importance.report import GatePoint, GateReport
+from hf_vitcompress.planning.plan import SearchReport
 from hf_vitcompress.publish.cards import model_card, write_card
 from hf_vitcompress.publish.cards.citations import citations
 from hf_vitcompress.report.card_file import Card
@@ -172,6 +173,7 @@ def test_how_it_was_made(made: Made) -> None:
         made,
         bad_images=3,
         calibration_dataset="me/a",
+        seconds={"calibrate": 0.26, "compensate": 61.0},
         compensation=CompensationReport("both", 1000, 256, POINTS, 61.0),
         gates=GateReport(500, 2.0, 0.05, [GatePoint(1, 30.0, 500, 0.1, 0.5, 0.2, 0.4)], [], 30.0),
     )
@@ -179,8 +181,51 @@ def test_how_it_was_made(made: Made) -> None:
     assert "3 images could not be read" in text
     assert "Compensation (residual and distill): 1,000 images without labels, 61 s" in text
     assert "learned from 500 images in 30 s" in text
+    assert "Seconds: calibrate 0.3, compensate 61." in text
     assert re.search(r"Versions: hf_vitcompress \S+, transformers \S+", text)
     assert "keep_ratio: 0.5" in text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "place"),
+    [
+        (None, None, " from a source not on record"),
+        (None, "train", " of the split `train` from a source not on record"),
+        ("me/a", "train", " of `me/a`, split `train`"),
+        (None, "/home/me/photos", " from a source not on record"),
+        ("/home/me/data", r"C:\photos", " from a source not on record"),
+    ],
+)
+def test_the_images_are_named_as_far_as_others_may_know_them(
+    dataset: str | None, split: str | None, place: str, made: Made
+) -> None:
+    figures = judged(made, dataset=dataset, split=split)
+    text = text_with(made, calibration_dataset=dataset, calibration_split=split, evaluation=figures)
+    assert f"Calibration: 36 images{place}; labels were not used." in text
+    assert f"Accuracy: 200 images{place.removesuffix(' from a source not on record')}, float32;" in text
+    assert "photos" not in text
+    assert "/home" not in text
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (
+            SearchReport(0.01, 1500, True, dataset="me/a", split="test"),
+            "Search on 1,500 validation images of `me/a`, split `test`: accuracy drop 1.00 points, before "
+            "compensation.",
+        ),
+        (
+            SearchReport(0.02, 150, False, True, dataset="/home/me/data", split="test"),
+            "Search on 150 validation images of the split `test`: disagreement 2.00%, after an eighth of the "
+            "compensation.",
+        ),
+    ],
+    ids=["labels", "agreement"],
+)
+def test_the_drop_that_a_search_found_is_named(found: SearchReport, sentence: str, made: Made) -> None:
+    assert f"- {sentence}\n" in text_with(made, search=found, settings={"compensation": "both"})
+    assert "Search on" not in text_with(made, search=None)
 
 
 def test_labels_are_owned_up_to(made: Made) -> None:

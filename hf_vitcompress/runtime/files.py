@@ -43,8 +43,13 @@ def with_ending(path: Path, ending: str) -> Path:
     """A path beside `path`, named after it and with an ending; where that is too long, with a digest of the name."""
     name = f"{path.name}{ending}"
     if len(os.fsencode(name)) > LONGEST_NAME:
-        name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{ending}"
+        name = f"{short_name(path)}{ending}"
     return path.with_name(name)
+
+
+def short_name(path: Path) -> str:
+    """What stands for the name of `path` where that is too long."""
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
 
 
 def hidden_beside(path: Path, ending: str) -> Path:

@@ -39,6 +39,11 @@ def real_path(path: str | Path) -> Path:
     return found
 
 
+def looks_local(name: str) -> bool:
+    """Whether a name can be that of a file or a folder alone: an id on the Hub is `owner/name`."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
 def with_ending(path: Path, ending: str) -> Path:
     """A path beside `path`, named after it and with an ending; where that is too long, with a digest of the name."""
     name = f"{path.name}{ending}"

@@ -4,12 +4,16 @@ import contextlib
 import itertools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
 COMMANDS, MODULE = ("vitcompress", "vitcompress.exe"), "hf_vitcompress"
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that Ctrl-C ends."""
 
 DEBUG_FLAG, DEBUG_VARIABLE = "--debug", "VITCOMPRESS_DEBUG"
 
@@ -40,6 +44,7 @@ def is_debugging() -> bool:
 def start_command_line() -> None:
     """Let an interruption during the imports end in one line, and libraries log their errors alone."""
     _end_quietly_on_interruption()
+    _end_where_an_interruption_is_swallowed()
     if not is_debugging():
         for name, value in VERBOSITY.items():
             os.environ.setdefault(name, value)
@@ -58,6 +63,20 @@ def _end_quietly_on_interruption() -> None:
             before(kind, error, trace)
 
     sys.excepthook = shown
+
+
+def _end_where_an_interruption_is_swallowed() -> None:
+    """Python ignores what is raised in a `__del__`; until the command's own handling begins, nothing can be lost."""
+    before = sys.unraisablehook
+
+    def ended(swallowed: "sys.UnraisableHookArgs") -> None:
+        if issubclass(swallowed.exc_type, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr, flush=True)
+            os._exit(INTERRUPTED)
+        else:
+            before(swallowed)
+
+    sys.unraisablehook = ended
 
 
 class UnfitLibrariesError(ImportError):

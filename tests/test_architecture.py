@@ -3,6 +3,7 @@
 `support.structure` reads imports off the source, those in functions, for type checkers and by `importlib` included.
 """
 
+import ast
 import textwrap
 from pathlib import Path
 
@@ -86,6 +87,19 @@ def test_private_names_stay_in_their_file(package: Package) -> None:
 
 def test_no_test_module_is_imported() -> None:
     assert imported_tests(python_files("tests")) == []
+
+
+def test_tensors_that_the_package_makes_name_their_type() -> None:
+    """torch's default one is the caller's to set."""
+    assert [place for file, path in python_files("hf_vitcompress").items() for place in of_no_type(file, path)] == []
+
+
+def of_no_type(file: str, path: Path) -> list[str]:
+    """Calls of torch that make a tensor of floats and take its type from the default."""
+    made = {f"torch.{name}" for name in ("zeros", "ones", "empty", "full", "eye", "rand", "randn", "linspace")}
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    of_floats = [call for call in calls if ast.unparse(call.func) in made]
+    return [f"{file}:{call.lineno}" for call in of_floats if "dtype" not in {word.arg for word in call.keywords}]
 
 
 def test_what_travels_with_a_checkpoint_needs_torch_transformers_and_itself(package: Package) -> None:
@@ -207,6 +221,11 @@ def test_test_modules_that_are_imported_are_found(tmp_path: Path) -> None:
         "folder/test_three → test_three",
         "test_one → test_two",
     ]
+
+
+def test_a_tensor_of_no_type_is_found(tmp_path: Path) -> None:
+    (tmp_path / "made.py").write_text("torch.zeros(2, dtype=x)\ntorch.ones(\n2)\n")
+    assert of_no_type("made.py", tmp_path / "made.py") == ["made.py:2"]
 
 
 def test_long_files_are_found(tmp_path: Path) -> None:

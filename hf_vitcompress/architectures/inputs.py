@@ -69,7 +69,8 @@ def example_inputs(model: PreTrainedModel, images: int = 1, shape: Sequence[int]
         shape = (config.num_patches, config.num_channels * config.patch_size**2)
     elif shape is None:
         shape = image_shape(model)
-    inputs = model_inputs(model, torch.randn(images, *shape, generator=torch.Generator().manual_seed(0)))
+    noise = torch.randn(images, *shape, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    inputs = model_inputs(model, noise)
     if model.device.type == "meta" and "pixel_attention_mask" in inputs:
         inputs["pixel_attention_mask"] = None  # whether it is full can be asked only of numbers; and it is
     return inputs
@@ -132,7 +133,9 @@ def _noise(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     patch_height, patch_width = height_and_width(model.config.patch_size)
     images, _, height, width = pixel_values.shape
     patches = (height // patch_height) * (width // patch_width)
-    rows = [torch.rand(patches, generator=torch.Generator().manual_seed(row)) for row in range(images)]
+    rows = [
+        torch.rand(patches, dtype=torch.float32, generator=torch.Generator().manual_seed(row)) for row in range(images)
+    ]
     return torch.stack(rows)
 
 

@@ -5,15 +5,15 @@ from typing import Annotated
 
 import typer
 
-from ..starting import DEBUG_FLAG, DEBUG_VARIABLE, is_debugging
+from ..starting import DEBUG_FLAG, DEBUG_VARIABLE, INTERRUPTED, is_debugging
 from ..version import __version__
 from .compression import compress, inspect_model, plan_budget
 from .ending import (
-    INTERRUPTED,
     TERMINATED,
     ended_by_sigterm,
     flush_output,
     goes_on_from,
+    stopped_in_any_place,
     take_any_text,
     tell,
     tell_error,
@@ -75,7 +75,7 @@ def main() -> None:
     words = [word for word in sys.argv[1:] if word != DEBUG_FLAG] or ["--help"]
     goes_on_from(None)
     take_any_text()
-    with warnings_on_one_line(debug), ended_by_sigterm():
+    with warnings_on_one_line(debug), ended_by_sigterm(), stopped_in_any_place():
         try:
             app(words, prog_name=COMMAND)
         except SystemExit as end:

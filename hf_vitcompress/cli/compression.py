@@ -71,13 +71,16 @@ def compress(
     from ..images.options import TESTING, VALIDATION
     from ..planning.plan import CompressionPlan
     from ..report.tables import show
+    from ..runtime.checkpoints import remove_checkpoints
     from ..runtime.distributed import local_work
+    from ..runtime.files import real_path
     from ..runtime.outputs import reserved, work_path
     from ..statistics.statistics import Statistics
 
     check_use_of(validation, config)
     # Kept beside the output until that is complete, so that the same command goes on after an interruption.
-    checkpoint = statistics or work_path(output, ".calibration.safetensors")
+    beside = work_path(output, ".calibration.safetensors")
+    checkpoint = statistics or beside
     goes_on_from(checkpoint)
     compressor = _compressor(config, quiet)
     accelerator = compressor.accelerator
@@ -113,8 +116,10 @@ def compress(
             with place.replaced() as folder:
                 small.save_pretrained(folder)
             goes_on_from(None)
-            for file in compressor.checkpoints if statistics else [*compressor.checkpoints, checkpoint]:
+            for file in compressor.checkpoints:
                 file.unlink(missing_ok=True)
+            if statistics is None or real_path(statistics) != beside:
+                remove_checkpoints(beside)
             show(compressor.report.render())
             print(f"saved to {printable(str(output))}")
             say_stale_programs(place.path)

@@ -12,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ from ..errors import DistributedError, VitCompressError, is_out_of_memory, one_l
 from ..runtime.text import printable
 from ..starting import DEBUG_FLAG, unfit_libraries
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+TERMINATED = 128 + signal.SIGTERM
+
+AGAIN_SECONDS = 0.01
+"""After which a signal that was swallowed is sent again: what swallowed it has ended by then, as a rule."""
 
 _checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
 
@@ -137,6 +141,34 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def stopped_in_any_place() -> Iterator[None]:
+    """A block in which Ctrl-C and SIGTERM also count where Python ignores what they raise, as in a `__del__`."""
+    before = sys.unraisablehook
+
+    def again(swallowed: "sys.UnraisableHookArgs") -> None:
+        kind = _signal_of(swallowed.exc_value)
+        if kind is None:
+            before(swallowed)
+        else:  # what is raised in here is ignored as well
+            resent = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), kind))
+            resent.daemon = True
+            resent.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _signal_of(raised: BaseException | None) -> signal.Signals | None:
+    """The signal that raised it."""
+    if isinstance(raised, KeyboardInterrupt):
+        return signal.SIGINT
+    return signal.SIGTERM if isinstance(raised, SystemExit) and raised.code == TERMINATED else None
 
 
 def flush_output() -> None:

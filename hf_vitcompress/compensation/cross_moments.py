@@ -92,13 +92,13 @@ def collect_cross_moments(
     t = layer.out_features if targets_output(layer) else layer.in_features
     # About a point near the mean, the same for all processes, so that a large mean costs no precision. A process may
     # have no images.
-    shifts = [torch.zeros(size, device=device) for size in (n, t)]
+    shifts = [torch.zeros(size, dtype=torch.float32, device=device) for size in (n, t)]
     with local_work(accelerator, "Compensation"), dense_tap, student_tap:
         if streams[0].calls:
             shifts = [part.mean(0) for part in batch(0)[:2]]
     shifts = [from_owner(accelerator, shift, 0) for shift in shifts]
-    sums = [torch.zeros(size, device=device) for size in (n, t)]
-    second, cross = torch.zeros(n, n, device=device), torch.zeros(t, n, device=device)
+    sums = [torch.zeros(size, dtype=torch.float32, device=device) for size in (n, t)]
+    second, cross = (torch.zeros(rows, n, dtype=torch.float32, device=device) for rows in (n, t))
     count = torch.zeros(1, dtype=torch.float64, device=device)
     with local_work(accelerator, "Compensation"), dense_tap, student_tap:
         for index in range(len(streams[0].calls)):

@@ -190,7 +190,7 @@ class Distillation(Learner[CompensationPoint]):
 
     def gradients(self, step: int) -> float:
         """Gradients of the mean loss over the batch of a step, summed over the processes; returns that loss."""
-        total = torch.zeros((), device=self.student.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.student.device)
         for batch, draws in self.steps.own_part(step):
             with passing(self.student, batch.pixel_values, lower="distill_batch_size"):
                 loss = self._loss(batch, draws) / self.steps.batch_size

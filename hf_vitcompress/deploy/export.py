@@ -288,7 +288,7 @@ def _seconds(run: Callable[[Tensor], Any], images: Tensor) -> float:
 
 def _random_images(count: int, shape: tuple[int, int, int]) -> Tensor:
     """Images (count, *shape), the same for each count."""
-    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(count))
+    return torch.randn(count, *shape, dtype=torch.float32, generator=torch.Generator().manual_seed(count))
 
 
 @contextlib.contextmanager

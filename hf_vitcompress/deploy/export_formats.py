@@ -99,7 +99,8 @@ def trace(model: PreTrainedModel, chosen: Format, shape: tuple[int, int, int]) -
     batch = Dim.STATIC if chosen.max_batch == 1 else Dim("batch", min=1, max=chosen.max_batch)
     config = getattr(exporters, chosen.config)(dynamic_shapes={IMAGES: {0: batch}})
     # ExecuTorch's exporter plans memory for four times what it has seen, and torch.export takes 1 for a constant.
-    images = torch.zeros(1 if chosen.max_batch == 1 else max(2, math.ceil((chosen.max_batch or 0) / 4)), *shape)
+    seen = 1 if chosen.max_batch == 1 else max(2, math.ceil((chosen.max_batch or 0) / 4))
+    images = torch.zeros(seen, *shape, dtype=torch.float32)
     given = model_inputs(model, images)
     fixed = {name: value for name, value in given.items() if not isinstance(value, Tensor)}
     forward = functools.partial(model.forward, **fixed)

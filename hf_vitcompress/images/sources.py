@@ -8,6 +8,7 @@ from typing import Any
 
 from ..config import OnBadImage
 from ..errors import DataError
+from ..runtime.files import looks_local
 from ..runtime.packages import require_package
 from ..runtime.random_state import unchanged_random_state
 from .classes import Classes
@@ -104,9 +105,6 @@ def _open_path(path: Path, name: str, options: DataOptions, on_bad_image: OnBadI
     require_package("datasets", "Reading images from a data set or a folder")
     if path.exists() or path.is_symlink():
         return from_path(path, options, on_bad_image)
-    looks_local = (
-        path.is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1 or path.suffix
-    )
-    if looks_local:
+    if looks_local(name) or path.suffix:
         raise DataError(f"There is no folder or file {name!r}.")
     return from_hub(name, options, on_bad_image, limit)

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..architectures.families import TIMM, supported
 from ..errors import QuantizationError, UnsupportedModelError, VitCompressError
+from ..runtime.files import looks_local
 from ..runtime.text import printable
 
 FOR_PEOPLE = (OSError, ValueError)
@@ -19,6 +20,9 @@ FOR_PEOPLE = (OSError, ValueError)
 
 LONGEST = 300
 """Characters of a library's message that are repeated."""
+
+OF_FILES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".onnx")
+"""Suffixes of files in a model's folder; names on the Hub may have others, as in `owner/vit_base.v2`."""
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 """Colours for a terminal."""
@@ -91,7 +95,9 @@ def config_content(name: str) -> dict[str, Any]:
             f"The model {name!r} cannot be loaded: the folder has no config.json. Give a folder made by "
             "save_pretrained, or a Hub id."
         )
-    content = PreTrainedConfig.get_config_dict(name)[0]
+    if not Path(name).is_dir():
+        _check_absent(name)
+    content = _config_of(name)
     if not isinstance(content, dict):
         raise UnsupportedModelError(f"The config.json of {name!r} is a {type(content).__name__}. {_REPAIR}")
     if "pretrained_cfg" in content or content.get("model_type") == "timm_wrapper":
@@ -105,6 +111,27 @@ def config_content(name: str) -> dict[str, Any]:
             f"The config.json of {name!r} names no model_type, so that nobody knows what its weights are for. {_REPAIR}"
         )
     return content
+
+
+def _check_absent(name: str) -> None:
+    """Refuse a name that is no folder's and cannot be a Hub id."""
+    path = Path(name)
+    if path.is_file():
+        raise UnsupportedModelError(f"The model {name!r} is a file. Give its folder, {str(path.parent)!r}.")
+    if (looks_local(name) or path.suffix in OF_FILES) and "://" not in name:
+        raise UnsupportedModelError(f"There is no folder {name!r}.")
+
+
+def _config_of(name: str) -> Any:
+    try:
+        return PreTrainedConfig.get_config_dict(name)[0]
+    except OSError as error:
+        if Path(name).is_dir():
+            raise
+        raise UnsupportedModelError(
+            f"There is no folder {name!r}, and as a model on the Hub it cannot be loaded: {first_line(error)} Give a "
+            "folder made by save_pretrained, or a Hub id (a private one needs `hf auth login`)."
+        ) from error
 
 
 _REPAIR = "Restore the file, or save the model again with save_pretrained."

@@ -1,6 +1,7 @@
 """Where a long stage writes down how far it has come."""
 
 import contextlib
+import re
 import time
 import zipfile
 from collections.abc import Iterator
@@ -12,13 +13,25 @@ from accelerate import Accelerator
 
 from ..errors import CompensationError
 from .distributed import from_main, local_work
-from .files import atomic_path, with_ending
+from .files import atomic_path, remove, short_name, with_ending
 from .identity import PACKAGE, Identity, differences, identity_digest, package_facts
 
 CHECKPOINT_SECONDS = 30.0
 """How much work a kill may cost, about."""
 
 STAGE = "another stage"
+
+
+def remove_checkpoints(path: Path) -> None:
+    """Remove the file `path` and those of all stages named after it, whatever settings they are of.
+
+    What killed runs left of them goes, too: no other process may be writing them.
+    """
+    names = "|".join(map(re.escape, (path.name, short_name(path))))
+    ours = re.compile(rf"\.?({names})(\.[a-z]+-[0-9a-f]{{12}})?(\.\d+-\d+\.part)?")
+    for file in list(path.parent.iterdir()):
+        if ours.fullmatch(file.name):
+            remove(file)
 
 
 class Checkpoint:

@@ -39,12 +39,22 @@ def real_path(path: str | Path) -> Path:
     return found
 
 
+def looks_local(name: str) -> bool:
+    """Whether a name can be that of a file or a folder alone: an id on the Hub is `owner/name`."""
+    return Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
 def with_ending(path: Path, ending: str) -> Path:
     """A path beside `path`, named after it and with an ending; where that is too long, with a digest of the name."""
     name = f"{path.name}{ending}"
     if len(os.fsencode(name)) > LONGEST_NAME:
-        name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{ending}"
+        name = f"{short_name(path)}{ending}"
     return path.with_name(name)
+
+
+def short_name(path: Path) -> str:
+    """What stands for the name of `path` where that is too long."""
+    return hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]
 
 
 def hidden_beside(path: Path, ending: str) -> Path:

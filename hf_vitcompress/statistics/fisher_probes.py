@@ -55,7 +55,7 @@ def _signed(term: Term, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _hadamard(rows: int) -> Tensor:
-    matrix = torch.ones(1, 1)
+    matrix = torch.ones(1, 1, dtype=torch.float32)
     while len(matrix) < rows:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix

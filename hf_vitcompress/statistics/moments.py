@@ -35,9 +35,9 @@ class Moment:
         """Nothing seen yet; `full` says whether more than the mean of vectors (size,) is wanted."""
         return cls(
             weight=torch.zeros((), dtype=torch.float64, device=device),
-            shift=torch.full((size,), torch.nan, device=device),
+            shift=torch.full((size,), torch.nan, dtype=torch.float32, device=device),
             first=torch.zeros(size, dtype=torch.float64, device=device),
-            second=torch.zeros(size, size, device=device) if full else None,
+            second=torch.zeros(size, size, dtype=torch.float32, device=device) if full else None,
         )
 
     @classmethod
@@ -130,7 +130,7 @@ class GradientMoment:
     @classmethod
     def empty(cls, shape: tuple[int, ...], device: torch.device) -> "GradientMoment":
         count = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(count, torch.zeros(shape, device=device))
+        return cls(count, torch.zeros(shape, dtype=torch.float32, device=device))
 
     @classmethod
     def from_parts(cls, parts: Mapping[str, Tensor]) -> "GradientMoment":

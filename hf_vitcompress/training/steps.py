@@ -48,7 +48,7 @@ class Steps:
         epoch, position = divmod(step, self.per_epoch)
         order = torch.randperm(len(self.images), generator=self._generator(0, epoch))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        draws = torch.rand(self.batch_size, generator=self._generator(1, step))
+        draws = torch.rand(self.batch_size, dtype=torch.float32, generator=self._generator(1, step))
         own = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         part: list[tuple[Batch, Tensor]] = []
         with local_work(self.accelerator, "Reading images"):

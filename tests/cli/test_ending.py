@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +117,45 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     assert done.code == 143
     assert "interrupted before the first checkpoint" in done.err
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Swallowing:
+    """Python ignores what is raised when it goes."""
+
+    def __init__(self, raised: BaseException) -> None:
+        self.raised = raised
+
+    def __del__(self) -> None:
+        raise self.raised
+
+
+def test_an_interruption_that_an_import_swallows_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    others: list[type[BaseException]] = []
+    monkeypatch.setenv(starting.DEBUG_VARIABLE, "1")
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", lambda swallowed: others.append(swallowed.exc_type))
+    starting.start_command_line()
+    Swallowing(ValueError())
+    assert (others, codes) == ([ValueError], [])
+    Swallowing(KeyboardInterrupt())
+    assert (others, codes) == ([ValueError], [130])
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(("raised", "ends"), [(KeyboardInterrupt(), KeyboardInterrupt), (SystemExit(143), SystemExit)])
+def test_a_signal_that_is_swallowed_comes_again(raised: BaseException, ends: type[BaseException]) -> None:
+    def command() -> None:
+        Swallowing(raised)
+        time.sleep(5)
+
+    before = sys.unraisablehook
+    with pytest.raises(ends), ending.ended_by_sigterm(), ending.stopped_in_any_place():
+        command()
+    assert sys.unraisablehook is before
 
 
 @pytest.mark.parametrize("started", [["-m", "hf_vitcompress"], ["vitcompress"]])

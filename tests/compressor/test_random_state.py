@@ -1,4 +1,4 @@
-"""No stage changes the random states of its caller."""
+"""No stage changes the random states of its caller, or depends on what torch takes for its default type."""
 
 import random
 from collections.abc import Iterator
@@ -56,6 +56,19 @@ def test_compression_with_any_compensation(dense: PreTrainedModel, compensation:
 
 def test_compression_by_learned_scores(dense: PreTrainedModel) -> None:
     new(compensation="none", criterion="gates", mlp="prune").compress(dense, random_images(60))
+
+
+def test_the_default_type_of_torch_does_not_matter(dense: PreTrainedModel) -> None:
+    images, recipe = random_images(60), {"compensation": "both", "measuring_images": 16, "metric": "fisher"}
+    expected = new(**recipe).compress(dense, images).state_dict()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = new(**recipe).compress(dense, images).state_dict()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_a_search(dense: PreTrainedModel) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,28 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
 
 def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
     assert "no config.json" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./absent", "~/absent", "absent/", "a/b/absent", "absent/config.json"])
+def test_a_name_that_can_only_be_of_this_disk_says_that_it_is_absent(name: str) -> None:
+    with pytest.raises(UnsupportedModelError) as found:
+        load_model(name)
+    assert str(found.value) == f"There is no folder {name!r}."
+
+
+@pytest.mark.parametrize("name", ["absent", "owner/absent", "owner/vit_base.v2"])
+def test_a_name_that_may_be_on_the_hub_says_both(name: str) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=f"^There is no folder '{name}', and as a model on the Hub .*Hub id"
+    ):
+        load_model(name)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_file_of_a_model_is_refused_with_its_folder(file: str, saved: Path) -> None:
+    said = f"is a file. Give its folder, {str(saved / 'dense')!r}."
+    with pytest.raises(UnsupportedModelError, match=re.escape(said)):
+        load_model(saved / "dense" / file)
 
 
 PROCESSORS = [

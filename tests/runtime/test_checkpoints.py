@@ -16,7 +16,8 @@ from accelerate import Accelerator
 
 from hf_vitcompress.errors import CompensationError, OutputError
 from hf_vitcompress.runtime import identity
-from hf_vitcompress.runtime.checkpoints import Checkpoint
+from hf_vitcompress.runtime.checkpoints import Checkpoint, remove_checkpoints
+from hf_vitcompress.runtime.files import hidden_beside
 from support.students import checkpoint
 
 
@@ -213,3 +214,20 @@ def test_a_file_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(CompensationError, match="complete checkpoint"):
         checkpoint(tmp_path / "stage").load()
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", [".out.calibration.safetensors", "x" * 240])
+def test_checkpoints_of_all_settings_are_removed_and_nothing_else(name: str, tmp_path: Path) -> None:
+    path, accelerator = tmp_path / name, Accelerator(cpu=True)
+    path.touch()
+    for seed in ("0", "1"):
+        kept = Checkpoint.beside(path, "distill", {"other settings": {"seed": seed}}, accelerator)
+        kept.save({"step": 1})
+        assert kept.path is not None
+        hidden_beside(kept.path, ".1-2.part").touch()
+    assert len(list(tmp_path.iterdir())) == 5
+    others = {tmp_path / other for other in (".out.calibration.safetensors.mine", ".out2.calibration.safetensors")}
+    for other in others:
+        other.touch()
+    remove_checkpoints(path)
+    assert set(tmp_path.iterdir()) == others

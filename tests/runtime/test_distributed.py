@@ -285,7 +285,7 @@ def test_one_complete_model_is_saved(results: Results, place: Path) -> None:
         ("existing output", "exists and is not empty"),
         ("wrong setting", "keep_ratio must lie in"),
         ("small budget", "out of reach"),
-        ("nothing to evaluate", "cannot be loaded"),
+        ("nothing to evaluate", "There is no folder"),
         ("nothing to inspect", "There is no folder or file"),
         ("nothing to plan", "There is no statistics file"),
     ],

@@ -192,8 +192,8 @@ def test_how_it_was_made(made: Made) -> None:
         (None, None, " from a source not on record"),
         (None, "train", " of the split `train` from a source not on record"),
         ("me/a", "train", " of `me/a`, split `train`"),
-        (None, "/home/me/photos", " from a source not on record"),
-        ("/home/me/data", r"C:\photos", " from a source not on record"),
+        (None, "/mnt/mine/photos", " from a source not on record"),
+        ("/mnt/mine/data", r"C:\photos", " from a source not on record"),
     ],
 )
 def test_the_images_are_named_as_far_as_others_may_know_them(
@@ -204,7 +204,7 @@ def test_the_images_are_named_as_far_as_others_may_know_them(
     assert f"Calibration: 36 images{place}; labels were not used." in text
     assert f"Accuracy: 200 images{place.removesuffix(' from a source not on record')}, float32;" in text
     assert "photos" not in text
-    assert "/home" not in text
+    assert "/mnt" not in text
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_the_images_are_named_as_far_as_others_may_know_them(
             "compensation.",
         ),
         (
-            SearchReport(0.02, 150, False, True, dataset="/home/me/data", split="test"),
+            SearchReport(0.02, 150, False, True, dataset="/mnt/mine/data", split="test"),
             "Search on 150 validation images of the split `test`: disagreement 2.00%, after an eighth of the "
             "compensation.",
         ),

@@ -7,7 +7,7 @@ from typing import Any
 from ..config import OnBadImage
 from ..errors import DataError, one_line
 from .images import ImageSource
-from .options import DataOptions, chosen_split
+from .options import DataOptions, chosen_split, in_split
 from .tables import from_dataset
 
 MANY = 4
@@ -32,8 +32,7 @@ def from_hub(name: str, options: DataOptions, on_bad_image: OnBadImage, limit: i
         raise
     except Exception as error:  # the Hub client has no common base class for its errors
         raise _refusal(name, options, error) from error
-    title = name if split is None else f"{name}, split {split}"
-    source = from_dataset(loaded, title, on_bad_image, options)
+    source = from_dataset(loaded, in_split(name, split), on_bad_image, options)
     return replace(source, hub_id=source.hub_id or name, split=split)
 
 

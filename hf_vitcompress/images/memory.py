@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..config import OnBadImage
 from ..errors import DataError
+from .arrays import CHANNELS
 from .images import ImageSource
 from .indexed import class_names, from_indexed, from_loader, unchanged_generators
-from .samples import ACCEPTED, CHANNELS, Sample, as_tensor, is_pair, kind_of, samples_of
+from .samples import ACCEPTED, Sample, as_tensor, is_pair, kind_of, samples_of
 from .streams import drawn, from_samples, from_stream
 
 FRAMES = ("pandas", "polars")

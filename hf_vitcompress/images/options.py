@@ -70,6 +70,17 @@ def chosen_split(names: Sequence[str], name: str, options: DataOptions) -> str:
     return found
 
 
+def one_split(names: Sequence[str], name: str, options: DataOptions) -> tuple[str, str | None]:
+    """`chosen_split`, and its name again where there is a choice or one was asked for, else `None`."""
+    chosen = chosen_split(names, name, options)
+    return chosen, chosen if len(names) > 1 or options.split else None
+
+
+def in_split(name: str, split: str | None) -> str:
+    """What messages and reports call a split of the data set `name`, or all of it."""
+    return name if split is None else f"{name}, split {split}"
+
+
 def _like(names: Sequence[str], wanted: str) -> str | None:
     """That split, or else one of its kind."""
     if wanted in names:

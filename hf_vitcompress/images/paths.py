@@ -11,7 +11,7 @@ from ..config import OnBadImage
 from ..errors import DataError, one_line
 from .folders import files_in, from_pictures, image_suffixes, split_folder
 from .images import ImageSource
-from .options import DataOptions, chosen_split, split_of_file
+from .options import DataOptions, chosen_split, in_split, split_of_file
 from .tables import from_dataset, from_splits
 
 TABLES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
@@ -58,7 +58,7 @@ def _from_folder(path: Path, options: DataOptions, on_bad_image: OnBadImage) -> 
         saved = _loaded(path, "a data set", lambda: datasets.load_from_disk(str(path)))
         return from_splits(saved, path.name, on_bad_image, options)
     folder, split = (path, None) if _has_metadata(path) else split_folder(path, options)
-    name = path.name if split is None else f"{path.name}, split {split}"
+    name = in_split(path.name, split)
     files = files_in(folder)
     pictures = [file for file in files if file.suffix.lower() in image_suffixes()]
     tables = [file for file in files if file.suffix.lower() in TABLES and file.name not in METADATA]
@@ -96,7 +96,7 @@ def _from_table(
         by_split = _by_split(files)
         if set(by_split) != {None}:
             split = chosen_split([key for key in by_split if key], name, options)
-            files, name = by_split[split], f"{name}, split {split}"
+            files, name = by_split[split], in_split(name, split)
     kinds = sorted({file.suffix.lower() for file in files})
     if len(kinds) > 1:
         raise DataError(f"{name} has {' and '.join(kinds)} files. Name one of them, or a folder of one kind.")

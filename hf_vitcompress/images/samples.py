@@ -11,6 +11,7 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from ..errors import DataError
+from .arrays import CHANNELS
 from .decoding import Raw
 from .tables import IMAGE_COLUMNS, LABEL_COLUMNS
 
@@ -18,7 +19,6 @@ IMAGE_KEYS = ("pixel_values", *IMAGE_COLUMNS)
 """Under which name a sample has its image; the first that there is. What a processor made comes before the picture."""
 OF_PATCHES = ("pixel_attention_mask", "spatial_shapes")
 """What stands beside `pixel_values` that are patches: (patches, features) of an image."""
-CHANNELS = (1, 2, 3, 4)
 
 ACCEPTED = (
     "Images are PIL images, paths, bytes, arrays or tensors; samples are mappings with `pixel_values` or `image`, or "

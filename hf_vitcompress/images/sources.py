@@ -1,5 +1,6 @@
 """Images from wherever the user keeps them: a Dataset, a folder, a parquet file, a Hub id, a list or a DataLoader."""
 
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from .hub import from_hub
 from .images import ImageSource
 from .indexed import Samples, of_samples
 from .memory import from_memory
-from .options import DataOptions, chosen_split
+from .options import DataOptions, in_split, one_split
 from .paths import from_path
 from .samples import has_images
 from .streams import from_iterable_dataset
@@ -67,11 +68,9 @@ def open_images(
             place = str(error.filename or data)
             raise DataError(f"{place!r} cannot be opened: {error.strerror or error}.") from error
     elif isinstance(data, Mapping) and data and not has_images(data):
-        chosen = chosen_split([str(name) for name in data], "the data set", options)
-        several = len(data) > 1 or bool(options.split)
-        name = f"the data set, split {chosen}" if several else "the data set"
-        source = _open_object(data[chosen], name, on_bad_image, options, limit, labels)
-        source = replace(source, split=chosen if several else None)
+        chosen, split = one_split([str(name) for name in data], "the data set", options)
+        name = in_split("the data set", split)
+        source = replace(_open_object(data[chosen], name, on_bad_image, options, limit, labels), split=split)
     else:
         source = _open_object(data, "the data set", on_bad_image, options, limit, labels)
     if not len(source):
@@ -84,11 +83,11 @@ def open_images(
 def _open_object(
     data: Any, name: str, on_bad_image: OnBadImage, options: DataOptions, limit: int | None, labels: bool
 ) -> ImageSource:
-    import datasets
-
-    if isinstance(data, datasets.IterableDataset):
+    # Only what has its methods may be of the library, whose import takes a second.
+    datasets = importlib.import_module("datasets") if hasattr(data, "with_format") else None
+    if datasets is not None and isinstance(data, datasets.IterableDataset):
         return from_iterable_dataset(data, name.replace("data set", "stream of images"), on_bad_image, options, limit)
-    if not isinstance(data, datasets.Dataset):
+    if datasets is None or not isinstance(data, datasets.Dataset):
         if options.image_column or options.label_column:
             raise DataError(f"{name} is not a data set with columns: leave out image_column and label_column.")
         return from_memory(data, on_bad_image, limit, labels)

@@ -10,7 +10,7 @@ from ..config import OnBadImage
 from ..errors import DataError
 from .images import ImageSource
 from .labels import FoundLabels
-from .options import DataOptions, chosen_split
+from .options import DataOptions, in_split, one_split
 
 IMAGE_COLUMNS = (
     *("image", "img", "pixel_values", "picture", "photo", "jpg", "jpeg", "png", "webp"),
@@ -61,10 +61,8 @@ def from_splits(loaded: Any, name: str, on_bad_image: OnBadImage, options: DataO
     """
     if not isinstance(loaded, Mapping):
         return from_dataset(loaded, name, on_bad_image, options)
-    split = chosen_split(list(loaded), name, options)
-    if len(loaded) == 1 and not options.split:
-        return from_dataset(loaded[split], name, on_bad_image, options)
-    return replace(from_dataset(loaded[split], f"{name}, split {split}", on_bad_image, options), split=split)
+    chosen, split = one_split(list(loaded), name, options)
+    return replace(from_dataset(loaded[chosen], in_split(name, split), on_bad_image, options), split=split)
 
 
 def image_column(features: Any, name: str, wanted: str | None) -> str:

@@ -3,14 +3,14 @@
 It imports no model, which takes seconds; see `architectures.registration`.
 """
 
-from . import configuration_factored
+from . import configuration_factored, configuration_timm
 from .architectures.registration import MODEL_TYPES, register_configs
 
 
 def introduce() -> None:
     """Let the Auto classes load compressed models, with the methods that the package adds to them."""
     configuration_factored.package_mixin = _package_mixin
-    register_configs(*MODEL_TYPES)
+    register_configs(*MODEL_TYPES, configuration_timm.MODEL_TYPE)
 
 
 def _package_mixin() -> type:

@@ -82,8 +82,10 @@ class FactoredConfigMixin:
             file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _auto_map(self) -> dict[str, str]:
-        module = MODELING_FILE.removesuffix(".py")
-        auto_map = {"AutoConfig": f"{module}.{type(self).__name__}"}
+        own = OWN_TYPES.get(self.model_type.removeprefix(MODEL_TYPE_PREFIX))  # type: ignore[attr-defined]
+        configs, models = own.files if own else (MODELING_FILE, MODELING_FILE)
+        module = models.removesuffix(".py")
+        auto_map = {"AutoConfig": f"{configs.removesuffix('.py')}.{type(self).__name__}"}
         for auto_class, dense_classes in heads_of(self.model_type).items():  # type: ignore[attr-defined]
             names = [f"Factored{dense.__name__}" for dense in dense_classes]
             chosen = [name for name in names if name in (self.architectures or [])]  # type: ignore[attr-defined]
@@ -159,6 +161,25 @@ def _guard_field(config: PreTrainedConfig) -> str | None:
     return next((name for name in (*GUARD_FIELDS, *numbers) if name in numbers), None)
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnType:
+    """A model type whose dense classes are this package's.
+
+    Attributes:
+        config: its config class.
+        heads: gives the classes that each Auto class builds; it imports them.
+        files: beside `TRAVELLING_FILES`, what a checkpoint needs to be loaded without the package: the file of the
+            config first, and that of the models.
+    """
+
+    config: type[PreTrainedConfig]
+    heads: Callable[[], "dict[str, tuple[type[PreTrainedModel], ...]]"]
+    files: tuple[str, str]
+
+
+OWN_TYPES: dict[str, OwnType] = {}
+"""By model type; the files that define them add them."""
+
 FACTORED: dict[type, type] = {}
 """The factored class of each dense one."""
 
@@ -200,12 +221,21 @@ def dense_config_class(model_type: str) -> type[PreTrainedConfig]:
     Raises:
         KeyError: transformers does not know the type.
     """
-    return CONFIG_MAPPING[model_type.removeprefix(MODEL_TYPE_PREFIX)]
+    name = model_type.removeprefix(MODEL_TYPE_PREFIX)
+    return OWN_TYPES[name].config if name in OWN_TYPES else CONFIG_MAPPING[name]
+
+
+def travelling_files(model_type: str) -> tuple[str, ...]:
+    """What loads a checkpoint of that type, dense or factored, where the package is not installed."""
+    own = OWN_TYPES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))
+    return (*TRAVELLING_FILES, *(own.files if own else ()))
 
 
 def heads_of(model_type: str) -> dict[str, "tuple[type[PreTrainedModel], ...]"]:
     """Dense classes that each Auto class knows for a model type; where there are several, the first is the default."""
     config_class = dense_config_class(model_type)
+    if (own := OWN_TYPES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))) is not None:
+        return own.heads()
     found = {}
     for name, auto_class in vars(modeling_auto).items():
         if name.startswith("Auto") and (mapping := getattr(auto_class, "_model_mapping", None)) is not None:

@@ -245,7 +245,7 @@ def attention_class(dense_class: type[nn.Module], layer: str) -> type[nn.Module]
     Raises:
         ValueError: its forward pass is another one than that of `FactoredAttentionMixin`.
     """
-    if issubclass(dense_class, FactoredAttentionMixin):
+    if issubclass(dense_class, FactoredAttentionMixin) or getattr(dense_class, "shapes_itself", False):
         return dense_class
     names = attention_names(dense_class)
     if names is None:

@@ -28,10 +28,10 @@ from .configuration_factored import (
     FACTORED,
     MODEL_TYPE_PREFIX,
     PUBLIC,
-    TRAVELLING_FILES,
     factored_config_class,
     heads_of,
     made_class,
+    travelling_files,
 )
 from .layers_factored import (
     attention_class,
@@ -145,7 +145,7 @@ class FactoredModelMixin:
             kwargs["state_dict"] = narrowed_state(self.state_dict(), self.stored_dtype)  # type: ignore[attr-defined]
         with self.replacing(target) as staging:
             super().save_pretrained(staging, *args, **kwargs)  # type: ignore[misc]
-            for name in TRAVELLING_FILES:
+            for name in travelling_files(self.config.model_type):  # type: ignore[attr-defined]
                 shutil.copyfile(os.path.join(os.path.dirname(__file__), name), os.path.join(staging, name))
             for companion in self.companions:
                 companion.save_pretrained(staging)

@@ -14,8 +14,8 @@ from ..errors import ConfigError
 from ..layers_factored import ATTENTIONS, Attention
 from .registration import register
 
-Role = Literal["q", "k", "v", "qkv", "o", "gate", "fc1", "fc2"]
-"""`gate` is that of a gated feed-forward, `fc2(act(gate(x)) · fc1(x))`; `qkv` one layer for q, k and v."""
+Role = Literal["q", "k", "v", "qkv", "qk", "kv", "o", "gate", "fc1", "fc2"]
+"""`gate` is that of a gated feed-forward, `fc2(act(gate(x)) · fc1(x))`; `qkv` one layer for q, k and v, and so on."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Family:
         pooled: whether the headless model's `pooler_output` counts as an output, besides the hidden states.
         inputs: what the model takes besides images: `"noise"`, which decides the patches that it masks, or
             `"patches"`, the mask and the grid of images that are already cut into patches; `None`: nothing.
+        apart: paths in `layers` of those that read a tensor of their own, where the layers of that role usually share
+            one.
+        attends: whether a model without attention, of which the table would find the feed-forwards alone, is refused.
     """
 
     title: str
@@ -36,6 +39,8 @@ class Family:
     layers: dict[str, Role]
     pooled: bool = False
     inputs: Literal["noise", "patches"] | None = None
+    apart: frozenset[str] = frozenset()
+    attends: bool = False
 
 
 _PROJECTIONS: dict[str, Role] = {
@@ -61,6 +66,27 @@ _TOWER: dict[str, Role] = {
     "self_attn.out_proj": "o",
     **_MLP,
 }
+_CLASS_ATTENTION: dict[str, Role] = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.kv": "kv"}
+_TIMM: dict[str, Role] = {
+    "attn.qkv.q": "q",
+    "attn.qkv.k": "k",
+    "attn.qkv.v": "v",
+    "attn.proj.o": "o",
+    "attn.qkv": "qkv",
+    "attn.qk": "qk",
+    "attn.proj": "o",
+    **_CLASS_ATTENTION,
+    **_MLP,
+    "mlp.fc1.g": "gate",
+    "mlp.fc1.x": "fc1",
+    "mlp.fc1_g": "gate",
+    "mlp.fc1_x": "fc1",
+    "mlp.w0": "gate",
+    "mlp.w1": "fc1",
+    "mlp.w2": "fc2",
+}
+_TIMM_BLOCK = r"timm_model\.(?!.*(?:attn_pool|rel_pos))[\w.]+?"
+"""Whatever has attention or a feed-forward, except the pooling at the end and the networks of position biases."""
 _LAYERS = r"(?:\w+\.)?layers\.\d+"
 _ENCODER_LAYER = r"(?:\w+\.)?encoder\.layer\.\d+"
 _STAGES = r"(?:\w+\.)?encoder\.layers\.\d+\.blocks\.\d+"
@@ -92,16 +118,9 @@ FAMILIES: dict[str, Family] = {
     "siglip2": Family("SigLIP 2 NaFlex", _VISION, _TOWER, pooled=True, inputs="patches"),
     "siglip2_vision_model": Family("SigLIP 2 NaFlex vision", _VISION, _TOWER, pooled=True, inputs="patches"),
     "dpt": Family("DPT", _ENCODER_LAYER, _SELF_ATTENTION),
+    "timm_vit": Family("timm", _TIMM_BLOCK, _TIMM, pooled=True, apart=frozenset(_CLASS_ATTENTION), attends=True),
 }
 """By model type. A model of another type is compressed where it contains one of these, such as a backbone."""
-
-
-TIMM = (
-    "A TimmWrapper only passes images on to a model of timm, whose modules transformers does not know. Load the same "
-    "weights as a model of transformers instead: most are there, such as google/vit-base-patch16-224, "
-    "facebook/deit-base-patch16-224, facebook/dinov2-base or microsoft/swin-base-patch4-window7-224."
-)
-"""What to say of timm's models."""
 
 
 def register_family(
@@ -156,6 +175,14 @@ def supported(config: PreTrainedConfig | None = None) -> str:
     if not _sees_by_attention(config):
         return f"It is no vision transformer: its config has no attention heads, or no images. {types}"
     return f"{types} The blocks of another vision transformer are registered by hf_vitcompress.register_family."
+
+
+def no_attention(config: PreTrainedConfig) -> str:
+    """What to say of a model of timm in which the table finds no attention."""
+    return (
+        f"{getattr(config, 'architecture', 'This model')!r} of timm has no blocks of attention and feed-forward whose "
+        "linear layers are known. The nearest that have are vit_*, deit3_*, swin_*, maxvit_* and hiera_*."
+    )
 
 
 def _sees_by_attention(config: PreTrainedConfig) -> bool:

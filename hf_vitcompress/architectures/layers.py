@@ -1,6 +1,7 @@
 """The linear layers of a model that may be compressed, found by the table of `families`."""
 
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from ..configuration_factored import MODEL_TYPE_PREFIX, guards_of, heads_of
 from ..errors import ConfigError, UnsupportedModelError
 from ..layers_factored import Attention, attention_names
 from ..modeling_factored import factored_model_class
-from .families import TIMM, Family, Role, row_of, supported
+from .families import Family, Role, no_attention, row_of, supported
+from .feed_forwards import may_lose_features
 
 # Roles that read the same tensor, and so share one input moment.
-SHARED_INPUT: dict[Role, str] = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "fc1"}
+SHARED_INPUT: dict[Role, str] = {"q": "qkv", "k": "qkv", "v": "qkv", "qk": "qkv", "gate": "fc1"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class LayerInfo:
         in_features: columns of its weight (out_features, in_features).
         out_features: rows of its weight.
         gated: whether the feed-forward of its block has a gate.
+        prunable: whether the hidden features of that feed-forward may be removed.
     """
 
     name: str
@@ -43,6 +46,7 @@ class LayerInfo:
     in_features: int
     out_features: int
     gated: bool = False
+    prunable: bool = True
 
     @property
     def parameters(self) -> int:
@@ -82,7 +86,7 @@ def feature_pairs(layers: Iterable[LayerInfo], config: CompressionConfig) -> lis
     for roles in by_block(layers).values():
         gated = any(layer.gated for layer in roles.values())
         wanted: tuple[Role, ...] = ("gate", "fc1", "fc2") if gated else ("fc1", "fc2")
-        if set(wanted) <= set(roles):
+        if set(wanted) <= set(roles) and roles["fc2"].prunable:
             groups.append(tuple(roles[role] for role in wanted))
     return groups
 
@@ -111,8 +115,17 @@ def head_dim(model: PreTrainedModel, attention: str) -> int:
 
 
 def has_standard_attention(model: PreTrainedModel, attention: str) -> bool:
-    """Whether in that module queries and keys may share a `down`, and values have a head dimension of their own."""
+    """Whether in that module queries and keys may share a `down`."""
     return attention_names(type(model.get_submodule(attention))) is not None
+
+
+def may_narrow_values(model: PreTrainedModel, value: LayerInfo, output: LayerInfo) -> bool:
+    """Whether the values of a head may have fewer features than its queries: the output projection reads as many."""
+    if not has_standard_attention(model, value.parent):
+        return False
+    # In timm's attention what is between them may not allow it; `split_layers` has wrapped the output where it does.
+    shapes_itself = getattr(model.get_submodule(value.parent), "shapes_itself", False)
+    return not shapes_itself or hasattr(model.get_submodule(output.parent), "heads")
 
 
 def may_prune_heads(model: PreTrainedModel, attention: str) -> bool:
@@ -122,13 +135,16 @@ def may_prune_heads(model: PreTrainedModel, attention: str) -> bool:
     biased = any(
         getattr(own_config, flag, False) for flag in ("use_relative_position_bias", "use_shared_relative_position_bias")
     )
-    return has_standard_attention(model, attention) and not biased and not hasattr(module, "relative_position_bias")
+    known = has_standard_attention(model, attention) and not getattr(module, "shapes_itself", False)
+    return known and not biased and not hasattr(module, "relative_position_bias")
 
 
 def attention_keys(model: PreTrainedModel, layer: LayerInfo, positions: int) -> int:
     """How many keys a query sees in the block of a layer: all `positions` of the image, or those of its window."""
     window = getattr(model.get_submodule(layer.block_name), "window_size", None)
-    return positions if not isinstance(window, int) else min(positions, window**2)
+    if window is None:
+        return positions
+    return min(positions, math.prod(window) if isinstance(window, tuple | list) else window**2)
 
 
 def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
@@ -196,6 +212,8 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
     blocks: dict[str, int] = {}
     for prefix, part, family in parts_of(model):
         found = list(_layers_of(part, family))
+        if family.attends and all(family.layers[path] in ("gate", "fc1", "fc2") for _, path, _ in found):
+            continue
         gated = {block_name for block_name, path, _ in found if family.layers[path] == "gate"}
         for block_name, path, module in found:
             name = f"{prefix}.{block_name}".removeprefix(".")
@@ -205,12 +223,15 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
                     name=f"{name}.{path}",
                     role=role,
                     block=blocks.setdefault(name, len(blocks)),
-                    input_name=f"{name}.{_input_label(role, family)}",
+                    input_name=f"{name}.{_input_label(path, family)}",
                     in_features=module.in_features,
                     out_features=module.out_features,
                     gated=block_name in gated,
+                    prunable=role != "fc2" or may_lose_features(model.get_submodule(f"{name}.{path}".rpartition(".")[0])),
                 )
             )
+    if not layers and (row := row_of(model)) is not None and row.attends:
+        raise UnsupportedModelError(no_attention(model.config))
     if not layers:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type {model.config.model_type!r}) is not supported, and contains nothing "
@@ -219,9 +240,10 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
     return layers
 
 
-def _input_label(role: Role, family: Family) -> str:
-    """What the input of that role is called inside its block, as no layer there is: outputs have the layers' names."""
-    label = SHARED_INPUT.get(role, role)
+def _input_label(path: str, family: Family) -> str:
+    """What the input of that layer is called inside its block, as no layer there is: outputs have the layers' names."""
+    role = family.layers[path]
+    label = role if path in family.apart else SHARED_INPUT.get(role, role)
     while label in family.layers:
         label += "_input"
     return label
@@ -248,8 +270,6 @@ def check_class(model: PreTrainedModel) -> None:
             f"{class_name} is compressed already (model type {model_type!r}). Compress the dense model it came from, "
             "at the budget you want now."
         )
-    if model_type == "timm_wrapper":
-        raise UnsupportedModelError(TIMM)
     try:
         heads = heads_of(model_type)
     except KeyError:
@@ -306,12 +326,12 @@ def prunable_heads(model: PreTrainedModel, members: Mapping[Role, LayerInfo]) ->
     Raises:
         ConfigError: some of the four layers are skipped, or this attention cannot lose heads.
     """
-    projections: tuple[Role, ...] = ("qkv", "q", "k", "v")
+    projections: tuple[Role, ...] = ("qkv", "qk", "kv", "q", "k", "v")
     first = next((members[role] for role in projections if role in members), None)
     if first is None and "o" not in members:
         return []
     why = None
-    if "qkv" in members:
+    if set(members) & {"qkv", "qk", "kv"}:
         why = "has one layer for queries, keys and values together"
     elif first is not None and not may_prune_heads(model, first.parent):
         why = "has a position bias for every head, or a forward pass that this package does not know"

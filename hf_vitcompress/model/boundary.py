@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..architectures.families import TIMM, supported
+from ..architectures.families import supported
 from ..errors import QuantizationError, UnsupportedModelError, VitCompressError
 from ..runtime.files import looks_local
 from ..runtime.text import printable
+from .timm import check_timm
 
 FOR_PEOPLE = (OSError, ValueError)
 """What libraries raise with a message for people; others are named by their class, too."""
@@ -100,8 +101,8 @@ def config_content(name: str) -> dict[str, Any]:
     content = _config_of(name)
     if not isinstance(content, dict):
         raise UnsupportedModelError(f"The config.json of {name!r} is a {type(content).__name__}. {_REPAIR}")
-    if "pretrained_cfg" in content or content.get("model_type") == "timm_wrapper":
-        raise UnsupportedModelError(TIMM)
+    if "pretrained_cfg" in content:
+        check_timm()
     for key, kind in (("model_type", str), ("architectures", list), ("compression", dict)):
         value = content.get(key)
         if value is not None and not isinstance(value, kind):

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..architectures.families import FAMILIES, supported
 from ..architectures.registration import register
-from ..configuration_factored import MODEL_TYPE_PREFIX, dense_config_class, heads_of, inner_configs
+from ..configuration_factored import MODEL_TYPE_PREFIX, OWN_TYPES, dense_config_class, heads_of, inner_configs
 from ..errors import QuantizationError, UnsupportedModelError
 from ..images.unloaded import UnloadedProcessor
 from ..modeling_factored import factored_model_class
@@ -30,6 +30,7 @@ from .boundary import config_content, damaged_processor, explained
 from .completeness import check_complete, check_size, without_report
 from .making import MAKING
 from .plain import check_plain, unwrapped
+from .timm import WRAPPER, is_timm_module, processor_of, wrapped
 from .quantizing import quantizable, spare_narrow_layers, write_readably
 
 logger = logging.get_logger(__name__)
@@ -100,6 +101,7 @@ def load_dense_model(model: str | Path | PreTrainedModel, accelerator: Accelerat
         UnsupportedModelError: see `load_model` and `check_model`.
     """
     loaded = load_model(model, accelerator) if isinstance(model, str | Path) else unwrapped(model)
+    loaded = wrapped(loaded) if is_timm_module(loaded) else loaded
     check_model(loaded)
     return loaded
 
@@ -133,7 +135,7 @@ def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
     """
     name = model.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
     if not name:
-        return None
+        return processor_of(model) if isinstance(model, PreTrainedModel) else None
     settings = None
     try:
         settings = ImageProcessingMixin.get_image_processor_dict(name)[0]
@@ -169,8 +171,14 @@ def load_processor(model: PreTrainedModel) -> Any:
 def auto_class_name(model_type: str, architectures: Sequence[str] | None) -> str:
     """Name of the Auto class that builds `architectures[0]`; `AutoModel` where none does or a config does not say."""
     wanted = {name.removeprefix("Factored") for name in architectures or []}
-    heads = heads_of(model_type) if model_type.removeprefix(MODEL_TYPE_PREFIX) in CONFIG_MAPPING else {}
+    heads = heads_of(model_type) if _is_known(model_type) else {}
     return next((name for name, classes in heads.items() if wanted & {c.__name__ for c in classes}), "AutoModel")
+
+
+def _is_known(model_type: str) -> bool:
+    """Whether the type, dense or factored, has classes here."""
+    name = model_type.removeprefix(MODEL_TYPE_PREFIX)
+    return name in CONFIG_MAPPING or name in OWN_TYPES
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -178,6 +186,8 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     heads = heads_of(config.model_type)
     known = {dense.__name__: dense for classes in heads.values() for dense in classes}
     names = [str(name).removeprefix("Factored") for name in config.architectures or []]
+    if config.model_type == WRAPPER and not names:
+        names = ["TimmWrapperForImageClassification" if config.num_labels else "TimmWrapperModel"]
     chosen = next((found for name in names if (found := known.get(name) or _class_of(name, config))), None)
     dense = chosen or next(iter([*heads.get("AutoModel", ()), *known.values()]))
     return factored_model_class(dense) if config.model_type.startswith(MODEL_TYPE_PREFIX) else dense
@@ -197,7 +207,7 @@ def _load_config(name: str) -> PreTrainedConfig:
         UnsupportedModelError: the architecture is not supported.
     """
     model_type = config_content(name)["model_type"]
-    if model_type.startswith(MODEL_TYPE_PREFIX) and model_type.removeprefix(MODEL_TYPE_PREFIX) in CONFIG_MAPPING:
+    if model_type.startswith(MODEL_TYPE_PREFIX) and _is_known(model_type):
         register(model_type.removeprefix(MODEL_TYPE_PREFIX))
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     check_model_type(config)
@@ -211,7 +221,7 @@ def check_model_type(config: PreTrainedConfig) -> None:
         UnsupportedModelError: it is not.
     """
     dense_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    if not (set(_model_types(config)) & set(FAMILIES)):
+    if not (set(_model_types(config)) & {*FAMILIES, WRAPPER}):
         raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported(config)}")
 
 

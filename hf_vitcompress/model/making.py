@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import meta_device_safe_creation_ops
 
 from ..configuration_factored import inner_configs
 
@@ -31,7 +32,7 @@ def without_storage(
         options: arguments of the constructor that the config does not know.
     """
     _note_dtype(config, None)
-    with MAKING, torch.device("meta"):
+    with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
         model = model_class._from_config(config, attn_implementation=attention, dtype=None, **options)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):

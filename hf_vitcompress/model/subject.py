@@ -14,6 +14,7 @@ from ..runtime.random_state import independent_of_caller
 from .as_built import check_as_built
 from .loading import load_dense_model, load_image_processor
 from .stored import stored_dtype
+from .timm import is_wrapper, split_form
 from .towers import check_takes_images, part_of
 
 
@@ -38,6 +39,8 @@ def open_subject(
     dense = load_dense_model(model, accelerator)
     if any(parameter.is_inference() for parameter in dense.parameters()):
         dense = copy.deepcopy(dense)  # nothing can be differentiated by weights made under torch.inference_mode
+    if is_wrapper(dense):
+        dense = split_form(dense)
     processor = image_processor if image_processor is not None else load_image_processor(dense)
     stored = stored_dtype(model) if isinstance(model, str | Path) else None
     if target is None:

@@ -16,6 +16,7 @@ from ..architectures.layers import (
     feature_pairs,
     find_layers,
     has_standard_attention,
+    may_narrow_values,
     prunable_heads,
 )
 from ..architectures.subject import Subject
@@ -237,9 +238,9 @@ def _attention_groups(
             (PairGroup, ("v", "o")),
         )
         for kind, roles in pairs:
-            if set(roles) <= set(left):
+            if set(roles) <= set(left) and (kind is QueryKeyGroup or may_narrow_values(model, left["v"], left["o"])):
                 groups.append((kind, [left.pop(role) for role in roles]))
-    return groups + _alone(left, ("qkv", "q", "k", "v", "o"))
+    return groups + _alone(left, ("qkv", "qk", "kv", "q", "k", "v", "o"))
 
 
 def _alone(members: Mapping[Role, LayerInfo], roles: Sequence[Role]) -> list[Members]:

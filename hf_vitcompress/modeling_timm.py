@@ -1,0 +1,273 @@
+"""timm models in which queries, keys and values have a layer each, as ordinary `transformers` models.
+
+timm keeps a block's queries, keys and values in one layer, `qkv`, and some feed-forwards keep gate and features in one,
+too. `split_layers` puts a module in the place of such a layer that holds the parts and gives what the layer gave, so
+that timm's own forward passes go on as they are: norms of queries and keys, rotary embeddings, position biases,
+windows, layer scales and fused attention. The parts are ordinary linear layers, which may be factored or narrowed.
+
+This file needs torch, transformers and timm. It is copied beside every saved checkpoint of a timm model.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.models.timm_wrapper.modeling_timm_wrapper import (
+    TimmWrapperForImageClassification,
+    TimmWrapperModel,
+    TimmWrapperPreTrainedModel,
+)
+
+from .configuration_factored import path_of
+from .configuration_timm import TimmViTConfig
+from .layers_factored import ATTENTIONS, Attention
+from .modeling_factored import factored_model_class
+
+FUSED: dict[str, bool] = {
+    "layers.attention.Attention": True,
+    "layers.attention.AttentionRope": True,
+    "layers.diff_attention.DiffAttention": False,
+    "models.beit.Attention": True,
+    "models.cait.TalkingHeadAttn": True,
+    "models.coat.FactorAttnConvRelPosEnc": False,
+    "models.convit.MHSA": True,
+    "models.davit.ChannelAttention": False,
+    "models.davit.ChannelAttentionV2": False,
+    "models.davit.WindowAttention": True,
+    "models.eva.EvaAttention": True,
+    "models.gcvit.WindowAttentionGlobal": True,
+    "models.hiera.MaskUnitAttention": True,
+    "models.hieradet_sam2.MultiScaleAttention": True,
+    "models.maxxvit.AttentionCl": True,
+    "models.mvitv2.MultiScaleAttention": False,
+    "models.nest.Attention": False,
+    "models.swin_transformer.WindowAttention": True,
+    "models.swin_transformer_v2.WindowAttention": True,
+    "models.swin_transformer_v2_cr.WindowMultiHeadAttention": True,
+    "models.twins.LocallyGroupedAttn": True,
+    "models.vision_transformer_relpos.RelPosAttention": True,
+    "models.vision_transformer_sam.Attention": True,
+    "models.volo.Attention": True,
+    "models.xcit.XCA": False,
+}
+"""By the path of the class in timm: attention whose `qkv` gives queries, keys and values one after the other; and
+whether the values only pass through weighted sums over tokens, head by head, so that they may have fewer features."""
+
+GATED = "layers.mlp.GluMlp"
+"""The class of feed-forwards whose `fc1` gives gate and features one after the other."""
+
+
+class SplitProjection(nn.Module):
+    """Queries, keys and values, each by a layer of its own, in one tensor as the fused layer gives them.
+
+    Queries and keys may share a `qk_down (rank, d)`. Values may have fewer features a head than queries have; zeros
+    stand in their place, which attention keeps.
+
+    Args:
+        q: layer of the queries.
+        k: layer of the keys.
+        v: layer of the values.
+        heads: number of heads.
+        fused: whether timm has one layer for the three.
+    """
+
+    shapes_itself = True
+
+    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int, fused: bool = True) -> None:
+        super().__init__()
+        self.q, self.k, self.v = q, k, v
+        self.head_dim = q.out_features // heads
+        self.fused = fused
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        matched = self.qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
+        query, key, value = self.q(matched), self.k(matched), self.v(hidden_states)
+        if (missing := query.shape[-1] - value.shape[-1]) > 0:
+            heads = query.shape[-1] // self.head_dim
+            value = functional.pad(value.unflatten(-1, (heads, -1)), (0, missing // heads)).flatten(-2)
+        return torch.cat((query, key, value), -1)
+
+
+class HeadOutput(nn.Module):
+    """The output projection of attention; of each head it reads as many features as the values have.
+
+    Args:
+        o: the projection.
+        heads: number of heads.
+    """
+
+    def __init__(self, o: nn.Linear, heads: int) -> None:
+        super().__init__()
+        self.o, self.heads = o, heads
+
+    def forward(self, values: Tensor) -> Tensor:
+        if (width := self.o.in_features) < values.shape[-1]:
+            values = values.unflatten(-1, (self.heads, -1))[..., : width // self.heads].flatten(-2)
+        return cast(Tensor, self.o(values))
+
+
+class SplitGate(nn.Module):
+    """Gate and features of a feed-forward, each by a layer of its own, in one tensor as the fused layer gives them.
+
+    Args:
+        g: layer of the gate, which is activated.
+        x: layer of the features.
+        gate_last: whether the gate comes after the features.
+    """
+
+    def __init__(self, g: nn.Linear, x: nn.Linear, gate_last: bool) -> None:
+        super().__init__()
+        self.g, self.x, self.gate_last = g, x, gate_last
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        gate, features = self.g(hidden_states), self.x(hidden_states)
+        return torch.cat((features, gate) if self.gate_last else (gate, features), -1)
+
+
+ATTENTIONS[path_of(SplitProjection)] = Attention("q", "k", "v", None, "head_dim", "", "")
+
+
+def split_layers(model: nn.Module) -> None:
+    """Put `SplitProjection`, `HeadOutput` and `SplitGate` in the place of the fused layers of a timm model."""
+    for module in list(model.modules()):
+        path = path_of(type(module)).removeprefix("timm.")
+        if path in FUSED:
+            _split_attention(module, FUSED[path])
+        elif path == GATED and isinstance(module.fc1, nn.Linear):
+            half = module.fc1.out_features // 2
+            first, second = _rows(module.fc1, 0, half), _rows(module.fc1, half, 2 * half)
+            last = cast(bool, module.gate_last)
+            module.fc1 = SplitGate(second, first, last) if last else SplitGate(first, second, last)
+
+
+def _split_attention(attention: Any, narrows: bool) -> None:
+    heads = getattr(attention, "num_heads", None) or attention.heads
+    fused = isinstance(attention.qkv, nn.Linear)
+    if not isinstance(attention.proj, nn.Linear) or getattr(attention, "head_first", False):
+        return
+    if fused and attention.qkv.out_features == 3 * attention.proj.in_features:
+        parts = _thirds(attention)
+    elif attention.qkv is None and getattr(attention, "num_kv_groups", 1) == 1:
+        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
+        attention.q_proj = attention.k_proj = attention.v_proj = None
+    else:
+        return
+    attention.qkv = SplitProjection(*parts, heads, fused)
+    plain = isinstance(getattr(attention, "norm", None) or nn.Identity(), nn.Identity)
+    if narrows and plain and getattr(attention, "gate", None) is None:
+        attention.proj = HeadOutput(attention.proj, heads)
+
+
+def _thirds(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    """The parts of `qkv`; biases that stand beside it, of queries and values alone, go into them."""
+    size = attention.qkv.out_features // 3
+    q, k, v = (_rows(attention.qkv, i * size, (i + 1) * size) for i in range(3))
+    if getattr(attention, "q_bias", None) is not None:
+        q.bias, v.bias = attention.q_bias, attention.v_bias
+        attention.q_bias = attention.k_bias = attention.v_bias = None
+    return q, k, v
+
+
+def _rows(linear: nn.Linear, start: int, stop: int) -> nn.Linear:
+    """A layer of these rows of another, with values of its own."""
+    part = nn.Linear(linear.in_features, stop - start, linear.bias is not None, device="meta")
+    for name, parameter in linear.named_parameters():
+        own = nn.Parameter(parameter.detach()[start:stop].clone(), requires_grad=parameter.requires_grad)
+        setattr(part, name, own)
+    return part
+
+
+class Rows(NamedTuple):
+    """Some rows of a tensor of timm's model.
+
+    Attributes:
+        name: of the tensor.
+        part: which of its parts.
+        parts: into how many equal ones it is cut.
+    """
+
+    name: str
+    part: int = 0
+    parts: int = 1
+
+
+def rows_in_timm(model: nn.Module) -> dict[str, Rows]:
+    """Where each parameter of the split layers of `model` stands in timm's model, by its name in `model`.
+
+    Args:
+        model: dense, with its fused layers split. Other parameters have the names that they have in timm.
+    """
+    return {name: rows for path, module in model.named_modules() for name, rows in _rows_of(path, module)}
+
+
+def _rows_of(path: str, module: nn.Module) -> Iterator[tuple[str, Rows]]:
+    parent = path.rpartition(".")[0]
+    if isinstance(module, HeadOutput):
+        yield from ((f"{path}.o.{name}", Rows(f"{path}.{name}")) for name, _ in module.o.named_parameters())
+    elif isinstance(module, SplitGate):
+        order = {"g": int(module.gate_last), "x": int(not module.gate_last)}
+        for child, place in order.items():
+            names = module.get_submodule(child).named_parameters()
+            yield from ((f"{path}.{child}.{name}", Rows(f"{path}.{name}", place, 2)) for name, _ in names)
+    elif isinstance(module, SplitProjection):
+        beside = module.k.bias is None and module.q.bias is not None
+        for place, child in enumerate("qkv"):
+            for name, _ in module.get_submodule(child).named_parameters():
+                own = f"{path}.{child}.{name}"
+                if not module.fused:
+                    yield own, Rows(f"{parent}.{child}_proj.{name}")
+                elif name == "bias" and beside:
+                    yield own, Rows(f"{parent}.{child}_bias")
+                else:
+                    yield own, Rows(f"{path}.{name}", place, 3)
+
+
+class SplitMixin:
+    """What `TimmViTModel` and its classifier add to the wrappers of transformers.
+
+    timm asks a switch of each attention whether to use a fused kernel; here `attn_implementation="eager"` sets it.
+    """
+
+    def __init__(self, config: TimmViTConfig) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        own = cast(Any, self)
+        split_layers(own.timm_model)
+        self._may_fuse = [name for name, module in own.named_modules() if getattr(module, "fused_attn", False)]
+        self._switch_attention()
+
+    def post_init(self) -> None:
+        own = cast(Any, self)
+        own.supports_gradient_checkpointing = own._timm_model_supports_gradient_checkpointing()
+        super(TimmWrapperPreTrainedModel, own).post_init()
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, and in timm's modules."""
+        super().set_attn_implementation(*args, **kwargs)  # type: ignore[misc]
+        self._switch_attention()
+
+    def _switch_attention(self) -> None:
+        own = cast(Any, self)
+        for name in self._may_fuse:
+            own.get_submodule(name).fused_attn = own.config._attn_implementation != "eager"
+
+
+class TimmViTModel(SplitMixin, TimmWrapperModel):
+    """`TimmWrapperModel` with the fused layers of its timm model split."""
+
+    config_class = TimmViTConfig
+
+
+class TimmViTForImageClassification(SplitMixin, TimmWrapperForImageClassification):
+    """`TimmWrapperForImageClassification` with the fused layers of its timm model split."""
+
+    config_class = TimmViTConfig
+
+
+def __getattr__(name: str) -> type:
+    """The factored classes by name, for `trust_remote_code`."""
+    dense = globals().get(name.removeprefix("Factored")) if name.startswith("FactoredTimmViT") else None
+    if dense is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return factored_model_class(dense)

@@ -234,8 +234,8 @@ def travelling_files(model_type: str) -> tuple[str, ...]:
 def heads_of(model_type: str) -> dict[str, "tuple[type[PreTrainedModel], ...]"]:
     """Dense classes that each Auto class knows for a model type; where there are several, the first is the default."""
     config_class = dense_config_class(model_type)
-    if (own := OWN_TYPES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))) is not None:
-        return own.heads()
+    if (ours := OWN_TYPES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))) is not None:
+        return ours.heads()
     found = {}
     for name, auto_class in vars(modeling_auto).items():
         if name.startswith("Auto") and (mapping := getattr(auto_class, "_model_mapping", None)) is not None:

@@ -82,7 +82,7 @@ class SplitProjection(nn.Module):
         self.fused = fused
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        matched = self.qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
+        matched = cast(Any, self).qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
         query, key, value = self.q(matched), self.k(matched), self.v(hidden_states)
         if (missing := query.shape[-1] - value.shape[-1]) > 0:
             heads = query.shape[-1] // self.head_dim
@@ -238,9 +238,10 @@ class SplitMixin:
         self._switch_attention()
 
     def post_init(self) -> None:
+        """As in transformers, without the warning that eager attention does not reach timm's modules: here it does."""
         own = cast(Any, self)
         own.supports_gradient_checkpointing = own._timm_model_supports_gradient_checkpointing()
-        super(TimmWrapperPreTrainedModel, own).post_init()
+        super(cast(Any, TimmWrapperPreTrainedModel), own).post_init()  # type: ignore[misc]
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers, and in timm's modules."""

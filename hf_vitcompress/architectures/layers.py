@@ -217,7 +217,7 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
         gated = {block_name for block_name, path, _ in found if family.layers[path] == "gate"}
         for block_name, path, module in found:
             name = f"{prefix}.{block_name}".removeprefix(".")
-            role = family.layers[path]
+            role, parent = family.layers[path], f"{name}.{path}".rpartition(".")[0]
             layers.append(
                 LayerInfo(
                     name=f"{name}.{path}",
@@ -227,7 +227,7 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
                     in_features=module.in_features,
                     out_features=module.out_features,
                     gated=block_name in gated,
-                    prunable=role != "fc2" or may_lose_features(model.get_submodule(f"{name}.{path}".rpartition(".")[0])),
+                    prunable=role != "fc2" or may_lose_features(model.get_submodule(parent)),
                 )
             )
     if not layers and (row := row_of(model)) is not None and row.attends:

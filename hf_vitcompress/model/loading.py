@@ -30,8 +30,8 @@ from .boundary import config_content, damaged_processor, explained
 from .completeness import check_complete, check_size, without_report
 from .making import MAKING
 from .plain import check_plain, unwrapped
-from .timm import WRAPPER, is_timm_module, processor_of, wrapped
 from .quantizing import quantizable, spare_narrow_layers, write_readably
+from .timm import WRAPPER, is_timm_module, processor_of, wrapped
 
 logger = logging.get_logger(__name__)
 

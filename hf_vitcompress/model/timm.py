@@ -80,11 +80,15 @@ def _config_of(module: nn.Module) -> TimmWrapperConfig:
             "timm.create_model makes, or a folder that timm.models.save_for_hf wrote."
         )
     pretrained = {key: value for key, value in dict(given).items() if key not in ("num_classes", "label_names")}
-    return TimmWrapperConfig(
-        architecture=given["architecture"],
-        model_args=_arguments_of(module, given["architecture"]),
-        num_labels=int(getattr(module, "num_classes", 0)),
-        pretrained_cfg=pretrained,
+    build: Any = TimmWrapperConfig
+    return cast(
+        TimmWrapperConfig,
+        build(
+            architecture=given["architecture"],
+            model_args=_arguments_of(module, given["architecture"]),
+            num_labels=int(getattr(module, "num_classes", 0)),
+            pretrained_cfg=pretrained,
+        ),
     )
 
 
@@ -141,7 +145,7 @@ def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
     split = without_storage(kind, config, {"": "sdpa"}, wrapper.dtype)
     take_buffers(split, wrapper)
     split.load_state_dict(split_state(wrapper.state_dict(), split), assign=True)
-    return split.to(wrapper.device).train(wrapper.training)
+    return cast(Any, split).to(wrapper.device).train(wrapper.training)
 
 
 def split_config(wrapper: PreTrainedModel) -> TimmViTConfig:
@@ -182,5 +186,3 @@ def split_state(state: dict[str, Tensor], split: nn.Module) -> dict[str, Tensor]
     for own, rows in rows_in_timm(split).items():
         renamed[own] = state[rows.name].chunk(rows.parts)[rows.part]
     return {name: renamed.get(name, state.get(name, tensor)) for name, tensor in split.state_dict().items()}
-
-

@@ -139,7 +139,12 @@ def results(
 ) -> list[dict[str, Any]]:
     """At every keep ratio, closed form alone."""
     reference, labels = model_outputs(dense, batches)
-    config = CompressionConfig(seed=arguments.seed, attention=attention, measuring_images=0)  # type: ignore[arg-type]
+    config = CompressionConfig(  # in float32, where rounding makes no difference between layouts
+        seed=arguments.seed,
+        attention=attention,
+        measuring_images=0,
+        precision="float32",  # type: ignore[arg-type]
+    )
     images = arguments.calibration if ready is None else [{"pixel_values": pixels} for pixels in ready]
     statistics = ViTCompressor(config, dense.processor, progress=False).calibrate(dense, images)
     found = []

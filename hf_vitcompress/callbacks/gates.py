@@ -20,8 +20,9 @@ from ..importance.gates import (
     penalty,
 )
 from ..importance.report import figures_of
-from ..model.assembly import is_factored
+from ..model.assembly import empty_model, is_factored
 from ..model.restructure import follow_layout
+from ..model.timm import is_wrapper
 from .compression import CompressionCallback
 
 PREFIX = "gates_"
@@ -113,8 +114,10 @@ class ImportanceGateCallback(CompressionCallback):
         CreateOptimizerWithScores.put_into(trainer, self)
 
     def _attach_gates(self) -> None:
-        self.split()  # scores belong to layers that a model of timm has when it is split
         model = self.model
+        if is_wrapper(model):
+            attach_gates(empty_model(model, {}), self.config)  # refuses what it would of the model, which stays as it is
+            self.split()
         follow_layout(model)
         follow_gates(model)
         attach_gates(model, self.config)

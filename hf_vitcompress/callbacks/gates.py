@@ -116,7 +116,7 @@ class ImportanceGateCallback(CompressionCallback):
     def _attach_gates(self) -> None:
         model = self.model
         if is_wrapper(model):
-            attach_gates(empty_model(model, {}), self.config)  # refuses what it would of the model, which stays as it is
+            attach_gates(empty_model(model, {}), self.config)  # refuses the same, of nobody's model
             self.split()
         follow_layout(model)
         follow_gates(model)

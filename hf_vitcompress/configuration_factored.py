@@ -83,9 +83,8 @@ class FactoredConfigMixin:
 
     def _auto_map(self) -> dict[str, str]:
         own = OWN_TYPES.get(self.model_type.removeprefix(MODEL_TYPE_PREFIX))  # type: ignore[attr-defined]
-        configs, models = own.files if own else (MODELING_FILE, MODELING_FILE)
-        module = models.removesuffix(".py")
-        auto_map = {"AutoConfig": f"{configs.removesuffix('.py')}.{type(self).__name__}"}
+        module = (own.files[-1] if own else MODELING_FILE).removesuffix(".py")
+        auto_map = {"AutoConfig": f"{module}.{type(self).__name__}"}
         for auto_class, dense_classes in heads_of(self.model_type).items():  # type: ignore[attr-defined]
             names = [f"Factored{dense.__name__}" for dense in dense_classes]
             chosen = [name for name in names if name in (self.architectures or [])]  # type: ignore[attr-defined]
@@ -168,17 +167,17 @@ class OwnType:
     Attributes:
         config: its config class.
         heads: gives the classes that each Auto class builds; it imports them.
-        files: beside `TRAVELLING_FILES`, what a checkpoint needs to be loaded without the package: the file of the
-            config first, and that of the models.
+        files: beside `TRAVELLING_FILES`, what a checkpoint needs to be loaded without the package; the last of them
+            has the classes, factored ones included, and adds the type to `OWN_TYPES`.
     """
 
     config: type[PreTrainedConfig]
     heads: Callable[[], "dict[str, tuple[type[PreTrainedModel], ...]]"]
-    files: tuple[str, str]
+    files: tuple[str, ...]
 
 
 OWN_TYPES: dict[str, OwnType] = {}
-"""By model type; the files that define them add them."""
+"""By model type; the package adds them in time, so that the models are imported when they are needed."""
 
 FACTORED: dict[type, type] = {}
 """The factored class of each dense one."""

@@ -5,13 +5,13 @@ This file needs transformers only. It is copied beside every saved checkpoint of
 
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_factored import OWN_TYPES, OwnType, factored_config_class
-
-MODEL_TYPE = "timm_vit"
+MODEL_TYPE, FILES = "timm_vit", ("configuration_timm.py", "modeling_timm.py")
 
 
+@strict
 class TimmViTConfig(PreTrainedConfig):
     """Config of `modeling_timm.TimmViTModel` and of its classifier.
 
@@ -38,19 +38,3 @@ class TimmViTConfig(PreTrainedConfig):
     num_channels: int = 3
     pretrained_cfg: dict[str, Any] | None = None
     image_processor_type: str = "TimmWrapperImageProcessor"
-
-
-def _heads() -> dict[str, tuple[type, ...]]:
-    from .modeling_timm import TimmViTForImageClassification, TimmViTModel
-
-    return {"AutoModel": (TimmViTModel,), "AutoModelForImageClassification": (TimmViTForImageClassification,)}
-
-
-OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, _heads, ("configuration_timm.py", "modeling_timm.py"))
-
-
-def __getattr__(name: str) -> type:
-    """The factored config class by name, for `trust_remote_code`."""
-    if name == f"Factored{TimmViTConfig.__name__}":
-        return factored_config_class(MODEL_TYPE)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

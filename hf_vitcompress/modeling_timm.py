@@ -17,15 +17,15 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import TimmWrapperConfig
+from transformers import PreTrainedModel, TimmWrapperConfig
 from transformers.models.timm_wrapper.modeling_timm_wrapper import (
     TimmWrapperForImageClassification,
     TimmWrapperModel,
     TimmWrapperPreTrainedModel,
 )
 
-from .configuration_factored import path_of
-from .configuration_timm import TimmViTConfig
+from .configuration_factored import OWN_TYPES, OwnType, factored_config_class, path_of
+from .configuration_timm import FILES, MODEL_TYPE, TimmViTConfig
 from .layers_factored import ATTENTIONS, Attention
 from .modeling_factored import factored_model_class
 
@@ -310,9 +310,18 @@ class TimmViTForImageClassification(SplitMixin, TimmWrapperForImageClassificatio
     merged_class = TimmWrapperForImageClassification
 
 
+HEADS: dict[str, tuple[type[PreTrainedModel], ...]] = {
+    "AutoModel": (TimmViTModel,),
+    "AutoModelForImageClassification": (TimmViTForImageClassification,),
+}
+"""The classes that each Auto class builds."""
+
+OWN_TYPES.setdefault(MODEL_TYPE, OwnType(TimmViTConfig, lambda: HEADS, FILES))
+
+
 def __getattr__(name: str) -> type:
-    """The factored classes by name, for `trust_remote_code`."""
+    """The factored classes and their config by name, for `trust_remote_code`."""
     dense = globals().get(name.removeprefix("Factored")) if name.startswith("FactoredTimmViT") else None
     if dense is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return factored_model_class(dense)
+    return factored_config_class(MODEL_TYPE) if dense is TimmViTConfig else factored_model_class(dense)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
+import timm
 import torch
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification, TimmWrapperModel
-
-import timm
 
 from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.configuration_factored import factored_config_class

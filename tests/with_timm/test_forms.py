@@ -15,11 +15,13 @@ from transformers import (
 
 from hf_vitcompress import to_dense
 from hf_vitcompress.model.assembly import is_factored
-from hf_vitcompress.model.restructure import follow_layout
+from hf_vitcompress.model.restructure import adopt, follow_layout
 from hf_vitcompress.model.timm import split_form
 from hf_vitcompress.model.timm_forms import split_in_place
 
-timm = pytest.importorskip("timm", reason="timm is not installed here; `make test-torchvision` runs this part")
+pytest.importorskip("timm", reason="timm is not installed here; `make test-torchvision` runs this part")
+
+import timm
 
 from support.timm_models import ARGUMENTS, VIT, factored, images, logits, wrapper
 
@@ -117,3 +119,14 @@ def test_a_wrapper_stays_one_while_it_loads_its_own_names() -> None:
     follow_layout(model)
     model.load_state_dict(wrapper(VIT, 1).state_dict())
     assert type(model) is TimmWrapperForImageClassification
+
+
+@every_family
+def test_a_wrapper_becomes_a_compressed_model_in_place(name: str) -> None:
+    model, small = wrapper(name), factored(name, 1)
+    expected = logits(small, images(small))
+    adopt(model, small)
+    assert is_factored(model)
+    assert torch.equal(logits(model, images(model)), expected)
+    model.train()(images(model), labels=torch.arange(8)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -5,11 +5,13 @@ This file needs transformers only. It is copied beside every saved checkpoint of
 
 from typing import Any
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 MODEL_TYPE, FILES = "timm_vit", ("configuration_timm.py", "modeling_timm.py")
 
 
+@strict
 class TimmViTConfig(PreTrainedConfig):
     """Config of `modeling_timm.TimmViTModel` and of its classifier.
 

@@ -20,8 +20,9 @@ from ..importance.gates import (
     penalty,
 )
 from ..importance.report import figures_of
-from ..model.assembly import is_factored
+from ..model.assembly import empty_model, is_factored
 from ..model.restructure import follow_layout
+from ..model.timm import is_wrapper
 from .compression import CompressionCallback
 
 PREFIX = "gates_"
@@ -114,6 +115,9 @@ class ImportanceGateCallback(CompressionCallback):
 
     def _attach_gates(self) -> None:
         model = self.model
+        if is_wrapper(model):
+            attach_gates(empty_model(model, {}), self.config)  # refuses the same, of nobody's model
+            self.split()
         follow_layout(model)
         follow_gates(model)
         attach_gates(model, self.config)

@@ -30,7 +30,7 @@ from .boundary import config_content, damaged_processor, explained
 from .completeness import check_complete, check_size, without_report
 from .making import MAKING
 from .plain import check_plain, unwrapped
-from .quantizing import quantizable, spare_narrow_layers, write_readably
+from .quantizing import quantizable, spare_layers_with_biases_beside, spare_narrow_layers, write_readably
 from .timm import WRAPPER, is_timm_module, processor_of, wrapped
 
 logger = logging.get_logger(__name__)
@@ -65,9 +65,10 @@ def load_model(
             )
         chosen = model_class(config)
         check_size(str(name), chosen, config)
-        loaded_by, narrow = chosen, []
+        loaded_by, narrow, beside = chosen, [], []
         if quantization_config is not None:
             loaded_by, narrow = quantizable(chosen), spare_narrow_layers(quantization_config, chosen, config)
+            beside = spare_layers_with_biases_beside(quantization_config, chosen, config)
         with MAKING, without_report():
             loaded: Any = loaded_by.from_pretrained(
                 name,
@@ -80,18 +81,24 @@ def load_model(
         model.__class__ = chosen
         write_readably(model)
         remark = check_complete(str(name), model, info)
-        if narrow:
-            remark = f"{remark or ''} {_spared(narrow)}".strip()
+        remarks = [
+            remark,
+            _spared(narrow, "reads one feature", "read one feature"),
+            _spared(beside, "has its biases beside it", "have their biases beside them"),
+        ]
+        remark = " ".join(said for said in remarks if said) or None
         if remark is not None and place.is_main_process:
             logger.warning(remark)
         return model.to(place.device).eval()
 
 
-def _spared(names: Sequence[str]) -> str:
+def _spared(names: Sequence[str], of_one: str, of_several: str) -> str:
+    if not names:
+        return ""
     if len(names) == 1:
-        return f"The layer {names[0]} reads one feature, which torchao cannot quantize, and stays as it is."
+        return f"The layer {names[0]} {of_one}, which torchao cannot quantize, and stays as it is."
     listed = ", ".join(names)
-    return f"{len(names)} layers read one feature, which torchao cannot quantize, and stay as they are: {listed}."
+    return f"{len(names)} layers {of_several}, which torchao cannot quantize, and stay as they are: {listed}."
 
 
 def load_dense_model(model: str | Path | PreTrainedModel, accelerator: Accelerator | None = None) -> PreTrainedModel:

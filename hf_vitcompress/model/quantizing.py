@@ -11,6 +11,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
 from .making import without_storage
+from .timm import WRAPPER
 
 
 class ReadableQuantizer(TorchAoHfQuantizer):
@@ -52,12 +53,36 @@ def spare_narrow_layers(
 
     torchao takes the scales of such a weight, one for each row, for one scale of it all.
     """
-    empty = without_storage(model_class, copy.deepcopy(config), config._attn_implementation, torch.float32)
+    empty = _empty(model_class, config)
     linears = {name: module for name, module in empty.named_modules() if isinstance(module, nn.Linear)}
     narrow = [name for name, module in linears.items() if module.in_features == 1]
-    if narrow:
-        spared = [*(quantization.modules_to_not_convert or []), *narrow]
-        quantization.modules_to_not_convert = sorted(
-            HfQuantizer.get_modules_to_not_convert(empty, spared, add_default_skips=True)
-        )
+    _spare(quantization, empty, narrow)
     return narrow
+
+
+def spare_layers_with_biases_beside(
+    quantization: TorchAoConfig, model_class: type[PreTrainedModel], config: PreTrainedConfig
+) -> list[str]:
+    """Tell a quantization, in place, to leave timm's `qkv` alone where biases of queries and values stand beside it.
+
+    timm then reads the weight without the layer, in a way that torchao's tensors do not take; their names.
+    """
+    if config.model_type != WRAPPER:
+        return []
+    empty = _empty(model_class, config)
+    parents = [name for name, module in empty.named_modules() if getattr(module, "q_bias", None) is not None]
+    layers = [f"{name}.qkv" for name in parents if isinstance(empty.get_submodule(f"{name}.qkv"), nn.Linear)]
+    _spare(quantization, empty, layers)
+    return layers
+
+
+def _empty(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    return without_storage(model_class, copy.deepcopy(config), config._attn_implementation, torch.float32)
+
+
+def _spare(quantization: TorchAoConfig, model: PreTrainedModel, names: list[str]) -> None:
+    if names:
+        spared = [*(quantization.modules_to_not_convert or []), *names]
+        quantization.modules_to_not_convert = sorted(
+            HfQuantizer.get_modules_to_not_convert(model, spared, add_default_skips=True)
+        )

@@ -76,6 +76,8 @@ class FactoredConfigMixin:
             if isinstance(place, dict):
                 guarded[f"{name}.{field}".removeprefix(".")] = getattr(config, field)
                 place[field] = GUARD_TEXT
+        for field, text in _stand_ins(self.model_type).items():  # type: ignore[attr-defined]
+            guarded[field], content[field] = content.get(field), text
         content["compression"] = {**(content.get("compression") or {}), "version": FORMAT_VERSION, "guarded": guarded}
         content["auto_map"] = self._auto_map()
         with open(json_file_path, "w", encoding="utf-8") as file:
@@ -130,9 +132,14 @@ def unguarded(content: dict[str, Any]) -> dict[str, Any]:
         for key in inner:
             place[key] = dict(place.get(key) or {})
             place = place[key]
-        if place.get(field) == GUARD_TEXT:
+        if place.get(field) in (GUARD_TEXT, _stand_ins(str(content.get("model_type"))).get(path)):
             place[field] = value
     return restored
+
+
+def _stand_ins(model_type: str) -> dict[str, str]:
+    own = OWN_TYPES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))
+    return own.stand_ins if own else {}
 
 
 def inner_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
@@ -170,11 +177,13 @@ class OwnType:
         heads: gives the classes that each Auto class builds; it imports them.
         files: beside `TRAVELLING_FILES`, what a checkpoint needs to be loaded without the package: the file of the
             config first, and that of the models.
+        stand_ins: what stands on disk in place of a field of the config, for another library that reads it.
     """
 
     config: type[PreTrainedConfig]
     heads: Callable[[], "dict[str, tuple[type[PreTrainedModel], ...]]"]
     files: tuple[str, str]
+    stand_ins: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 OWN_TYPES: dict[str, OwnType] = {}

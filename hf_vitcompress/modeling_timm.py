@@ -78,15 +78,18 @@ class SplitProjection(nn.Module):
     def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int, fused: bool = True) -> None:
         super().__init__()
         self.q, self.k, self.v = q, k, v
+        self.qk_down: nn.Module = nn.Identity()
         self.head_dim = q.out_features // heads
         self.fused = fused
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        matched = cast(Any, self).qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
+        matched = self.qk_down(hidden_states)
         query, key, value = self.q(matched), self.k(matched), self.v(hidden_states)
-        if (missing := query.shape[-1] - value.shape[-1]) > 0:
-            heads = query.shape[-1] // self.head_dim
-            value = functional.pad(value.unflatten(-1, (heads, -1)), (0, missing // heads)).flatten(-2)
+        # Widths of layers, not of tensors: torch.fx and TorchScript follow them.
+        if self.v.out_features < self.q.out_features:
+            heads = self.q.out_features // self.head_dim
+            missing = (self.q.out_features - self.v.out_features) // heads
+            value = functional.pad(value.unflatten(-1, (heads, -1)), (0, missing)).flatten(-2)
         return torch.cat((query, key, value), -1)
 
 

@@ -89,7 +89,7 @@ class SplitProjection(nn.Module):
         if self.v.out_features < self.q.out_features:
             heads = self.q.out_features // self.head_dim
             missing = (self.q.out_features - self.v.out_features) // heads
-            value = functional.pad(value.unflatten(-1, (heads, -1)), (0, missing)).flatten(-2)
+            value = functional.pad(value.unflatten(-1, [heads, -1]), [0, missing]).flatten(-2)
         return torch.cat((query, key, value), -1)
 
 
@@ -104,11 +104,13 @@ class HeadOutput(nn.Module):
     def __init__(self, o: nn.Linear, heads: int) -> None:
         super().__init__()
         self.o, self.heads = o, heads
+        self.width = o.in_features
 
     def forward(self, values: Tensor) -> Tensor:
-        if (width := self.o.in_features) < values.shape[-1]:
-            values = values.unflatten(-1, (self.heads, -1))[..., : width // self.heads].flatten(-2)
-        return cast(Tensor, self.o(values))
+        if self.o.in_features < self.width:
+            values = values.unflatten(-1, [self.heads, -1])[..., : self.o.in_features // self.heads].flatten(-2)
+        output: Tensor = self.o(values)
+        return output
 
 
 class SplitGate(nn.Module):

@@ -37,7 +37,7 @@ def hf_vitcompress(pretrained: bool = False, compressed: dict[str, Any] | None =
     Raises:
         UnsupportedModelError: the model is quantized, or its folder lacks tensors.
     """
-    settings = dict(kwargs.pop("pretrained_cfg", None) or {})
+    settings = _without_dense_weights(kwargs.pop("pretrained_cfg", None) or {})
     if compressed is None:
         config = _config_at(settings, kwargs.get("cache_dir"))
         settings |= {"num_classes": _classes_of(config), "label_names": tuple(config.id2label.values())}
@@ -55,6 +55,12 @@ def hf_vitcompress(pretrained: bool = False, compressed: dict[str, Any] | None =
     # timm.models.save_for_hf writes it, and gives it back as an argument.
     cast(Any, model)._model_args = {"compressed": compressed}
     return cast(nn.Module, model)
+
+
+def _without_dense_weights(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that lead to the compressed weights alone."""
+    elsewhere = ("url", "custom_load", *(("hf_hub_id",) if settings.get("source") == "local-dir" else ()))
+    return {name: value for name, value in settings.items() if name not in elsewhere}
 
 
 def _config_at(settings: dict[str, Any], cache_dir: Any) -> Any:

@@ -52,13 +52,9 @@ class TimmViTConfig(PreTrainedConfig):
     image_processor_type: str = "TimmWrapperImageProcessor"
 
 
-def _heads() -> dict[str, tuple[type, ...]]:
-    from .modeling_timm import TimmViTForImageClassification, TimmViTModel
+HEADS = {"AutoModel": ("TimmViTModel",), "AutoModelForImageClassification": ("TimmViTForImageClassification",)}
 
-    return {"AutoModel": (TimmViTModel,), "AutoModelForImageClassification": (TimmViTForImageClassification,)}
-
-
-OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, _heads, FILES, {"architecture": ARCHITECTURE})
+OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, HEADS, FILES, {"architecture": ARCHITECTURE})
 
 
 def __getattr__(name: str) -> type:

@@ -10,6 +10,7 @@ This file needs torch, transformers and timm. It is copied beside every saved ch
 
 import copy
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -24,8 +25,8 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import (
     TimmWrapperPreTrainedModel,
 )
 
-from .configuration_factored import path_of
-from .configuration_timm import TimmViTConfig
+from .configuration_factored import OWN_MODELS, path_of
+from .configuration_timm import MODEL_TYPE, TimmViTConfig
 from .layers_factored import ATTENTIONS, Attention
 from .modeling_factored import factored_model_class
 
@@ -313,6 +314,9 @@ class TimmViTForImageClassification(SplitMixin, TimmWrapperForImageClassificatio
 
     config_class = TimmViTConfig
     merged_class = TimmWrapperForImageClassification
+
+
+OWN_MODELS[MODEL_TYPE] = lambda: sys.modules[__name__]
 
 
 def __getattr__(name: str) -> type:

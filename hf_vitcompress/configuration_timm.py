@@ -52,7 +52,10 @@ class TimmViTConfig(PreTrainedConfig):
     image_processor_type: str = "TimmWrapperImageProcessor"
 
 
-HEADS = {"AutoModel": ("TimmViTModel",), "AutoModelForImageClassification": ("TimmViTForImageClassification",)}
+HEADS: dict[str, tuple[str, ...]] = {
+    "AutoModel": ("TimmViTModel",),
+    "AutoModelForImageClassification": ("TimmViTForImageClassification",),
+}
 
 OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, HEADS, FILES, {"architecture": ARCHITECTURE})
 

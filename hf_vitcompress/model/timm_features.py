@@ -30,8 +30,8 @@ def check_whole(model: Any) -> None:
     arguments = getattr(config, "model_args", None) or {}
     if arguments.get("features_only") or any(map(_gives_features, (model, getattr(model, "timm_model", None)))):
         raise UnsupportedModelError(
-            f"{type(model).__name__} is a feature extractor of timm, which is not compressed by itself. Compress the whole "
-            "model, ViTCompressor().compress(timm.create_model(NAME, pretrained=True), images), and take feature "
+            f"{type(model).__name__} is a feature extractor of timm, which is not compressed by itself. Compress the "
+            "whole model, ViTCompressor().compress(timm.create_model(NAME, pretrained=True), images), and take feature "
             'maps from the result: after `import hf_vitcompress.timm`, timm.create_model("local-dir:FOLDER", '
             'pretrained=True, features_only=True), or TimmBackbone.from_pretrained("local-dir:FOLDER").'
         )

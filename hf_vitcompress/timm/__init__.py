@@ -4,8 +4,9 @@
 `validate.py`.
 """
 
+import importlib
+
 from ..model.timm import check_timm
 
 check_timm()
-
-from . import entry_point  # noqa: E402, F401: importing it registers it
+importlib.import_module(".entry_point", __name__)  # it registers itself

@@ -53,7 +53,7 @@ def hf_vitcompress(pretrained: bool = False, compressed: dict[str, Any] | None =
         **kwargs,
     )
     # timm.models.save_for_hf writes it, and gives it back as an argument.
-    cast(Any, model)._model_args = {"compressed": compressed}
+    vars(model)["_model_args"] = {"compressed": compressed}
     return cast(nn.Module, model)
 
 

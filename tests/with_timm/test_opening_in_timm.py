@@ -18,53 +18,10 @@ from timm.optim import param_groups_layer_decay  # noqa: E402
 from timm.utils import ModelEmaV3, reparameterize_model  # noqa: E402
 from torchvision.models.feature_extraction import create_feature_extractor  # noqa: E402
 
-import hf_vitcompress.timm  # noqa: E402
-from hf_vitcompress.configuration_factored import factored_config_class  # noqa: E402
-from hf_vitcompress.configuration_timm import ARCHITECTURE, ENTRY_POINT, MODEL_TYPE  # noqa: E402
+from hf_vitcompress.configuration_timm import ARCHITECTURE, ENTRY_POINT  # noqa: E402
 from hf_vitcompress.errors import UnsupportedModelError  # noqa: E402
-from hf_vitcompress.modeling_factored import factored_model_class  # noqa: E402
-from hf_vitcompress.modeling_timm import TimmViTForImageClassification, TimmViTModel  # noqa: E402
 from hf_vitcompress.timm import __main__ as runner  # noqa: E402
-
-VIT, SWIN, EVA = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    VIT: {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 32},
-    SWIN: {"depths": [1, 1], "embed_dim": 16, "num_heads": [2, 2], "img_size": 32, "window_size": 4},
-    EVA: {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 28},
-}
-BLOCKS = {VIT: "blocks.0", SWIN: "layers.0.blocks.0", EVA: "blocks.0"}
-
-
-def shapes(name: str) -> dict[str, dict[str, int]]:
-    block = f"timm_model.{BLOCKS[name]}"
-    values = 8 if name == SWIN else 16
-    found = {
-        f"{block}.attn.qkv": {"qk_rank": 4},
-        f"{block}.attn.qkv.v": {"out_features": values},
-        f"{block}.attn.proj.o": {"in_features": values, "rank": 5},
-        f"{block}.mlp.fc2": {"rank": 6},
-    }
-    gated = {f"{block}.mlp.fc1.g": {"rank": 3}, f"{block}.mlp.fc1.x": {"rank": 6}}
-    return found | (gated if name == EVA else {f"{block}.mlp.fc1": {"rank": 7}})
-
-
-def compressed(name: str, classes: int = 10) -> PreTrainedModel:
-    settings = {**timm.get_pretrained_cfg(name).to_dict(remove_source=True)}
-    settings.pop("num_classes")
-    config: Any = factored_config_class(MODEL_TYPE)
-    config = config(
-        architecture=name,
-        model_args=ARGUMENTS[name],
-        num_labels=classes,
-        pretrained_cfg=settings,
-        compression={"layers": shapes(name)},
-    )
-    torch.manual_seed(0)
-    model = factored_model_class(TimmViTForImageClassification if classes else TimmViTModel)(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
+from support.timm_compressed import ARGUMENTS, BLOCKS, EVA, SWIN, VIT, compressed, pixels  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=[VIT, SWIN, EVA])
@@ -94,11 +51,6 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vit")
     compressed(VIT).save_pretrained(path)
     return path
-
-
-def pixels(name: str, count: int = 2, size: int | None = None, channels: int = 3) -> torch.Tensor:
-    size = size or ARGUMENTS[name]["img_size"]
-    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
@@ -162,11 +114,10 @@ def test_feature_maps_are_those_of_the_whole_model(name, folder, small) -> None:
     dense = timm.create_model(name, features_only=True, out_indices=(0, 1), **ARGUMENTS[name])
     assert type(extractor) is type(dense)
     assert extractor.feature_info.channels() == dense.feature_info.channels()
-    output = "NHWC" if name == SWIN else "NCHW"
     with torch.no_grad():
         whole = small.forward_intermediates(pixels(name), indices=(0, 1), output_fmt="NCHW", intermediates_only=True)
         for own, expected in zip(extractor(pixels(name)), whole, strict=True):
-            torch.testing.assert_close(own, expected.permute(0, 2, 3, 1) if output == "NHWC" else expected)
+            torch.testing.assert_close(own, expected.permute(0, 2, 3, 1) if name == SWIN else expected)
 
 
 def test_a_backbone_of_transformers(vit) -> None:
@@ -190,9 +141,9 @@ def test_the_parts_of_a_forward_pass(name, small) -> None:
     with torch.no_grad():
         features = small.forward_features(pixels(name))
         assert torch.equal(small.forward_head(features), small(pixels(name)))
-        if name != SWIN:
-            (last,) = small.get_intermediate_layers(pixels(name), n=1, norm=True) if name == VIT else (None,)
-            assert last is None or torch.equal(last, features[:, 1:])
+        if name == VIT:
+            (last,) = small.get_intermediate_layers(pixels(name), n=1, norm=True)
+            assert torch.equal(last, features[:, 1:])
     assert torch.equal(answers(reparameterize_model(small), pixels(name)), answers(small, pixels(name)))
     small.reset_classifier(0, "avg")
     assert small(pixels(name)).dim() == 2
@@ -222,7 +173,10 @@ def test_torch_fx_and_torchscript_follow_it(name, folder, small) -> None:
         small,
         train_return_nodes={"head" if name != SWIN else "head.fc": "y"},
         eval_return_nodes={"head" if name != SWIN else "head.fc": "y"},
-        tracer_kwargs={"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())},
+        tracer_kwargs={
+            "leaf_modules": list(get_notrace_modules()),
+            "autowrap_functions": list(get_notrace_functions()),
+        },
     )
     with torch.no_grad():
         torch.testing.assert_close(graph(pixels(name))["y"], expected)

@@ -8,7 +8,21 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-MODEL_TYPE, FILES = "timm_vit", ("configuration_timm.py", "modeling_timm.py")
+from .configuration_factored import OWN_TYPES, OwnType, factored_config_class
+
+MODEL_TYPE = "timm_vit"
+
+ENTRY_POINT = "hf_vitcompress"
+"""What timm knows compressed models by, once `hf_vitcompress.timm` is imported."""
+
+ARCHITECTURE = (
+    f"{ENTRY_POINT}.timm is not imported, and this model is compressed; run `pip install hf-vitcompress`, then "
+    "`import hf_vitcompress.timm` before timm.create_model, or `python -m hf_vitcompress.timm SCRIPT`"
+)
+"""The `architecture` on disk. timm looks up what stands before the first dot; where it does not know it, its
+error shows the whole. It holds no colon and no slash: to timm they are signs of a path."""
+
+FILES = ("configuration_timm.py", "modeling_timm.py")
 
 
 @strict
@@ -38,3 +52,18 @@ class TimmViTConfig(PreTrainedConfig):
     num_channels: int = 3
     pretrained_cfg: dict[str, Any] | None = None
     image_processor_type: str = "TimmWrapperImageProcessor"
+
+
+HEADS: dict[str, tuple[str, ...]] = {
+    "AutoModel": ("TimmViTModel",),
+    "AutoModelForImageClassification": ("TimmViTForImageClassification",),
+}
+
+OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, HEADS, FILES, {"architecture": ARCHITECTURE})
+
+
+def __getattr__(name: str) -> type:
+    """The factored config class by name, for `trust_remote_code`."""
+    if name == f"Factored{TimmViTConfig.__name__}":
+        return factored_config_class(MODEL_TYPE)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..configuration_timm import FILES as TIMM_FILES
 from ..errors import OutputError
 from ..modeling_factored import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, READY, holds_weights
 from .files import file_digest, sync
@@ -152,8 +153,8 @@ def _keeps(name: str, there: str | None, new: str | None, ours: str | None, card
 
 def _goes(name: str, put: dict[str, str | None], renew: bool) -> bool:
     """Whether a file of ours that has no successor is removed; a person's kind never is."""
-    if renew:  # weights of an earlier save in another number of shards
-        return holds_weights(name) and any(map(holds_weights, put))
+    if renew:  # weights of an earlier save in another number of shards, and code of a model of another type
+        return holds_weights(name) or (name in TIMM_FILES and any(map(holds_weights, put)))
     return not is_peoples(name)
 
 

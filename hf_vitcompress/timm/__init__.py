@@ -1,0 +1,12 @@
+"""Compressed models in timm: after `import hf_vitcompress.timm`, `timm.create_model` opens their folders.
+
+`python -m hf_vitcompress.timm SCRIPT [ARGUMENTS]` runs a script after that import, such as timm's `train.py` and
+`validate.py`.
+"""
+
+import importlib
+
+from ..model.timm import check_timm
+
+check_timm()
+importlib.import_module(".entry_point", __name__)  # it registers itself

@@ -20,6 +20,7 @@ from ..model.assembly import empty_model, is_factored
 from ..model.dense import to_dense
 from ..model.loading import check_model
 from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
+from ..model.timm_images import as_companions
 from ..model.towers import part_of
 from ..planning.foresight import check_reach
 from ..publish.push import check_repository, push_model
@@ -190,4 +191,4 @@ def restore_companions(trainer: Trainer, folder: Path) -> None:
         processor = image_processor_of(trainer)
         saved = SavedFiles.of(folder)
         model: Any = trainer.model
-        model.companions = [*([saved] if saved.files else []), *([] if processor is None else [processor])]
+        model.companions = [*([saved] if saved.files else []), *as_companions(processor)]

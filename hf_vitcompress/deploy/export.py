@@ -23,6 +23,7 @@ from ..images.unloaded import UnloadedProcessor
 from ..model.assembly import dense_class, dense_config, empty_model
 from ..model.loading import check_model_type, load_dense_model, load_image_processor
 from ..model.shapes import layout_of
+from ..model.timm_images import as_companions, name_processor
 from ..model.towers import compressed_part, takes_only_images
 from ..publish.saved import save_beside_program
 from ..runtime.outputs import Output, reserved
@@ -192,9 +193,10 @@ def _export(model: PreTrainedModel, chosen: Format, folder: Path, tolerance: flo
         exported = trace(twin, chosen, fit.shape)
     exported.config = dense_config(twin.config)
     exported.config.update({"architectures": [dense_class(type(twin)).__name__], "dtype": torch.float32})
+    name_processor(exported.config, fit.processor)
     exported.save_pretrained(folder)
-    if fit.processor is not None:
-        fit.processor.save_pretrained(folder)
+    for processor in as_companions(fit.processor):
+        processor.save_pretrained(folder)
     difference = _checked_difference(folder, chosen, batches, expected, tolerance)
     report = ExportReport(
         format=chosen.name,

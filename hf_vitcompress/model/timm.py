@@ -37,13 +37,17 @@ ARGUMENTS: dict[str, Reader] = {
 
 
 def check_timm() -> None:
-    """That timm is installed.
+    """That timm is installed, and torchvision, which it needs.
 
     Raises:
-        UnsupportedModelError: it is not.
+        UnsupportedModelError: one of them is not.
     """
-    if importlib.util.find_spec("timm") is None:
-        raise UnsupportedModelError('This is a model of timm, which is missing: `pip install "hf-vitcompress[timm]"`.')
+    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UnsupportedModelError(
+            f"This is a model of timm, and {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing here: "
+            '`pip install "hf-vitcompress[timm]"`.'
+        )
 
 
 def is_timm_module(model: Any) -> bool:
@@ -80,16 +84,15 @@ def _config_of(module: nn.Module) -> TimmWrapperConfig:
             "timm.create_model makes, or a folder that timm.models.save_for_hf wrote."
         )
     pretrained = {key: value for key, value in dict(given).items() if key not in ("num_classes", "label_names")}
-    build: Any = TimmWrapperConfig
-    return cast(
-        TimmWrapperConfig,
-        build(
-            architecture=given["architecture"],
-            model_args=_arguments_of(module, given["architecture"]),
-            num_labels=int(getattr(module, "num_classes", 0)),
-            pretrained_cfg=pretrained,
-        ),
-    )
+    content = {
+        "architecture": given["architecture"],
+        "model_args": _arguments_of(module, given["architecture"]),
+        "num_classes": int(getattr(module, "num_classes", 0)),
+        "pretrained_cfg": pretrained,
+    }
+    if (names := given.get("label_names")) and len(names) == content["num_classes"]:
+        content["label_names"] = list(names)
+    return TimmWrapperConfig.from_dict(content)  # which knows the names of ImageNet's classes
 
 
 def _arguments_of(module: nn.Module, architecture: str) -> dict[str, Any] | None:
@@ -119,16 +122,6 @@ def _pooling(module: Any) -> str | None:
 def _plain(size: Any) -> Any:
     """Lists and numbers, as they are in JSON."""
     return list(size) if isinstance(size, tuple) else size
-
-
-def processor_of(model: PreTrainedModel) -> Any:
-    """The image processor that timm's settings in the config describe; `None` where there are none."""
-    settings = getattr(model.config, "pretrained_cfg", None)
-    if not settings:
-        return None
-    from transformers import TimmWrapperImageProcessor
-
-    return TimmWrapperImageProcessor(settings, getattr(model.config, "architecture", None))
 
 
 def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:

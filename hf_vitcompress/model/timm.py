@@ -8,9 +8,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from transformers import PreTrainedModel, TimmWrapperConfig
 from transformers.initialization import meta_device_safe_creation_ops
 
+from ..architectures.inputs import height_and_width
+from ..architectures.timm_inputs import TimmImages, timm_images
 from ..configuration_timm import TimmViTConfig
 from ..errors import UnsupportedModelError
 from .as_built import check_as_built
@@ -147,28 +149,17 @@ def split_config(wrapper: PreTrainedModel) -> TimmViTConfig:
     known = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     left_out = ("model_type", "architectures", "label_names", "num_classes")
     values = {name: copy.deepcopy(value) for name, value in known.items() if name not in left_out}
-    split = TimmViTConfig(**values, **_image_settings(cast(Any, wrapper).timm_model, config))
+    about = timm_images(wrapper)
+    values["pretrained_cfg"] = _preprocessing(values.get("pretrained_cfg"), about)
+    split = TimmViTConfig(**values, **vars(about))
     split.name_or_path = config.name_or_path
     return split
 
 
-def _image_settings(module: Any, config: PreTrainedConfig) -> dict[str, Any]:
-    """Image size, patch size and channels."""
-    arguments, pretrained = getattr(config, "model_args", None) or {}, getattr(config, "pretrained_cfg", None) or {}
-    channels, *size = pretrained.get("input_size", (3, 224, 224))
-    patches = getattr(module, "patch_embed", None)
-    patch = getattr(patches, "patch_size", None) or 16
-    found = arguments.get("img_size") or getattr(patches, "img_size", None) or getattr(module, "img_size", None) or size
-    return {
-        "image_size": _compact(found),
-        "patch_size": _compact(patch),
-        "num_channels": arguments.get("in_chans", channels),
-    }
-
-
-def _compact(size: Any) -> int | list[int]:
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return int(height) if height == width else [int(height), int(width)]
+def _preprocessing(settings: dict[str, Any] | None, about: TimmImages) -> dict[str, Any] | None:
+    """What timm says about the weights, with the size of images that this very model takes."""
+    height, width = height_and_width(about.image_size)
+    return settings and {**settings, "input_size": [about.num_channels, height, width]}
 
 
 def split_state(state: dict[str, Tensor], split: nn.Module) -> dict[str, Tensor]:

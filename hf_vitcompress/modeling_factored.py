@@ -27,6 +27,7 @@ from . import configuration_factored, layers_factored
 from .configuration_factored import (
     FACTORED,
     MODEL_TYPE_PREFIX,
+    OWN_TYPES,
     PUBLIC,
     factored_config_class,
     heads_of,
@@ -258,6 +259,18 @@ def _make_known_to_pipelines(dense_class: type[PreTrainedModel], name: str, mode
             names[key] = (*(known for known in names.get(key, ()) if known != name), name)
 
 
+def _own_class(factored: str) -> type[PreTrainedModel] | None:
+    """The dense class of a model type of this package whose factored one has that name.
+
+    They are imported for a name that begins like theirs only, because that takes seconds.
+    """
+    for own in OWN_TYPES.values():
+        if factored.startswith(f"Factored{own.config.__name__.removesuffix('Config')}"):
+            known = [dense for classes in own.heads().values() for dense in classes]
+            return next((dense for dense in known if factored == f"Factored{dense.__name__}"), None)
+    return None
+
+
 def __getattr__(name: str) -> type:
     """The factored classes by name, for `trust_remote_code`, for `from … import FactoredViTModel` and for pickle."""
     if name in PUBLIC:
@@ -265,6 +278,8 @@ def __getattr__(name: str) -> type:
     dense = getattr(transformers, name.removeprefix("Factored"), None) if name.startswith("Factored") else None
     if isinstance(dense, type) and issubclass(dense, PreTrainedModel):
         return factored_model_class(dense)
+    if (own := _own_class(name)) is not None:
+        return factored_model_class(own)
     for module in (configuration_factored, layers_factored):  # checkpoints and pickles of old name this file for all
         if (found := getattr(module, name, None)) is not None:
             return found

@@ -8,12 +8,16 @@ windows, layer scales and fused attention. The parts are ordinary linear layers,
 This file needs torch, transformers and timm. It is copied beside every saved checkpoint of a timm model.
 """
 
-from collections.abc import Iterator
+import copy
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import TimmWrapperConfig
 from transformers.models.timm_wrapper.modeling_timm_wrapper import (
     TimmWrapperForImageClassification,
     TimmWrapperModel,
@@ -166,7 +170,7 @@ def _thirds(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     q, k, v = (_rows(attention.qkv, i * size, (i + 1) * size) for i in range(3))
     if getattr(attention, "q_bias", None) is not None:
         q.bias, v.bias = attention.q_bias, attention.v_bias
-        attention.q_bias = attention.k_bias = attention.v_bias = None
+        attention.q_bias = attention.v_bias = None  # k_bias is a buffer of zeros, which nothing reads now
     return q, k, v
 
 
@@ -224,6 +228,30 @@ def _rows_of(path: str, module: nn.Module) -> Iterator[tuple[str, Rows]]:
                     yield own, Rows(f"{path}.{name}", place, 3)
 
 
+def merged_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a dense model whose fused layers are split, by the names that they have in timm."""
+    rows = rows_in_timm(model)
+    merged = {name: tensor for name, tensor in state.items() if name not in rows}
+    parts: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for name in state.keys() & rows.keys():
+        parts[rows[name].name][rows[name].part] = state[name]
+    for name, own in parts.items():
+        merged[name] = torch.cat([own[place] for place in sorted(own)]) if len(own) > 1 else next(iter(own.values()))
+    return merged
+
+
+def merged_config(config: TimmViTConfig) -> TimmWrapperConfig:
+    """The config of the model in which the layers are fused again."""
+    left_out = ["model_type", "architectures", "image_size", "patch_size", "num_channels"]
+    if config.image_processor_type == TimmViTConfig.image_processor_type:  # which is understood
+        left_out.append("image_processor_type")
+    known = {name: value for name, value in vars(config).items() if not name.startswith("_") and name not in left_out}
+    build: Any = TimmWrapperConfig
+    merged: TimmWrapperConfig = build(**copy.deepcopy(known))
+    merged.name_or_path = config.name_or_path
+    return merged
+
+
 class SplitMixin:
     """What `TimmViTModel` and its classifier add to the wrappers of transformers.
 
@@ -232,10 +260,26 @@ class SplitMixin:
 
     def __init__(self, config: TimmViTConfig) -> None:
         super().__init__(config)  # type: ignore[call-arg]
+        self.split()
+
+    def split(self) -> None:
+        """Split the fused layers, and note which modules of timm have a switch."""
         own = cast(Any, self)
         split_layers(own.timm_model)
         self._may_fuse = [name for name, module in own.named_modules() if getattr(module, "fused_attn", False)]
         self._switch_attention()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; a dense model is written as the wrapper that it was made of, with timm's own names."""
+        own = cast(Any, self)
+        if own.config.model_type != TimmViTConfig.model_type or getattr(own, "_hf_peft_config_loaded", False):
+            super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+            return
+        state = kwargs.pop("state_dict", None)
+        kwargs["state_dict"] = merged_state(own.state_dict() if state is None else state, own)
+        whole = copy.copy(own)  # it lends its name and its config alone
+        whole.__class__, whole.config = own.merged_class, merged_config(own.config)
+        type(whole).save_pretrained(whole, save_directory, *args, **kwargs)
 
     def post_init(self) -> None:
         """As in transformers, without the warning that eager attention does not reach timm's modules: here it does."""
@@ -258,12 +302,14 @@ class TimmViTModel(SplitMixin, TimmWrapperModel):
     """`TimmWrapperModel` with the fused layers of its timm model split."""
 
     config_class = TimmViTConfig
+    merged_class = TimmWrapperModel
 
 
 class TimmViTForImageClassification(SplitMixin, TimmWrapperForImageClassification):
     """`TimmWrapperForImageClassification` with the fused layers of its timm model split."""
 
     config_class = TimmViTConfig
+    merged_class = TimmWrapperForImageClassification
 
 
 def __getattr__(name: str) -> type:

@@ -113,6 +113,7 @@ class ImportanceGateCallback(CompressionCallback):
         CreateOptimizerWithScores.put_into(trainer, self)
 
     def _attach_gates(self) -> None:
+        self.split()  # scores belong to layers that a model of timm has when it is split
         model = self.model
         follow_layout(model)
         follow_gates(model)

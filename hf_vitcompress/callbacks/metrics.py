@@ -22,6 +22,7 @@ from ..images.sources import open_images
 from ..layers_factored import FactoredLinear
 from ..model.assembly import empty_model
 from ..model.loading import load_dense_model
+from ..model.timm import is_wrapper
 from ..publish.record import CompressionRecord
 from ..runtime.run import Run
 from .ending import say_whose_card
@@ -129,7 +130,7 @@ class CompressionMetricsCallback(TrainerLink):
     def _structure(self, model: PreTrainedModel) -> dict[str, float]:
         if self._original is None:
             self._original = count_costs(empty_model(model, {}))
-        costs = count_costs(model)
+        costs = self._original if is_wrapper(model) else count_costs(model)
         figures: dict[str, float] = {
             "parameters": costs.parameters,
             "macs": costs.macs,
@@ -163,9 +164,10 @@ class CompressionMetricsCallback(TrainerLink):
 
 def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:
     """Ranks of the layers that can be factored, by role; a dense layer has its full rank."""
-    ranks = defaultdict(list)
-    for layer in find_layers(empty_model(model, {})):
-        module = model.get_submodule(layer.name)
+    ranks, dense = defaultdict(list), empty_model(model, {})
+    layers = dense if is_wrapper(model) else model  # timm has one layer for several
+    for layer in find_layers(dense):
+        module = layers.get_submodule(layer.name)
         if isinstance(module, FactoredLinear):
             ranks[str(layer.role)].append(module.rank)
         elif isinstance(module, nn.Linear):

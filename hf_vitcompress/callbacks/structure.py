@@ -20,6 +20,8 @@ from ..model.assembly import empty_model, is_factored
 from ..model.dense import to_dense
 from ..model.loading import check_model
 from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
+from ..model.timm import is_wrapper
+from ..model.timm_forms import split_in_place
 from ..model.timm_images import as_companions
 from ..model.towers import part_of
 from ..planning.foresight import check_reach
@@ -136,6 +138,15 @@ class StructureCallback(TrainerLink):
         if self.reset_best:
             state = trainer.state
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def split(self) -> None:
+        """Split the fused layers of a model of timm now, so that each part can have something of its own."""
+        if not is_wrapper(self.model):
+            return
+        roles = parameter_roles(self.model)
+        split_in_place(self.model)
+        if self.trainer.optimizer is not None:
+            carry_optimizer(self.trainer.optimizer, roles, self.model)
 
     def renew(self) -> None:
         """Let the optimizer and the wrappers follow the model if its structure has changed."""

@@ -11,6 +11,7 @@ from ..architectures.running import attention_implementations
 from ..configuration_factored import MODEL_TYPE_PREFIX, FactoredConfigMixin, factored_config_class
 from ..modeling_factored import FactoredModelMixin, factored_model_class
 from .making import take_buffers, without_storage
+from .timm import is_wrapper, split_class, split_config
 
 Shapes = dict[str, dict[str, int]]
 """Module name → its shape, as in `config.compression["layers"]`."""
@@ -43,11 +44,13 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def empty_model(model: PreTrainedModel, layers: Shapes) -> PreTrainedModel:
-    """The model that `model` would be with this layout, or dense without any.
+    """The model that `model` would be with this layout, or dense without any; of a `TimmWrapper`, its split form.
 
     Only the buffers that no checkpoint holds have values, those of `model`; other tensors have no storage.
     """
     config, model_class = dense_config(model.config), dense_class(type(model))
+    if is_wrapper(model):
+        config, model_class = split_config(model), split_class(model)
     if layers:
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         factored = factored_config_class(config.model_type.removeprefix(MODEL_TYPE_PREFIX))

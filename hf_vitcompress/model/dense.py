@@ -15,6 +15,8 @@ from .assembly import empty_model
 from .companions import beside_dense, companions_of, give_companions
 from .loading import check_model
 from .shapes import attentions_of, linear_names, shapes_of, value_head_dim
+from .timm import is_wrapper
+from .timm_forms import is_split, merged_form, take_split_names
 
 
 @torch.no_grad()
@@ -25,16 +27,21 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
         model: compressed or dense. Anything set on the object, such as hooks or a wrapped `forward`, is left behind.
 
     Returns:
-        a model of the dense class that shares no memory with `model`, on its device, in its dtype and mode. It has the
-        original number of parameters, and its outputs are equal up to rounding. `save_pretrained` writes image
-        processor, tokenizer and licence beside it, as far as `model` has them.
+        a model of the dense class that shares no memory with `model`, on its device, in its dtype and mode; of a model
+        of timm, a `TimmWrapper` whose `timm_model` is timm's own module. It has the original number of parameters, and
+        its outputs are equal up to rounding. `save_pretrained` writes image processor, tokenizer and licence beside it,
+        as far as `model` has them.
 
     Raises:
         UnsupportedModelError: the model is quantized or has adapters, or a tensor does not fit into the dense model.
     """
     check_model(model)
     dense = empty_model(model, {})
-    dense.load_state_dict(dense_state_dict(model.state_dict(), dense), assign=True)
+    state = dict(model.state_dict())
+    if is_wrapper(model):
+        take_split_names(state, "", dense)
+    dense.load_state_dict(dense_state_dict(state, dense), assign=True)
+    dense = merged_form(dense) if is_split(dense) else dense
     if getattr(model, "generation_config", None) is not None:
         dense.generation_config = copy.deepcopy(model.generation_config)
     give_companions(dense, beside_dense(companions_of(model)))

@@ -5,9 +5,10 @@ was set on them. A parameter that stays the same object stands for the same thin
 state for it remains right; everything else is a new object.
 """
 
+import copy
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,11 @@ from ..errors import UnsupportedModelError
 from ..layers_factored import Attention, FactoredLinear, attention_names
 from .assembly import Shapes, dense_class, empty_model, is_factored
 from .shapes import infer_layers, layout_of, linear_names, owner_of, shapes_of, take_current_names
+from .timm import is_wrapper, split_class
+from .timm_forms import rows_by_role, split_in_place
+
+if TYPE_CHECKING:
+    from ..modeling_timm import Rows
 
 Roles = dict[nn.Parameter, str]
 """Parameter → name of the parameter of the dense model that it stands for."""
@@ -52,12 +58,13 @@ def adopt(model: PreTrainedModel, source: PreTrainedModel) -> None:
     model.load_state_dict(values)
 
 
-def carry_optimizer(optimizer: Any, before: Roles, model: nn.Module) -> None:
+def carry_optimizer(optimizer: Any, before: Roles, model: PreTrainedModel) -> None:
     """Let an optimizer go on with a model that has changed its structure.
 
     Parameters that are the same objects keep their state. New ones join the group of the parameter that stands for
-    the same, without any state. Inside each group the order is that of `model.named_parameters()`, as in an optimizer
-    that a Trainer makes for this model, so that saved states fit. Groups stay, and with them learning rate schedules.
+    the same, without any state; a part of a fused layer of timm keeps its share of that layer's. Inside each group the
+    order is that of `model.named_parameters()`, as in an optimizer that a Trainer makes for this model, so that saved
+    states fit. Groups stay, and with them learning rate schedules.
 
     Args:
         optimizer: a torch optimizer, or one that accelerate has wrapped.
@@ -72,11 +79,15 @@ def carry_optimizer(optimizer: Any, before: Roles, model: nn.Module) -> None:
         for parameter in group["params"]
         if (role := before.get(parameter)) is not None
     }
+    fused, held = rows_by_role(empty_model(model, {})), {role: parameter for parameter, role in before.items()}
     members: list[list[nn.Parameter]] = [[] for _ in inner.param_groups]
     for parameter, role in parameter_roles(model).items():
-        index = group_of.get(role)
+        index = group_of.get(role, group_of.get(fused[role].name) if role in fused else None)
         if index is not None and parameter.requires_grad:
             members[index].append(parameter)
+        # Factors are in another basis; a bias is the same whether its layer is factored or not.
+        if role in fused and parameter not in before and (names[parameter] == role or parameter.dim() == 1):
+            _share_state(inner, held.get(fused[role].name), fused[role], parameter)
     for group, own in zip(inner.param_groups, members, strict=True):
         others = [parameter for parameter in group["params"] if parameter not in before]
         group["params"] = own + others
@@ -84,6 +95,18 @@ def carry_optimizer(optimizer: Any, before: Roles, model: nn.Module) -> None:
             group["param_names"] = [names.get(parameter, "") for parameter in group["params"]]
     for parameter in before.keys() - names.keys():
         inner.state.pop(parameter, None)
+
+
+def _share_state(optimizer: Optimizer, whole: nn.Parameter | None, rows: "Rows", part: nn.Parameter) -> None:
+    """Give a parameter those rows of what an optimizer has noted of the one it was a part of, unless it was resized."""
+    if whole is None or whole not in optimizer.state or part.shape != whole.chunk(rows.parts)[rows.part].shape:
+        return
+    optimizer.state[part] = {
+        name: value.chunk(rows.parts)[rows.part].clone()
+        if torch.is_tensor(value) and value.shape == whole.shape
+        else copy.deepcopy(value)
+        for name, value in optimizer.state[whole].items()
+    }
 
 
 # ---- structure
@@ -95,6 +118,8 @@ def _restructure(model: PreTrainedModel, source: PreTrainedModel, new_bases: set
     Args:
         new_bases: modules to take over although their shapes are the same.
     """
+    if is_wrapper(model) and dense_class(type(source)) is split_class(model):
+        split_in_place(model)
     if dense_class(type(model)) is not dense_class(type(source)):
         raise UnsupportedModelError(f"A {type(model).__name__} cannot become a {type(source).__name__}.")
     before = parameter_roles(model)
@@ -198,6 +223,9 @@ def follow_layout(model: PreTrainedModel) -> None:
 
 
 def _take_layout(model: PreTrainedModel, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    own = {name[len(prefix) :] for name in state if name.startswith(prefix)}
+    if is_wrapper(model) and own <= model.state_dict().keys():
+        return  # timm's own names: it stays one
     dense = empty_model(model, {})
     take_current_names(state, prefix, dense)
     incoming = shapes_of({name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)})
@@ -205,7 +233,7 @@ def _take_layout(model: PreTrainedModel, state: dict[str, Any], prefix: str, *_:
     mentioned = {owner_of(name, linears) for name in incoming}
     kept = {n: s for n, s in shapes_of(model.state_dict()).items() if owner_of(n, linears) not in mentioned}
     wanted = infer_layers({**kept, **incoming}, dense)
-    if wanted != layout_of(model, dense):
+    if is_wrapper(model) or wanted != layout_of(model, dense):
         take_layout(model, wanted)
 
 

@@ -25,6 +25,7 @@ from ..architectures.layers import (
 from ..errors import UnsupportedModelError
 from ..layers_factored import ATTENTIONS
 from .assembly import Shapes, empty_model
+from .timm_forms import is_split, take_split_names
 
 TensorShapes = Mapping[str, Sequence[int]]
 """Tensor name → its shape."""
@@ -76,6 +77,8 @@ def take_current_names(state: dict[str, Any], prefix: str, dense: PreTrainedMode
     Raises:
         UnsupportedModelError: a tensor cannot be converted, for instance because others are missing.
     """
+    if is_split(dense):
+        take_split_names(state, prefix, dense, beside)
     known = set(dense.state_dict())
     if beside is not None:
         known |= {f"{name.removesuffix('weight')}{beside}" for name in known if name.endswith(".weight")}

@@ -132,15 +132,18 @@ def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: the wrapper is not what its config builds.
     """
-    from ..modeling_timm import TimmViTForImageClassification, TimmViTModel
-
     check_as_built(wrapper)
-    kind = TimmViTModel if type(wrapper).__name__ == "TimmWrapperModel" else TimmViTForImageClassification
-    config = split_config(wrapper)
-    split = without_storage(kind, config, {"": "sdpa"}, wrapper.dtype)
+    split = without_storage(split_class(wrapper), split_config(wrapper), {"": "sdpa"}, wrapper.dtype)
     take_buffers(split, wrapper)
     split.load_state_dict(split_state(wrapper.state_dict(), split), assign=True)
     return cast(Any, split).to(wrapper.device).train(wrapper.training)
+
+
+def split_class(wrapper: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class of the split form."""
+    from ..modeling_timm import TimmViTForImageClassification, TimmViTModel
+
+    return TimmViTModel if type(wrapper).__name__ == "TimmWrapperModel" else TimmViTForImageClassification
 
 
 def split_config(wrapper: PreTrainedModel) -> TimmViTConfig:

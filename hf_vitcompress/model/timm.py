@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TimmWrapperConfig
 from transformers.initialization import meta_device_safe_creation_ops
 
-from ..architectures.inputs import height_and_width
-from ..architectures.timm_inputs import TimmImages, timm_images
+from ..architectures.timm_inputs import timm_images
 from ..configuration_timm import TimmViTConfig
 from ..errors import UnsupportedModelError
 from .as_built import check_as_built
 from .making import MAKING, take_buffers, without_storage
+from .timm_images import preprocessing_of
 
 WRAPPER = "timm_wrapper"
 """Model type of what transformers makes of a checkpoint of timm."""
@@ -153,16 +153,10 @@ def split_config(wrapper: PreTrainedModel) -> TimmViTConfig:
     left_out = ("model_type", "architectures", "label_names", "num_classes")
     values = {name: copy.deepcopy(value) for name, value in known.items() if name not in left_out}
     about = timm_images(wrapper)
-    values["pretrained_cfg"] = _preprocessing(values.get("pretrained_cfg"), about)
+    values["pretrained_cfg"] = preprocessing_of(values.get("pretrained_cfg"), about)
     split = TimmViTConfig(**values, **vars(about))
     split.name_or_path = config.name_or_path
     return split
-
-
-def _preprocessing(settings: dict[str, Any] | None, about: TimmImages) -> dict[str, Any] | None:
-    """What timm says about the weights, with the size of images that this very model takes."""
-    height, width = height_and_width(about.image_size)
-    return settings and {**settings, "input_size": [about.num_channels, height, width]}
 
 
 def split_state(state: dict[str, Tensor], split: nn.Module) -> dict[str, Tensor]:

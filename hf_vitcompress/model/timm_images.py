@@ -9,6 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..architectures.inputs import height_and_width
+from ..architectures.timm_inputs import TimmImages
+
 TIMM_PROCESSOR = "TimmWrapperImageProcessor"
 
 SETTINGS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -28,6 +31,26 @@ def timm_processor(config: Mapping[str, Any]) -> Any:
     from transformers import TimmWrapperImageProcessor
 
     return TimmWrapperImageProcessor(copy.deepcopy(settings), config.get("architecture"))
+
+
+def preprocessing_of(settings: dict[str, Any] | None, about: TimmImages) -> dict[str, Any] | None:
+    """`pretrained_cfg` for images of the size and the channels that a model was built for.
+
+    It tells of the weights that timm publishes, and a module of another `img_size` or `in_chans` has the same one. For
+    other channels timm itself takes the average of the numbers.
+    """
+    if not settings:
+        return settings
+    channels = about.num_channels
+    known = {name: _numbers(settings[name]) for name in ("mean", "std") if settings.get(name)}
+    fitted = {
+        name: [sum(values) / len(values)] * channels for name, values in known.items() if len(values) != channels
+    }
+    return {**settings, **fitted, "input_size": [channels, *height_and_width(about.image_size)]}
+
+
+def _numbers(value: Any) -> list[float]:
+    return [value] if isinstance(value, int | float) else list(value)
 
 
 def name_processor(config: PreTrainedConfig, processor: Any) -> None:

@@ -305,7 +305,7 @@ class ViTCompressor:
             seconds={**planner.statistics.timing, **self.seconds},
             gates=gates,
             origin=Origin.of(planner.subject.whole),
-            environment=Environment.here(self.accelerator),
+            environment=Environment.here(self.accelerator, planner.subject.model),
         )
         record = CompressionRecord(self.config, plan, self.report)
         accompany(small, planner.subject, record, self.image_processor)

@@ -43,9 +43,7 @@ def preprocessing_of(settings: dict[str, Any] | None, about: TimmImages) -> dict
         return settings
     channels = about.num_channels
     known = {name: _numbers(settings[name]) for name in ("mean", "std") if settings.get(name)}
-    fitted = {
-        name: [sum(values) / len(values)] * channels for name, values in known.items() if len(values) != channels
-    }
+    fitted = {name: [sum(values) / len(values)] * channels for name, values in known.items() if len(values) != channels}
     return {**settings, **fitted, "input_size": [channels, *height_and_width(about.image_size)]}
 
 

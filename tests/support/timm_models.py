@@ -2,10 +2,9 @@
 
 from typing import Any
 
+import timm
 import torch
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification, TimmWrapperModel
-
-import timm
 
 PLAIN = {"depth": 2, "embed_dim": 32, "num_heads": 2, "img_size": 32}
 SWIN = {"depths": (2, 2), "embed_dim": 16, "num_heads": (2, 2), "img_size": 32, "window_size": 4}

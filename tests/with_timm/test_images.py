@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, PreTrainedModel, ViTImageProcessor
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.errors import DataError
 from hf_vitcompress.images import open_images
-from hf_vitcompress.images.colours import in_channels
+from hf_vitcompress.images.colours import in_channels, in_eight_bits
 from hf_vitcompress.model.loading import load_image_processor, load_model
 from hf_vitcompress.model.subject import open_subject
 from hf_vitcompress.publish.saved import restored_companions
@@ -69,7 +69,7 @@ def test_pixels_are_those_of_timms_own_transform(settings: dict[str, Any], chann
     stated = {**subject.model.config.pretrained_cfg}
     transform = timm.data.create_transform(**timm.data.resolve_data_config(stated))
     for name, picture in PICTURES.items():
-        expected = transform(in_channels(picture, channels))
+        expected = transform(in_channels(in_eight_bits(picture), channels))
         pixels = made(subject.processor, picture, channels)
         assert pixels.shape == (channels, 32, 32), name
         assert torch.equal(pixels, expected), name
@@ -78,7 +78,7 @@ def test_pixels_are_those_of_timms_own_transform(settings: dict[str, Any], chann
 
 def test_four_channels_take_the_average_of_the_numbers_as_timm_does() -> None:
     subject = open_subject(module(in_chans=4))
-    assert subject.processor.data_config["mean"] == [0.5] * 4
+    assert subject.processor.data_config["mean"] == (0.5,) * 4
     assert made(subject.processor, PICTURES["transparent"], 4).shape == (4, 32, 32)
 
 

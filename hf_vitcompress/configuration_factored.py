@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import transformers
@@ -76,18 +77,20 @@ class FactoredConfigMixin:
             if isinstance(place, dict):
                 guarded[f"{name}.{field}".removeprefix(".")] = getattr(config, field)
                 place[field] = GUARD_TEXT
+        for field, text in _stand_ins(self.model_type).items():  # type: ignore[attr-defined]
+            guarded[field], content[field] = content.get(field), text
         content["compression"] = {**(content.get("compression") or {}), "version": FORMAT_VERSION, "guarded": guarded}
         content["auto_map"] = self._auto_map()
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
     def _auto_map(self) -> dict[str, str]:
-        own = OWN_TYPES.get(self.model_type.removeprefix(MODEL_TYPE_PREFIX))  # type: ignore[attr-defined]
+        own = own_type(self.model_type)  # type: ignore[attr-defined]
         configs, models = own.files if own else (MODELING_FILE, MODELING_FILE)
         module = models.removesuffix(".py")
         auto_map = {"AutoConfig": f"{configs.removesuffix('.py')}.{type(self).__name__}"}
-        for auto_class, dense_classes in heads_of(self.model_type).items():  # type: ignore[attr-defined]
-            names = [f"Factored{dense.__name__}" for dense in dense_classes]
+        for auto_class, dense_names in head_names_of(self.model_type).items():  # type: ignore[attr-defined]
+            names = [f"Factored{dense}" for dense in dense_names]
             chosen = [name for name in names if name in (self.architectures or [])]  # type: ignore[attr-defined]
             auto_map[auto_class] = f"{module}.{(chosen or names)[0]}"
         return auto_map
@@ -130,9 +133,14 @@ def unguarded(content: dict[str, Any]) -> dict[str, Any]:
         for key in inner:
             place[key] = dict(place.get(key) or {})
             place = place[key]
-        if place.get(field) == GUARD_TEXT:
+        if place.get(field) in (GUARD_TEXT, _stand_ins(str(content.get("model_type"))).get(path)):
             place[field] = value
     return restored
+
+
+def _stand_ins(model_type: str) -> dict[str, str]:
+    own = own_type(model_type)
+    return own.stand_ins if own else {}
 
 
 def inner_configs(config: PreTrainedConfig) -> dict[str, PreTrainedConfig]:
@@ -167,18 +175,23 @@ class OwnType:
 
     Attributes:
         config: its config class.
-        heads: gives the classes that each Auto class builds; it imports them.
+        heads: names of the classes that each Auto class builds; where there are several, the first is the default.
         files: beside `TRAVELLING_FILES`, what a checkpoint needs to be loaded without the package: the file of the
             config first, and that of the models.
+        stand_ins: what stands on disk in place of a field of the config, for another library that reads it.
     """
 
     config: type[PreTrainedConfig]
-    heads: Callable[[], "dict[str, tuple[type[PreTrainedModel], ...]]"]
+    heads: dict[str, tuple[str, ...]]
     files: tuple[str, str]
+    stand_ins: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 OWN_TYPES: dict[str, OwnType] = {}
 """By model type; the files that define them add them."""
+
+OWN_MODELS: dict[str, Callable[[], ModuleType]] = {}
+"""By model type, what gives the module of its dense classes. That module sets it, and the package, which imports it."""
 
 FACTORED: dict[type, type] = {}
 """The factored class of each dense one."""
@@ -227,15 +240,28 @@ def dense_config_class(model_type: str) -> type[PreTrainedConfig]:
 
 def travelling_files(model_type: str) -> tuple[str, ...]:
     """What loads a checkpoint of that type, dense or factored, where the package is not installed."""
-    own = OWN_TYPES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))
+    own = own_type(model_type)
     return (*TRAVELLING_FILES, *(own.files if own else ()))
+
+
+def own_type(model_type: str) -> OwnType | None:
+    """The entry of a model type, dense or factored, in `OWN_TYPES`; `None` for those of transformers."""
+    return OWN_TYPES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))
+
+
+def head_names_of(model_type: str) -> dict[str, tuple[str, ...]]:
+    """Names of the classes of `heads_of`; those of this package's own types are not imported for them."""
+    if (ours := own_type(model_type)) is not None:
+        return ours.heads
+    return {auto: tuple(dense.__name__ for dense in classes) for auto, classes in heads_of(model_type).items()}
 
 
 def heads_of(model_type: str) -> dict[str, "tuple[type[PreTrainedModel], ...]"]:
     """Dense classes that each Auto class knows for a model type; where there are several, the first is the default."""
     config_class = dense_config_class(model_type)
-    if (ours := OWN_TYPES.get(model_type.removeprefix(MODEL_TYPE_PREFIX))) is not None:
-        return ours.heads()
+    if (ours := own_type(model_type)) is not None:
+        module = OWN_MODELS[model_type.removeprefix(MODEL_TYPE_PREFIX)]()
+        return {auto: tuple(getattr(module, name) for name in names) for auto, names in ours.heads.items()}
     found = {}
     for name, auto_class in vars(modeling_auto).items():
         if name.startswith("Auto") and (mapping := getattr(auto_class, "_model_mapping", None)) is not None:

@@ -11,6 +11,18 @@ from .configuration_factored import OWN_TYPES, OwnType, factored_config_class
 
 MODEL_TYPE = "timm_vit"
 
+ENTRY_POINT = "hf_vitcompress"
+"""What timm knows compressed models by, once `hf_vitcompress.timm` is imported."""
+
+ARCHITECTURE = (
+    f"{ENTRY_POINT}.timm is not imported, and this model is compressed; run `pip install hf-vitcompress`, then "
+    "`import hf_vitcompress.timm` before timm.create_model, or `python -m hf_vitcompress.timm SCRIPT`"
+)
+"""The `architecture` on disk. timm looks up what stands before the first dot; where it does not know it, its
+error shows the whole. It holds no colon and no slash: to timm they are signs of a path."""
+
+FILES = ("configuration_timm.py", "modeling_timm.py")
+
 
 class TimmViTConfig(PreTrainedConfig):
     """Config of `modeling_timm.TimmViTModel` and of its classifier.
@@ -40,13 +52,9 @@ class TimmViTConfig(PreTrainedConfig):
     image_processor_type: str = "TimmWrapperImageProcessor"
 
 
-def _heads() -> dict[str, tuple[type, ...]]:
-    from .modeling_timm import TimmViTForImageClassification, TimmViTModel
+HEADS = {"AutoModel": ("TimmViTModel",), "AutoModelForImageClassification": ("TimmViTForImageClassification",)}
 
-    return {"AutoModel": (TimmViTModel,), "AutoModelForImageClassification": (TimmViTForImageClassification,)}
-
-
-OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, _heads, ("configuration_timm.py", "modeling_timm.py"))
+OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, HEADS, FILES, {"architecture": ARCHITECTURE})
 
 
 def __getattr__(name: str) -> type:

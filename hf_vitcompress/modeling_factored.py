@@ -260,14 +260,12 @@ def _make_known_to_pipelines(dense_class: type[PreTrainedModel], name: str, mode
 
 
 def _own_class(factored: str) -> type[PreTrainedModel] | None:
-    """The dense class of a model type of this package whose factored one has that name.
-
-    They are imported for a name that begins like theirs only, because that takes seconds.
-    """
-    for own in OWN_TYPES.values():
-        if factored.startswith(f"Factored{own.config.__name__.removesuffix('Config')}"):
-            known = [dense for classes in own.heads().values() for dense in classes]
-            return next((dense for dense in known if factored == f"Factored{dense.__name__}"), None)
+    """The dense class of a model type of this package whose factored one has that name."""
+    for model_type, own in OWN_TYPES.items():
+        for auto_name, names in own.heads.items():
+            if factored in (f"Factored{name}" for name in names):
+                known = heads_of(model_type)[auto_name]
+                return next(dense for dense in known if factored == f"Factored{dense.__name__}")
     return None
 
 

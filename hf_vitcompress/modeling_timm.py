@@ -10,6 +10,7 @@ This file needs torch, transformers and timm. It is copied beside every saved ch
 
 import copy
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -24,8 +25,8 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import (
     TimmWrapperPreTrainedModel,
 )
 
-from .configuration_factored import path_of
-from .configuration_timm import TimmViTConfig
+from .configuration_factored import OWN_MODELS, path_of
+from .configuration_timm import MODEL_TYPE, TimmViTConfig
 from .layers_factored import ATTENTIONS, Attention
 from .modeling_factored import factored_model_class
 
@@ -82,15 +83,18 @@ class SplitProjection(nn.Module):
     def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int, fused: bool = True) -> None:
         super().__init__()
         self.q, self.k, self.v = q, k, v
+        self.qk_down: nn.Module = nn.Identity()
         self.head_dim = q.out_features // heads
         self.fused = fused
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        matched = cast(Any, self).qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
+        matched = self.qk_down(hidden_states)
         query, key, value = self.q(matched), self.k(matched), self.v(hidden_states)
-        if (missing := query.shape[-1] - value.shape[-1]) > 0:
-            heads = query.shape[-1] // self.head_dim
-            value = functional.pad(value.unflatten(-1, (heads, -1)), (0, missing // heads)).flatten(-2)
+        # Widths of layers, not of tensors: torch.fx and TorchScript follow them.
+        if self.v.out_features < self.q.out_features:
+            heads = self.q.out_features // self.head_dim
+            missing = (self.q.out_features - self.v.out_features) // heads
+            value = functional.pad(value.unflatten(-1, [heads, -1]), [0, missing]).flatten(-2)
         return torch.cat((query, key, value), -1)
 
 
@@ -105,11 +109,13 @@ class HeadOutput(nn.Module):
     def __init__(self, o: nn.Linear, heads: int) -> None:
         super().__init__()
         self.o, self.heads = o, heads
+        self.width = o.in_features
 
     def forward(self, values: Tensor) -> Tensor:
-        if (width := self.o.in_features) < values.shape[-1]:
-            values = values.unflatten(-1, (self.heads, -1))[..., : width // self.heads].flatten(-2)
-        return cast(Tensor, self.o(values))
+        if self.o.in_features < self.width:
+            values = values.unflatten(-1, [self.heads, -1])[..., : self.o.in_features // self.heads].flatten(-2)
+        output: Tensor = self.o(values)
+        return output
 
 
 class SplitGate(nn.Module):
@@ -310,6 +316,9 @@ class TimmViTForImageClassification(SplitMixin, TimmWrapperForImageClassificatio
 
     config_class = TimmViTConfig
     merged_class = TimmWrapperForImageClassification
+
+
+OWN_MODELS[MODEL_TYPE] = lambda: sys.modules[__name__]
 
 
 def __getattr__(name: str) -> type:

@@ -23,7 +23,7 @@ from support.structure import (
 
 ORDER = [
     ("__init__", "__main__"),
-    ("callbacks", "cli"),
+    ("callbacks", "cli", "timm"),
     ("compressor",),
     ("auto_classes",),
     ("model_methods",),
@@ -40,8 +40,10 @@ ORDER = [
     ("architectures",),
     ("images",),
     ("runtime",),
+    ("modeling_timm",),
     ("modeling_factored",),
     ("layers_factored",),
+    ("configuration_timm",),
     ("configuration_factored",),
     ("config",),
     ("durations", "metrics"),
@@ -103,8 +105,9 @@ def of_no_type(file: str, path: Path) -> list[str]:
 
 
 def test_what_travels_with_a_checkpoint_needs_torch_transformers_and_itself(package: Package) -> None:
-    files = travelling(package, "hf_vitcompress.modeling_factored")
-    assert {"hf_vitcompress.modeling_factored", "hf_vitcompress.configuration_factored"} <= files
+    files = travelling(package, "hf_vitcompress.modeling_factored") | travelling(package, "hf_vitcompress.modeling_timm")
+    names = ("modeling_factored", "configuration_factored", "modeling_timm", "configuration_timm")
+    assert {f"hf_vitcompress.{name}" for name in names} <= files
     assert {module for module in files if module.count(".") != 1} == set(), "beside one another, as transformers copies"
     assert foreign_imports(package, files, TRAVELS_WITH) == []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration_factored import TRAVELLING_FILES
+from ..configuration_timm import FILES as TIMM_FILES
 from ..modeling_factored import CARD_FILE, INDEX_FILE, WEIGHTS
 from ..report.report import FIGURE_FILE, REPORT_FILE, REPORT_NAME
 
@@ -45,7 +46,7 @@ _BESIDE_PROGRAMS = rf"(config|export|export_report)\.json|{ALONG.pattern}"
 PUBLISHED = re.compile(
     "|".join(
         [
-            *map(re.escape, ("config.json", INDEX_FILE, *TRAVELLING_FILES)),
+            *map(re.escape, ("config.json", INDEX_FILE, *TRAVELLING_FILES, *TIMM_FILES)),
             WEIGHTS.pattern,
             ALONG.pattern,
             *(rf"{folder}/({files}|{_BESIDE_PROGRAMS})" for folder, files in _PROGRAMS.items()),

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..configuration_factored import MODEL_TYPE_PREFIX, TRAVELLING_FILES
+from ..configuration_timm import FILES as TIMM_FILES
 from ..modeling_factored import CONFIG_FILE, MANIFEST_FILE, TRAINER_FILE, holds_weights
 from .files import file_digest
 
@@ -124,9 +125,11 @@ def is_peoples(name: str) -> bool:
 
 
 def is_former_name(name: str) -> bool:
-    """Whether versions without a manifest wrote files of this name."""
+    """Whether versions without a manifest, or the code beside a model alone, wrote files of this name."""
     return (
-        name in (*TRAVELLING_FILES, *FORMER_EXPORT_NAMES) or holds_weights(name) or bool(FORMER_NAMES.fullmatch(name))
+        name in (*TRAVELLING_FILES, *TIMM_FILES, *FORMER_EXPORT_NAMES)
+        or holds_weights(name)
+        or bool(FORMER_NAMES.fullmatch(name))
     )
 
 

@@ -222,7 +222,10 @@ def test_torch_fx_and_torchscript_follow_it(name, folder, small) -> None:
         small,
         train_return_nodes={"head" if name != SWIN else "head.fc": "y"},
         eval_return_nodes={"head" if name != SWIN else "head.fc": "y"},
-        tracer_kwargs={"leaf_modules": list(get_notrace_modules()), "autowrap_functions": list(get_notrace_functions())},
+        tracer_kwargs={
+            "leaf_modules": list(get_notrace_modules()),
+            "autowrap_functions": list(get_notrace_functions()),
+        },
     )
     with torch.no_grad():
         torch.testing.assert_close(graph(pixels(name))["y"], expected)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ...configuration_factored import MODEL_TYPE_PREFIX, travelling_files
+from ...configuration_factored import MODEL_TYPE_PREFIX, travelling_files, unguarded
 from ...configuration_timm import MODEL_TYPE as TIMM
 from ...errors import ReportError
 from ...evaluation.evaluation import Evaluation
@@ -85,7 +85,7 @@ class CardSubject:
             for_markdown(report),
             yaml.safe_dump(report.settings).strip().replace("<!--", "<! --").replace("```", "` ` `"),
             auto_class_name(model_type, [str(name) for name in architectures]),
-            _timm_architecture(model_type, content.get("architecture")),
+            _timm_architecture(content),
             travelling_files(model_type)[-1],
             disk_bytes(folder),
             stored_dtypes(folder),
@@ -94,10 +94,11 @@ class CardSubject:
         )
 
 
-def _timm_architecture(model_type: str, name: Any) -> str | None:
+def _timm_architecture(content: dict[str, Any]) -> str | None:
     """Of a model of timm; a name that timm has given to none, as a file from anybody may hold, is left out."""
-    if model_type.removeprefix(MODEL_TYPE_PREFIX) != TIMM:
+    if str(content.get("model_type")).removeprefix(MODEL_TYPE_PREFIX) != TIMM:
         return None
+    name = unguarded(content).get("architecture")
     return name if isinstance(name, str) and _ARCHITECTURE.fullmatch(name) else "model"
 
 

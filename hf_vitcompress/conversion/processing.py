@@ -1,0 +1,81 @@
+"""timm's preprocessing as an image processor of transformers, and back."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import CLIPImageProcessor, PreTrainedConfig, ViTImageProcessor
+
+RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+"""timm's names of interpolations, and Pillow's numbers."""
+
+
+@dataclass(frozen=True)
+class Processing:
+    """An image processor, `None` where there is none for such images, and what it does in another way than timm."""
+
+    processor: Any
+    remarks: tuple[str, ...] = ()
+
+
+def processing_of(data: dict[str, Any], channels: int, image: tuple[int, int]) -> Processing:
+    """What timm does to an image before the model, with an image processor of transformers.
+
+    Args:
+        data: timm's data config: interpolation, mean, std, crop_pct and crop_mode.
+        channels: of the model's images.
+        image: height and width of the model's images.
+    """
+    if channels != 3:
+        said = f"The model takes images of {channels} channels, for which there is no image processor: bring your own."
+        return Processing(None, (said,))
+    crop, mode = float(data.get("crop_pct") or 0.875), data.get("crop_mode") or "center"
+    interpolation = data.get("interpolation") or "bicubic"
+    height, width = image
+    enlarged = (math.floor(height / crop), math.floor(width / crop))
+    common = {
+        "resample": RESAMPLING.get(interpolation, RESAMPLING["bicubic"]),
+        "image_mean": [float(value) for value in data["mean"]],
+        "image_std": [float(value) for value in data["std"]],
+        "do_convert_rgb": True,
+    }
+    cropped = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    remarks = []
+    if interpolation not in RESAMPLING:
+        remarks.append(f"The image processor resizes by bicubic interpolation, and timm by {interpolation}.")
+    if mode == "squash" and enlarged == (height, width):
+        return Processing(ViTImageProcessor(size={"height": height, "width": width}, **common), tuple(remarks))
+    if mode == "squash":
+        size = {"height": enlarged[0], "width": enlarged[1]}
+        return Processing(CLIPImageProcessor(size=size, **cropped, **common), tuple(remarks))
+    if mode != "center" or height != width:
+        remarks.append(
+            f"timm {'pads images to a square' if mode == 'border' else 'crops images that are not square'} in a way "
+            "that no image processor does (crop_mode and input_size); this one resizes the shorter side and crops."
+        )
+    size = {"shortest_edge": max(enlarged)}
+    return Processing(CLIPImageProcessor(size=size, **cropped, **common), tuple(remarks))
+
+
+def data_config_of(processor: Any, config: PreTrainedConfig, image: tuple[int, int]) -> dict[str, Any]:
+    """timm's data config of an image processor; of a model without one, timm's defaults.
+
+    Args:
+        config: of the model.
+        image: height and width of the model's images.
+    """
+    data: dict[str, Any] = {"input_size": (config.num_channels, *image)}
+    if processor is None:
+        return data
+    names = {number: name for name, number in RESAMPLING.items()}
+    size = {**processor.size} if getattr(processor, "size", None) else {}
+    crops = bool(getattr(processor, "do_center_crop", False))
+    edge = size.get("shortest_edge") or size.get("height") or image[0]
+    return {
+        **data,
+        "mean": tuple(processor.image_mean),
+        "std": tuple(processor.image_std),
+        "interpolation": names.get(int(getattr(processor, "resample", 2) or 0), "bicubic"),
+        "crop_pct": image[0] / edge if crops else 1.0,
+        "crop_mode": "center" if "shortest_edge" in size else "squash",
+    }

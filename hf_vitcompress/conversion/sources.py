@@ -1,0 +1,126 @@
+"""A model of timm, however it is given."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from ..model.boundary import explained
+from ..model.plain import check_plain, unwrapped
+from ..runtime.packages import require_package
+
+GIVE = "Give a Hub id (timm/…), a folder in timm's format, a TimmWrapper of transformers or a model of timm.create_model"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model of timm.
+
+    Attributes:
+        module: the model itself.
+        name: its Hub id or folder, or timm's name of its architecture.
+        settings: timm's `pretrained_cfg`: how images are prepared, and what the classes are called.
+        labels: `id2label` and `label2id`, or nothing.
+    """
+
+    module: nn.Module
+    name: str
+    settings: dict[str, Any]
+    labels: dict[str, Any] = field(default_factory=dict)
+
+    def data_config(self) -> dict[str, Any]:
+        """How timm prepares images for the model."""
+        return require_timm("Converting timm's models").data.resolve_data_config(pretrained_cfg=self.settings)
+
+
+def require_timm(purpose: str) -> Any:
+    """timm, imported.
+
+    Raises:
+        MissingPackageError: it is missing or cannot be imported; the extra that installs it is named.
+    """
+    return require_package("timm", purpose, extra="timm")
+
+
+def open_timm(model: Any) -> Source:
+    """A model of timm by Hub id, folder or as it is.
+
+    Raises:
+        UnsupportedModelError: it is none, cannot be loaded, or its weights are not all there and plain.
+        MissingPackageError: timm is missing.
+    """
+    require_timm("Converting timm's models")
+    source = _load(str(model)) if isinstance(model, str | Path) else _of_object(unwrapped(model), "")
+    check_plain(source.module)
+    return source
+
+
+def _load(name: str) -> Source:
+    if Path(name).is_dir():
+        content = _content(Path(name) / "config.json", name)
+        if content.get("model_type", "timm_wrapper") != "timm_wrapper" or "architecture" not in content:
+            kind = content.get("model_type")
+            already = f"It is a model of transformers already ({kind})." if kind else "Its config has no architecture."
+            raise UnsupportedModelError(f"{name!r} is not in timm's format. {already} {GIVE}.")
+        if content.get("model_type") == "timm_wrapper":
+            return _wrapped(name)
+        return _created(f"local-dir:{name}", name)
+    return _created(f"hf-hub:{name}", name)
+
+
+def _content(file: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UnsupportedModelError(f"The config.json of {name!r} cannot be read. {GIVE}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _created(address: str, name: str) -> Source:
+    timm = require_timm("Converting timm's models")
+    with explained(name):
+        module = timm.create_model(address, pretrained=True)
+    return _of_object(module.eval(), name)
+
+
+def _wrapped(name: str) -> Source:
+    """A folder that `save_pretrained` of a TimmWrapper wrote."""
+    with explained(name):
+        config = AutoConfig.from_pretrained(name)
+        headless = "TimmWrapperModel" in (config.architectures or ()) or not config.num_labels
+        loaded = (AutoModel if headless else AutoModelForImageClassification).from_pretrained(name)
+    return _of_object(loaded, name)
+
+
+def _of_object(model: Any, name: str) -> Source:
+    if isinstance(model, PreTrainedModel) and model.config.model_type == "timm_wrapper":
+        module = model.timm_model
+        settings = getattr(model.config, "pretrained_cfg", None) or getattr(module, "pretrained_cfg", {})
+        labels = {"id2label": model.config.id2label, "label2id": model.config.label2id}
+        return Source(module, name or model.config.name_or_path or model.config.architecture, dict(settings), labels)
+    if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"{type(model).__name__} is not a model of timm. {GIVE}.")
+    settings = dict(getattr(model, "pretrained_cfg", None) or {})
+    name = name or settings.get("architecture") or type(model).__name__
+    return Source(model, name, settings, _labels(model, settings))
+
+
+def _labels(module: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Names of the classes, as a TimmWrapper gives them: those of the checkpoint, or ImageNet's by their number."""
+    classes = getattr(module, "num_classes", 0)
+    if not classes:
+        return {}
+    # Importing it imports timm.
+    from transformers import TimmWrapperConfig
+
+    names = settings.get("label_names")
+    content = {"num_classes": classes, "architecture": settings.get("architecture") or "resnet50"}
+    if names and len(names) == classes:
+        descriptions = settings.get("label_descriptions") or {}
+        content["label_names"] = [descriptions.get(label, label) for label in names]
+    config = TimmWrapperConfig.from_dict(content)
+    return {"id2label": config.id2label, "label2id": config.label2id}

@@ -67,15 +67,15 @@ def data_config_of(processor: Any, config: PreTrainedConfig, image: tuple[int, i
     data: dict[str, Any] = {"input_size": (config.num_channels, *image)}
     if processor is None:
         return data
+    known = processor.to_dict()
     names = {number: name for name, number in RESAMPLING.items()}
-    size = {**processor.size} if getattr(processor, "size", None) else {}
-    crops = bool(getattr(processor, "do_center_crop", False))
+    size = known.get("size") or {}
     edge = size.get("shortest_edge") or size.get("height") or image[0]
     return {
         **data,
-        "mean": tuple(processor.image_mean),
-        "std": tuple(processor.image_std),
-        "interpolation": names.get(int(getattr(processor, "resample", 2) or 0), "bicubic"),
-        "crop_pct": image[0] / edge if crops else 1.0,
+        "mean": tuple(known["image_mean"]),
+        "std": tuple(known["image_std"]),
+        "interpolation": names.get(known.get("resample"), "bicubic"),
+        "crop_pct": image[0] / edge if known.get("do_center_crop") else 1.0,
         "crop_mode": "center" if "shortest_edge" in size else "squash",
     }

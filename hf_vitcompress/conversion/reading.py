@@ -101,7 +101,7 @@ def read_vit(module: Any) -> Vit:
     """Of a `VisionTransformer`, `VisionTransformerDistilled`, `Beit` or `Eva` of timm."""
     blocks = list(module.blocks)
     block, patches = blocks[0], module.patch_embed
-    attention, mlp = block.attn, block.mlp
+    attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
     registers = _count(getattr(module, "reg_token", None))
     distilled = hasattr(module, "dist_token")
     positions = module.pos_embed
@@ -138,13 +138,15 @@ def read_vit(module: Any) -> Vit:
 def _oddities(module: Any) -> list[str]:
     found = []
     if type(module.patch_embed).__name__ != "PatchEmbed":
-        found.append(f"patch embedding like {type(module.patch_embed).__name__}")
+        found.append(f"a patch embedding like {type(module.patch_embed).__name__}")
     elif not isinstance(module.patch_embed.norm, nn.Identity):
-        found.append("normalization in the patch embedding")
+        found.append("a normalization in the patch embedding")
     for block in module.blocks:
         kinds = BLOCKS.get(type(block).__name__)
         if kinds is None or type(block.attn).__name__ not in kinds:
-            found.append(f"blocks like {type(block).__name__} with {type(getattr(block, 'attn', None)).__name__}")
+            attention = getattr(block, "attn", None)
+            inner = "" if attention is None else f" with {type(attention).__name__}"
+            found.append(f"blocks like {type(block).__name__}{inner}")
             continue
         found += _odd_attention(block.attn) + _odd_mlp(block.mlp)
     if len({_shape(block) for block in module.blocks}) > 1:
@@ -152,8 +154,8 @@ def _oddities(module: Any) -> list[str]:
     if (rope := getattr(module, "rope", None)) is not None and not _is_dinov3(module, rope):
         found.append(f"rotary positions like {type(rope).__name__}")
     if getattr(module, "pool_include_prefix", False):
-        found.append("pooling that includes the class token")
-    norms = [part for part in module.modules() if "norm" in type(part).__name__.lower()]
+        found.append("a pooling that includes the class token")
+    norms = [part for part in module.modules() if "Norm" in type(part).__name__ and not any(part.children())]
     found += [type(part).__name__ for part in norms if not isinstance(part, nn.LayerNorm)]
     if len({part.eps for part in norms if isinstance(part, nn.LayerNorm)}) > 1:
         found.append("norms with several eps")
@@ -163,13 +165,13 @@ def _oddities(module: Any) -> list[str]:
 def _odd_attention(attention: Any) -> list[str]:
     found = []
     if not isinstance(attention.__dict__["_modules"].get("q_norm", nn.Identity()), nn.Identity):
-        found.append("normalization of queries and keys (qk_norm)")
+        found.append("a normalization of queries and keys (qk_norm)")
     if not isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity):
-        found.append("normalization before the output projection of the attention")
+        found.append("a normalization before the output projection of the attention")
     if getattr(attention, "gate", None) is not None:
         found.append("gates of the attention")
     if attention.proj.bias is None:
-        found.append("output projection without bias")
+        found.append("an output projection without bias")
     if attention.proj.in_features != attention.proj.out_features:
         found.append("heads that are wider or narrower than the model")
     return found
@@ -177,12 +179,12 @@ def _odd_attention(attention: Any) -> list[str]:
 
 def _odd_mlp(mlp: Any) -> list[str]:
     if type(mlp).__name__ not in ("Mlp", "SwiGLU", "GluMlp"):
-        return [f"feed-forward like {type(mlp).__name__}"]
-    return [] if isinstance(mlp.norm, nn.Identity) else ["normalization inside the feed-forward"]
+        return [f"a feed-forward like {type(mlp).__name__}"]
+    return [] if isinstance(mlp.norm, nn.Identity) else ["a normalization inside the feed-forward"]
 
 
 def _is_dinov3(module: Any, rope: nn.Module) -> bool:
-    rotates_half = getattr(module.blocks[0].attn, "rotate_half", False)
+    rotates_half = getattr(getattr(module.blocks[0], "attn", None), "rotate_half", False)
     return type(rope).__name__ == "RotaryEmbeddingDinoV3" and rotates_half
 
 
@@ -190,7 +192,7 @@ def _shape(block: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
 
 
-def _relative(module: nn.Module, attention: nn.Module) -> Literal["none", "block", "model"]:
+def _relative(module: nn.Module, attention: Any) -> Literal["none", "block", "model"]:
     if getattr(module, "rel_pos_bias", None) is not None:
         return "model"
     return "none" if getattr(attention, "relative_position_bias_table", None) is None else "block"
@@ -208,8 +210,8 @@ def _activation(activation: Any) -> str:
     return ACTIVATIONS.get(name, name)
 
 
-def _parameter(module: nn.Module, *names: str) -> bool:
-    return any(name in names for name, _ in module.named_parameters())
+def _parameter(module: nn.Module | None, *names: str) -> bool:
+    return module is not None and any(name in names for name, _ in module.named_parameters())
 
 
 def _count(tokens: Any) -> int:

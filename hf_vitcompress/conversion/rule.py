@@ -32,7 +32,7 @@ class Need(Generic[T]):
 
     Attributes:
         holds: whether it is.
-        lacking: what the class of transformers lacks otherwise, as a noun; `{traits.pool!r}` and the like are filled in.
+        lacking: what the class of transformers cannot express otherwise, as a noun; `{traits.pool!r}` and the like are filled in.
     """
 
     holds: Callable[[T], bool]
@@ -66,33 +66,37 @@ class Rule(Generic[T]):
     remarks: Callable[[T], Sequence[str]] = lambda traits: ()
 
     def lacking(self, traits: T) -> list[str]:
-        """What it lacks for a model; nothing where it holds."""
-        return [*traits.oddities, *(need.lacking.format(traits=traits) for need in self.needs if not need.holds(traits))]
+        """What it cannot express of a model; nothing where it holds."""
+        return [need.lacking.format(traits=traits) for need in self.needs if not need.holds(traits)]
 
 
 def matching_rule(rules: Sequence[Rule[T]], traits: T, name: str) -> Rule[T]:
     """The first rule that holds.
 
     Raises:
-        UnsupportedModelError: none does; the nearest one and what it lacks are named.
+        UnsupportedModelError: none does; what stands in the way of the nearest one is named.
     """
+    if traits.oddities:
+        raise not_expressible(f"no class of transformers that is known here has what {name} has", traits.oddities)
     lacking = [rule.lacking(traits) for rule in rules]
     if [] in lacking:
         return rules[lacking.index([])]
     fewest = min(lacking, key=len)
+    nearest = rules[lacking.index(fewest)].title
     raise not_expressible(
-        f"no class of transformers computes what {name} does: the nearest, {rules[lacking.index(fewest)].title}, has "
-        f"no {' and no '.join(fewest)}"
+        f"no class of transformers computes what {name} does, and {nearest}, the nearest, cannot express", fewest
     )
 
 
-def not_expressible(reason: str) -> UnsupportedModelError:
+def not_expressible(reason: str, things: Sequence[str] = ()) -> UnsupportedModelError:
     """What to say of a model that cannot be converted.
 
     Args:
         reason: the sentence's beginning, without a full stop.
+        things: nouns that it ends with.
     """
+    listed = f": {', and '.join(things)}" if things else ""
     return UnsupportedModelError(
-        f"{reason[0].upper()}{reason[1:]}. Compress the timm model as it is: `vitcompress compress` and "
+        f"{reason[0].upper()}{reason[1:]}{listed}. Compress the timm model as it is: `vitcompress compress` and "
         "ViTCompressor.compress take models of timm directly."
     )

@@ -1,16 +1,16 @@
 """A model of timm, however it is given."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..model.boundary import explained
 from ..model.plain import check_plain, unwrapped
+from ..runtime.files import looks_local
 from ..runtime.packages import require_package
 
 GIVE = "Give a Hub id (timm/…), a folder in timm's format, a TimmWrapper of transformers or a model of timm.create_model"
@@ -60,24 +60,21 @@ def open_timm(model: Any) -> Source:
 
 
 def _load(name: str) -> Source:
-    if Path(name).is_dir():
-        content = _content(Path(name) / "config.json", name)
-        if content.get("model_type", "timm_wrapper") != "timm_wrapper" or "architecture" not in content:
-            kind = content.get("model_type")
-            already = f"It is a model of transformers already ({kind})." if kind else "Its config has no architecture."
-            raise UnsupportedModelError(f"{name!r} is not in timm's format. {already} {GIVE}.")
-        if content.get("model_type") == "timm_wrapper":
-            return _wrapped(name)
-        return _created(f"local-dir:{name}", name)
-    return _created(f"hf-hub:{name}", name)
-
-
-def _content(file: Path, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnsupportedModelError(f"The config.json of {name!r} cannot be read. {GIVE}.") from error
-    return content if isinstance(content, dict) else {}
+    timm = require_timm("Converting timm's models")
+    if not Path(name).is_dir():
+        if looks_local(name):
+            raise UnsupportedModelError(f"There is no folder {name!r}. {GIVE}.")
+        if "/" not in name and timm.is_model(name.partition(".")[0]):
+            raise UnsupportedModelError(f"{name!r} is timm's name of a model. Its weights on the Hub are 'timm/{name}'.")
+    with explained(name):
+        content = PreTrainedConfig.get_config_dict(name)[0]
+    if content.get("model_type") == "timm_wrapper":
+        return _wrapped(name)
+    if kind := content.get("model_type"):
+        raise UnsupportedModelError(f"{name!r} is a model of transformers already ({kind}). {GIVE}.")
+    if "architecture" not in content:
+        raise UnsupportedModelError(f"The config.json of {name!r} names no architecture of timm. {GIVE}.")
+    return _created(f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}", name)
 
 
 def _created(address: str, name: str) -> Source:

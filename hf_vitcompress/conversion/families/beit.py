@@ -64,7 +64,7 @@ BEIT = Rule(
         needs.NO_NORM_BEFORE,
         Need(
             lambda vit: (vit.norm, vit.pool) in (("pooled", "avg"), ("tokens", "token")),
-            "feature other than the normalized mean of the patches or the class token",
+            "a feature other than the normalized mean of the patches or the class token",
         ),
         needs.PLAIN_MLP,
         needs.KNOWN_ACTIVATION,

@@ -43,16 +43,16 @@ NAMES = {
 
 RATIO: Need[Vit] = Need(
     lambda vit: _ratio(vit) * vit.width == (_swiglu_hidden(vit) if vit.gated else vit.hidden),
-    "feed-forward whose width is not a whole multiple of the model's",
+    "a feed-forward whose width is not a whole multiple of the model's",
 )
 ACTIVATION: Need[Vit] = Need(
     lambda vit: vit.activation == "silu" if vit.gated else vit.activation in needs.ACTIVATION,
-    "activation like {traits.activation}",
+    "an activation like {traits.activation}",
 )
 IS_DINOV2: Need[Vit] = Need(
-    lambda vit: vit.scales or vit.gated or (vit.classes > 0 and vit.pool == "avg"), "model without layer scales"
+    lambda vit: vit.scales or vit.gated or (vit.classes > 0 and vit.pool == "avg"), "the lack of layer scales"
 )
-REGISTERS: Need[Vit] = Need(lambda vit: vit.registers > 0, "model without register tokens")
+REGISTERS: Need[Vit] = Need(lambda vit: vit.registers > 0, "the lack of register tokens")
 SHARED = (
     needs.CLASS_TOKEN,
     needs.POSITIONS,
@@ -103,7 +103,7 @@ def _remarks(vit: Vit) -> list[str]:
 
 DINOV2 = Rule(
     title="DINOv2",
-    needs=(*SHARED, needs.NO_REGISTERS, IS_DINOV2, Need(lambda vit: not _is_vit(vit), "classifier of one token")),
+    needs=(*SHARED, needs.NO_REGISTERS, IS_DINOV2, Need(lambda vit: not _is_vit(vit), "a classifier that reads the class token alone")),
     config=lambda vit, labels: Dinov2Config(**_config(vit, labels)),
     model=lambda vit: Dinov2ForImageClassification if vit.classes else Dinov2Model,
     names=NAMES,
@@ -173,9 +173,9 @@ DINOV3 = Rule(
     title="DINOv3",
     needs=(
         needs.CLASS_TOKEN,
-        Need(lambda vit: vit.rope > 0, "model without rotary positions"),
+        Need(lambda vit: vit.rope > 0, "the lack of rotary positions"),
         Need(lambda vit: not vit.absolute, "absolute positions beside the rotary ones"),
-        Need(lambda vit: vit.scales, "model without layer scales"),
+        Need(lambda vit: vit.scales, "the lack of layer scales"),
         needs.NO_NORM_BEFORE,
         needs.NORM_TOKENS,
         needs.KNOWN_ACTIVATION,

@@ -1,34 +1,34 @@
-"""What vision transformers have to be for one rule or another, with what a class of transformers lacks otherwise."""
+"""What vision transformers have to be for one rule or another, with what a class cannot express otherwise."""
 
 from ..reading import Vit
 from ..rule import Need
 
 ACTIVATION = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu")
 
-CLASS_TOKEN: Need[Vit] = Need(lambda vit: vit.class_token, "model without class token")
-NO_CLASS_TOKEN: Need[Vit] = Need(lambda vit: not vit.class_token, "class token")
+CLASS_TOKEN: Need[Vit] = Need(lambda vit: vit.class_token, "the lack of a class token")
+NO_CLASS_TOKEN: Need[Vit] = Need(lambda vit: not vit.class_token, "a class token")
 NO_REGISTERS: Need[Vit] = Need(lambda vit: vit.registers == 0, "register tokens")
 POSITIONS: Need[Vit] = Need(lambda vit: vit.absolute and not vit.rope, "other positions than one vector for each patch")
 NO_RELATIVE: Need[Vit] = Need(lambda vit: vit.relative == "none", "biases for relative positions")
 NO_NORM_BEFORE: Need[Vit] = Need(lambda vit: not vit.before, "normalization before the first block (pre_norm)")
 NORM_TOKENS: Need[Vit] = Need(
-    lambda vit: vit.norm == "tokens", "feature that is normalized after the pooling, or not at all (fc_norm)"
+    lambda vit: vit.norm == "tokens", "a feature that is normalized after the pooling, or not at all (fc_norm)"
 )
 NORM_POOLED: Need[Vit] = Need(lambda vit: vit.norm == "pooled", "normalization of the tokens before the pooling")
-PLAIN_MLP: Need[Vit] = Need(lambda vit: not vit.gated, "gated feed-forward")
-KNOWN_ACTIVATION: Need[Vit] = Need(lambda vit: vit.activation in ACTIVATION, "activation like {traits.activation}")
+PLAIN_MLP: Need[Vit] = Need(lambda vit: not vit.gated, "a gated feed-forward")
+KNOWN_ACTIVATION: Need[Vit] = Need(lambda vit: vit.activation in ACTIVATION, "an activation like {traits.activation}")
 NO_SCALES: Need[Vit] = Need(lambda vit: not vit.scales, "layer scales")
 SQUARE: Need[Vit] = Need(
     lambda vit: vit.image[0] == vit.image[1] and vit.patch[0] == vit.patch[1], "images or patches that are not square"
 )
-HEADLESS: Need[Vit] = Need(lambda vit: vit.classes == 0, "classifier")
+HEADLESS: Need[Vit] = Need(lambda vit: vit.classes == 0, "a classifier")
 
 
 def classifies_by(*pools: str) -> Need[Vit]:
     """A classifier, if there is one, that reads a feature pooled in one of these ways."""
     return Need(
         lambda vit: vit.classes == 0 or vit.pool in pools,
-        "classifier that reads a feature pooled by global_pool={traits.pool!r}",
+        "a classifier that reads a feature pooled by global_pool={traits.pool!r}",
     )
 
 

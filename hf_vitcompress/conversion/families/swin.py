@@ -103,9 +103,9 @@ def _oddities(module: Any) -> list[str]:
     found = []
     blocks = [block for stage in module.layers for block in stage.blocks]
     if isinstance(module.patch_embed.norm, nn.Identity):
-        found.append("patch embedding without normalization")
+        found.append("a patch embedding without normalization")
     if any(type(block.mlp.act).__name__ != "GELU" for block in blocks):
-        found.append("other activation than GELU")
+        found.append("another activation than GELU")
     if any(block.attn.proj.in_features != block.attn.qkv.in_features for block in blocks):
         found.append("heads that are wider or narrower than the stage")
     norms = {part.eps for part in module.modules() if isinstance(part, nn.LayerNorm)}
@@ -144,7 +144,7 @@ def _remarks(swin: Swin) -> list[str]:
     return [f"The converted model's pooler_output is the mean of the tokens, not timm's global_pool={swin.pool!r}."]
 
 
-MEAN: Need[Swin] = Need(lambda swin: swin.classes == 0 or swin.pool == "avg", "classifier that reads no mean")
+MEAN: Need[Swin] = Need(lambda swin: swin.classes == 0 or swin.pool == "avg", "a classifier that does not read the mean of the tokens")
 WINDOW: Need[Swin] = Need(
     lambda swin: all(
         window == tuple(min(swin.window, side) for side in grid)
@@ -152,11 +152,11 @@ WINDOW: Need[Swin] = Need(
     ),
     "windows of several sizes",
 )
-SQUARE: Need[Swin] = Need(lambda swin: all(height == width for height, width in swin.windows), "windows that are no squares")
+SQUARE: Need[Swin] = Need(lambda swin: all(height == width for height, width in swin.windows), "windows that are not square")
 
 SWIN = Rule(
     title="Swin",
-    needs=(MEAN, WINDOW, SQUARE, Need(lambda swin: len(set(swin.windows)) == 1, "windows cut to small stages")),
+    needs=(MEAN, WINDOW, SQUARE, Need(lambda swin: len(set(swin.windows)) == 1, "windows that are smaller in some stages")),
     config=lambda swin, labels: SwinConfig(**_config(swin, labels)),
     model=lambda swin: SwinForImageClassification if swin.classes else SwinModel,
     names={

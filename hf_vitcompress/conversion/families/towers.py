@@ -60,9 +60,9 @@ CLIP = Rule(
     title="CLIP's image tower",
     needs=(
         needs.CLASS_TOKEN,
-        Need(lambda vit: vit.before, "model without normalization before the first block (pre_norm)"),
-        Need(lambda vit: vit.pool == "token", "feature other than the class token"),
-        Need(lambda vit: not vit.head_bias, "classifier with biases"),
+        Need(lambda vit: vit.before, "the lack of a normalization before the first block (pre_norm)"),
+        Need(lambda vit: vit.pool == "token", "a feature other than the class token"),
+        Need(lambda vit: not vit.head_bias, "a classifier with biases"),
         *SHARED,
     ),
     config=_clip_config,
@@ -98,7 +98,7 @@ SIGLIP = Rule(
     title="SigLIP's image tower",
     needs=(
         needs.NO_CLASS_TOKEN,
-        Need(lambda vit: vit.pool == "map", "feature other than that of attention pooling"),
+        Need(lambda vit: vit.pool == "map", "a feature other than that of attention pooling"),
         needs.NO_NORM_BEFORE,
         needs.HEADLESS,
         *SHARED,

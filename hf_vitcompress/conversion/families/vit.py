@@ -41,7 +41,7 @@ PLAIN = (
     needs.PLAIN_MLP,
     needs.KNOWN_ACTIVATION,
 )
-DISTILLED: Need[Vit] = Need(lambda vit: vit.prefix == 2, "distilled model without positions of its two tokens")
+DISTILLED: Need[Vit] = Need(lambda vit: vit.prefix == 2, "a class and a distillation token without positions")
 
 
 def _with_class_position(state: State, vit: Vit) -> None:

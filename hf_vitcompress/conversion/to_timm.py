@@ -1,0 +1,206 @@
+"""A model of transformers becomes one of timm that computes the same, or is refused."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..architectures.inputs import height_and_width
+from ..errors import UnsupportedModelError
+from ..images.unloaded import UnloadedProcessor
+from ..model.assembly import is_factored
+from ..model.companions import companions_of
+from ..model.loading import load_dense_model, load_image_processor
+from ..runtime.random_state import unchanged_random_state
+from .families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
+from .families.vit import DEIT, VIT
+from .from_timm import Conversion
+from .processing import data_config_of
+from .proof import TOLERANCE, largest_difference, random_images, timm_outputs, transformers_outputs
+from .sources import require_timm
+from .state import Names, State, to_timm
+
+logger = logging.get_logger(__name__)
+
+TIMM_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+"""By the name in transformers, timm's."""
+
+FOREIGN = {"tag": "", "license": None, "hf_hub_id": None, "origin_url": None, "paper_ids": None, "url": ""}
+"""What timm says of the weights that are published for an architecture, and what does not hold for others."""
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """What a class of transformers is in timm.
+
+    Attributes:
+        architecture: timm's name of a model of that kind; its sizes are arguments.
+        names: of the tensors.
+        arguments: of `timm.create_model`, beyond those that all have.
+        prepare: changes timm's state dict in place.
+    """
+
+    architecture: str
+    names: Names
+    arguments: Callable[[Any], dict[str, Any]] = lambda config: {}
+    prepare: Callable[[State], None] = lambda state: None
+
+
+def _place_class_token(state: State) -> None:
+    """timm's models with registers have positions for the patches alone."""
+    positions = state["pos_embed"]
+    state["cls_token"], state["pos_embed"] = state["cls_token"] + positions[:, :1], positions[:, 1:]
+
+
+WAYS_BACK = {
+    "ViTForImageClassification": WayBack("vit_base_patch16_224", VIT.names),
+    "ViTModel": WayBack("vit_base_patch16_224", VIT.names),
+    "DeiTForImageClassificationWithTeacher": WayBack("deit_base_distilled_patch16_224", DEIT.names),
+    "Dinov2Model": WayBack("vit_base_patch14_dinov2", DINOV2.names, lambda config: {"init_values": 1.0}),
+    "Dinov2WithRegistersModel": WayBack(
+        "vit_base_patch14_reg4_dinov2",
+        DINOV2_WITH_REGISTERS.names,
+        lambda config: {"init_values": 1.0, "reg_tokens": config.num_register_tokens},
+        _place_class_token,
+    ),
+}
+"""By the name of the class."""
+
+
+def convert_to_timm(model: str | Path | PreTrainedModel) -> nn.Module:
+    """A plain timm module that computes what a dense model of transformers does.
+
+    Both are run on random images, and a difference larger than rounding is refused.
+
+    Args:
+        model: ViT, DINOv2 or DeiT with a distillation token; a folder, a Hub id or a loaded model, which is left as it
+            was.
+
+    Returns:
+        the module in evaluation mode, whose `pretrained_cfg` says how images are prepared and what the classes are
+        called. `timm.models.save_for_hf` saves it for `timm.create_model("local-dir:…", pretrained=True)`.
+
+    Raises:
+        UnsupportedModelError: timm has no module that computes the same, or the model cannot be loaded.
+        MissingPackageError: timm is missing.
+    """
+    done = conversion_to_timm(model)
+    for remark in done.remarks:
+        logger.warning(remark)
+    return done.model
+
+
+def conversion_to_timm(model: str | Path | PreTrainedModel) -> Conversion:
+    """As `convert_to_timm`, with the difference, and the remarks in place of warnings."""
+    require_timm("Converting to timm")
+    loaded = load_dense_model(model)
+    kind, name = type(loaded).__name__, str(loaded.config.name_or_path or type(loaded).__name__)
+    if is_factored(loaded):
+        raise UnsupportedModelError(
+            f"{name} is compressed, and timm's plain modules have no factored layers. Give a dense model, or what "
+            "hf_vitcompress.to_dense makes of it."
+        )
+    if kind not in WAYS_BACK:
+        raise UnsupportedModelError(
+            f"{name} is a {kind}, which is not converted to timm. These are: {', '.join(WAYS_BACK)}."
+        )
+    module = _built(loaded, WAYS_BACK[kind])
+    difference = _checked_difference(loaded, module, name)
+    dtype = next(loaded.parameters()).dtype
+    return Conversion(module.to(dtype).eval(), name, difference, _remarks(loaded))
+
+
+def save_timm(module: Any, folder: str | Path) -> None:
+    """Write a module of `convert_to_timm` in timm's format."""
+    timm = require_timm("Converting to timm")
+    names = module.pretrained_cfg.get("label_names")
+    timm.models.save_for_hf(
+        module, str(folder), model_config={"label_names": names} if names else {}, safe_serialization=True
+    )
+    file = Path(folder) / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model_args"].pop("num_classes", None)  # it stands beside them, and a TimmWrapper refuses it twice
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _built(model: PreTrainedModel, way: WayBack) -> Any:
+    config: Any = model.config
+    headed = model.base_model is not model
+    if config.hidden_act not in TIMM_ACTIVATIONS:
+        raise UnsupportedModelError(f"timm's vision transformers have no activation like {config.hidden_act}.")
+    if getattr(config, "use_swiglu_ffn", False):
+        raise UnsupportedModelError("DINOv2 with a gated feed-forward is not converted to timm; the other sizes are.")
+    image = height_and_width(config.image_size)
+    arguments = {
+        "img_size": image,
+        "patch_size": height_and_width(config.patch_size),
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": getattr(config, "mlp_ratio", None) or config.intermediate_size / config.hidden_size,
+        "qkv_bias": config.qkv_bias,
+        "act_layer": TIMM_ACTIVATIONS[config.hidden_act],
+        "num_classes": config.num_labels if headed else 0,
+        **way.arguments(config),
+    }
+    settings = {**FOREIGN, **data_config_of(_processor(model), config, image)}
+    if headed:
+        settings["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
+    timm = require_timm("Converting to timm")
+    with unchanged_random_state():
+        module = timm.create_model(way.architecture, pretrained_cfg_overlay=settings, **arguments).float()
+    state = _state(model, way, f"{model.base_model_prefix}." if headed else "")
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        what = " ".join(str(error).split())
+        raise UnsupportedModelError(f"timm has no place for all weights of this {type(model).__name__}: {what}") from error
+    return module.eval()
+
+
+def _state(model: PreTrainedModel, way: WayBack, body: str) -> State:
+    """Of what runs: neither a pooler that timm's models lack nor the token of masked patches."""
+    tensors = {name: tensor.detach().float().cpu() for name, tensor in model.state_dict().items()}
+    wanted = {n: t for n, t in tensors.items() if not n.startswith("pooler.") and not n.endswith("mask_token")}
+    state = to_timm(wanted, way.names, body)
+    way.prepare(state)
+    return state
+
+
+def _processor(model: PreTrainedModel) -> Any:
+    beside = [item for item in companions_of(model) if hasattr(item, "image_mean")]
+    found = beside[0] if beside else load_image_processor(model)
+    return None if isinstance(found, UnloadedProcessor) else found
+
+
+def _remarks(model: PreTrainedModel) -> tuple[str, ...]:
+    found = []
+    if getattr(model, "pooler", None) is not None:
+        found.append("The pooler, a layer behind the class token, is left out: timm's models have none.")
+    if _processor(model) is None:
+        found.append("There is no image processor beside the model; pretrained_cfg has timm's default mean and std.")
+    return tuple(found)
+
+
+def _checked_difference(model: PreTrainedModel, module: nn.Module, name: str) -> float:
+    config: Any = model.config
+    headed = model.base_model is not model
+    twin = copy.deepcopy(model).to("cpu", torch.float32)  # type: ignore[arg-type]
+    images = random_images((config.num_channels, *height_and_width(config.image_size)), torch.device("cpu"))
+    ours = timm_outputs(module, images, tokens=True, pooled=headed)
+    theirs = transformers_outputs(twin, images, headed, tokens=True, pooled=headed)
+    absolute, relative = largest_difference(ours, theirs)
+    if not relative <= TOLERANCE:
+        raise UnsupportedModelError(
+            f"{name} was tried as a model of timm, and its output differs by {absolute:.1e}, which is more than rounding."
+            f" timm's norms have eps 1e-6, and those of this model {config.layer_norm_eps}."
+        )
+    return absolute

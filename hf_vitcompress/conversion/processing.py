@@ -29,32 +29,45 @@ def processing_of(data: dict[str, Any], channels: int, image: tuple[int, int]) -
     if channels != 3:
         said = f"The model takes images of {channels} channels, for which there is no image processor: bring your own."
         return Processing(None, (said,))
-    crop, mode = float(data.get("crop_pct") or 0.875), data.get("crop_mode") or "center"
-    interpolation = data.get("interpolation") or "bicubic"
-    height, width = image
-    enlarged = (math.floor(height / crop), math.floor(width / crop))
     common = {
-        "resample": RESAMPLING.get(interpolation, RESAMPLING["bicubic"]),
+        "resample": RESAMPLING.get(data["interpolation"], RESAMPLING["bicubic"]),
         "image_mean": [float(value) for value in data["mean"]],
         "image_std": [float(value) for value in data["std"]],
         "do_convert_rgb": True,
     }
-    cropped = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
     remarks = []
-    if interpolation not in RESAMPLING:
-        remarks.append(f"The image processor resizes by bicubic interpolation, and timm by {interpolation}.")
-    if mode == "squash" and enlarged == (height, width):
+    if data["interpolation"] not in RESAMPLING:
+        remarks.append(f"The image processor resizes by bicubic interpolation, and timm by {data['interpolation']}.")
+    height, width = image
+    enlarged = [math.floor(side / data["crop_pct"]) for side in image]
+    squashes = data["crop_mode"] == "squash"
+    if squashes and enlarged == [height, width]:
         return Processing(ViTImageProcessor(size={"height": height, "width": width}, **common), tuple(remarks))
-    if mode == "squash":
-        size = {"height": enlarged[0], "width": enlarged[1]}
-        return Processing(CLIPImageProcessor(size=size, **cropped, **common), tuple(remarks))
-    if mode != "center" or height != width:
-        remarks.append(
-            f"timm {'pads images to a square' if mode == 'border' else 'crops images that are not square'} in a way "
-            "that no image processor does (crop_mode and input_size); this one resizes the shorter side and crops."
-        )
-    size = {"shortest_edge": max(enlarged)}
+    size = {"height": enlarged[0], "width": enlarged[1]} if squashes else {"shortest_edge": max(enlarged)}
+    cropped = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    remarks += _crop_remarks(data, image, enlarged)
     return Processing(CLIPImageProcessor(size=size, **cropped, **common), tuple(remarks))
+
+
+def _crop_remarks(data: dict[str, Any], image: tuple[int, int], enlarged: list[int]) -> list[str]:
+    """What timm's crop does that no image processor does; `crop_pct` is expressed by the size before the crop."""
+    if data["crop_mode"] == "border":
+        return [
+            "timm pads images to a square (crop_mode='border'), which no image processor does: this one resizes the "
+            "shorter side and crops."
+        ]
+    if data["crop_mode"] != "squash" and image[0] != image[1]:
+        return [
+            "timm resizes until an image covers the model's size, which is not square. No image processor does that: "
+            "this one resizes the shorter side and crops."
+        ]
+    # torchvision rounds half the margin, and .5 to the even number; transformers rounds it down.
+    off = [(side - wanted) % 4 == 3 for side, wanted in zip(enlarged, image, strict=True)]
+    if any(off):
+        return [f"With crop_pct={data['crop_pct']:g} the crop lies one pixel further up and left than timm's."]
+    if data["crop_mode"] != "squash":
+        return ["The crop of images that are not square may lie one pixel further up or left than timm's."]
+    return []
 
 
 def data_config_of(processor: Any, config: PreTrainedConfig, image: tuple[int, int]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ..model.boundary import explained
 from ..model.plain import check_plain, unwrapped
 from ..runtime.files import looks_local
 from ..runtime.packages import require_package
+from .reading import timm_class
 
 GIVE = "Give a Hub id (timm/…), a folder in timm's format, a TimmWrapper of transformers or a model of timm.create_model"
 
@@ -68,9 +69,11 @@ def _load(name: str) -> Source:
             raise UnsupportedModelError(f"{name!r} is timm's name of a model. Its weights on the Hub are 'timm/{name}'.")
     with explained(name):
         content = PreTrainedConfig.get_config_dict(name)[0]
-    if content.get("model_type") == "timm_wrapper":
+    # transformers adds this type to configs of timm itself, which have no list of `architectures`.
+    kind = content.get("model_type")
+    if kind == "timm_wrapper" and content.get("architectures"):
         return _wrapped(name)
-    if kind := content.get("model_type"):
+    if kind not in (None, "timm_wrapper"):
         raise UnsupportedModelError(f"{name!r} is a model of transformers already ({kind}). {GIVE}.")
     if "architecture" not in content:
         raise UnsupportedModelError(f"The config.json of {name!r} names no architecture of timm. {GIVE}.")
@@ -95,15 +98,24 @@ def _wrapped(name: str) -> Source:
 
 def _of_object(model: Any, name: str) -> Source:
     if isinstance(model, PreTrainedModel) and model.config.model_type == "timm_wrapper":
-        module = model.timm_model
-        settings = getattr(model.config, "pretrained_cfg", None) or getattr(module, "pretrained_cfg", {})
-        labels = {"id2label": model.config.id2label, "label2id": model.config.label2id}
-        return Source(module, name or model.config.name_or_path or model.config.architecture, dict(settings), labels)
-    if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
+        module, config = model.timm_model, model.config
+        _check_whole(module)
+        settings = getattr(config, "pretrained_cfg", None) or module.pretrained_cfg
+        labels = {"id2label": config.id2label, "label2id": config.label2id}
+        return Source(module, name or config.name_or_path or config.architecture, dict(settings), labels)
+    if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module) or not timm_class(model):
         raise UnsupportedModelError(f"{type(model).__name__} is not a model of timm. {GIVE}.")
+    _check_whole(model)
     settings = dict(getattr(model, "pretrained_cfg", None) or {})
     name = name or settings.get("architecture") or type(model).__name__
     return Source(model, name, settings, _labels(model, settings))
+
+
+def _check_whole(module: nn.Module) -> None:
+    if timm_class(module).startswith("Feature"):
+        raise UnsupportedModelError(
+            "This model gives feature maps alone (features_only). Give the whole one, without features_only."
+        )
 
 
 def _labels(module: Any, settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,7 @@ from ..architectures.inputs import height_and_width
 from ..errors import UnsupportedModelError
 from ..images.unloaded import UnloadedProcessor
 from ..model.assembly import is_factored
-from ..model.companions import companions_of
 from ..model.loading import load_dense_model, load_image_processor
-from ..runtime.random_state import unchanged_random_state
 from .families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from .families.vit import DEIT, VIT
 from .from_timm import Conversion
@@ -155,11 +153,11 @@ def _built(model: PreTrainedModel, way: WayBack) -> Any:
     if headed:
         settings["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
     timm = require_timm("Converting to timm")
-    with unchanged_random_state():
-        module = timm.create_model(way.architecture, pretrained_cfg_overlay=settings, **arguments).float()
+    # Without storage no random number is drawn; every tensor of these models is in the state dict.
+    module = timm.create_model(way.architecture, pretrained_cfg_overlay=settings, device="meta", **arguments)
     state = _state(model, way, f"{model.base_model_prefix}." if headed else "")
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=True)
     except RuntimeError as error:
         what = " ".join(str(error).split())
         raise UnsupportedModelError(f"timm has no place for all weights of this {type(model).__name__}: {what}") from error
@@ -176,8 +174,7 @@ def _state(model: PreTrainedModel, way: WayBack, body: str) -> State:
 
 
 def _processor(model: PreTrainedModel) -> Any:
-    beside = [item for item in companions_of(model) if hasattr(item, "image_mean")]
-    found = beside[0] if beside else load_image_processor(model)
+    found = load_image_processor(model)
     return None if isinstance(found, UnloadedProcessor) else found
 
 

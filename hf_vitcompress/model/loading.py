@@ -123,7 +123,7 @@ def check_model(model: Any) -> None:
 
 
 def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
-    """The image processor beside a model, or `None` where there is none.
+    """The image processor that a model is saved with, or else the one beside it; `None` where there is none.
 
     One that cannot be loaded here, because a package is missing or transformers lacks its class, is an
     `UnloadedProcessor`.
@@ -131,6 +131,9 @@ def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
     Raises:
         UnsupportedModelError: its file is damaged.
     """
+    for companion in getattr(model, "companions", []):
+        if isinstance(companion, ImageProcessingMixin | UnloadedProcessor):
+            return companion
     name = model.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
     if not name:
         return None

@@ -15,7 +15,7 @@ LIBRARIES = ("transformers", "timm")
 def convert_checkpoint(
     model: Annotated[str, typer.Argument(help="Model: a folder or a Hub id, such as timm/….", metavar="MODEL")],
     output: Annotated[Path, typer.Argument(help="Folder for the converted model.", metavar="OUTPUT")],
-    to: Annotated[str, typer.Option("--to", help="Library that the model is for: transformers or timm.")] = LIBRARIES[0],
+    to: Annotated[str, typer.Option("--to", help="Library that OUTPUT is for: transformers or timm.")] = LIBRARIES[0],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in OUTPUT.")] = False,
     quiet: Quiet = False,
 ) -> None:

@@ -47,8 +47,8 @@ def convert_from_timm(model: Any) -> PreTrainedModel:
     way of preparing images, is said in a warning.
 
     Args:
-        model: a Hub id such as `timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k`, a folder in timm's format, a TimmWrapper
-            of transformers, or a model of `timm.create_model`, which is left as it was.
+        model: a Hub id such as `timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k`, a folder in timm's format, a
+            TimmWrapper of transformers, or a model of `timm.create_model`; the last two are left as they were.
 
     Returns:
         the model in evaluation mode, with its weights in the type that they had. `save_pretrained` also writes its
@@ -78,7 +78,7 @@ def conversion_from_timm(model: Any) -> Conversion:
     dtype = next(source.module.parameters()).dtype
     module = source.module if dtype == torch.float32 else copy.deepcopy(source.module).float()
     labels = source.labels if traits.classes else {}
-    converted = _built(rule, traits, labels, module.state_dict())
+    converted: Any = _built(rule, traits, labels, module.state_dict())
     difference = _checked_difference(module, converted, rule, traits, source.name)
     processing = processing_of(source.data_config(), traits.channels, traits.image)
     if processing.processor is not None:
@@ -87,17 +87,18 @@ def conversion_from_timm(model: Any) -> Conversion:
     return Conversion(converted, source.name, difference, (*rule.remarks(traits), *processing.remarks))
 
 
-def _built(rule: Rule[Any], traits: Traits, labels: dict[str, Any], state: State) -> PreTrainedModel:
+def _built(rule: Rule[Any], traits: Traits, labels: dict[str, Any], state: State) -> Any:
     state = {name: tensor.detach().to("cpu") for name, tensor in state.items()}
     rule.prepare(state, traits)
     with MAKING, unchanged_random_state():
-        model = rule.model(traits)(rule.config(traits, labels)).to(torch.float32)
+        model: Any = rule.model(traits)(rule.config(traits, labels))
+    model.to(torch.float32)
     body = f"{model.base_model_prefix}." if traits.classes else ""
     model.load_state_dict(to_transformers(state, rule.names, body))
     return model.eval()
 
 
-def _checked_difference(module: nn.Module, model: PreTrainedModel, rule: Rule[Any], traits: Traits, name: str) -> float:
+def _checked_difference(module: nn.Module, model: Any, rule: Rule[Any], traits: Traits, name: str) -> float:
     device = next(module.parameters()).device
     images = random_images((traits.channels, *traits.image), device)
     pooled = traits.classes > 0 or rule.same_pooled

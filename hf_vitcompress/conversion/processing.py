@@ -29,7 +29,7 @@ def processing_of(data: dict[str, Any], channels: int, image: tuple[int, int]) -
     if channels != 3:
         said = f"The model takes images of {channels} channels, for which there is no image processor: bring your own."
         return Processing(None, (said,))
-    common = {
+    common: dict[str, Any] = {
         "resample": RESAMPLING.get(data["interpolation"], RESAMPLING["bicubic"]),
         "image_mean": [float(value) for value in data["mean"]],
         "image_std": [float(value) for value in data["std"]],
@@ -44,7 +44,7 @@ def processing_of(data: dict[str, Any], channels: int, image: tuple[int, int]) -
     if squashes and enlarged == [height, width]:
         return Processing(ViTImageProcessor(size={"height": height, "width": width}, **common), tuple(remarks))
     size = {"height": enlarged[0], "width": enlarged[1]} if squashes else {"shortest_edge": max(enlarged)}
-    cropped = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    cropped: dict[str, Any] = {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
     remarks += _crop_remarks(data, image, enlarged)
     return Processing(CLIPImageProcessor(size=size, **cropped, **common), tuple(remarks))
 
@@ -71,7 +71,7 @@ def _crop_remarks(data: dict[str, Any], image: tuple[int, int], enlarged: list[i
 
 
 def data_config_of(processor: Any, config: PreTrainedConfig, image: tuple[int, int]) -> dict[str, Any]:
-    """timm's data config of an image processor; of a model without one, timm's defaults.
+    """The data config, in timm's form, of an image processor; of a model without one, timm's defaults.
 
     Args:
         config: of the model.

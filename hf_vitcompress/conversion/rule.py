@@ -32,7 +32,8 @@ class Need(Generic[T]):
 
     Attributes:
         holds: whether it is.
-        lacking: what the class of transformers cannot express otherwise, as a noun; `{traits.pool!r}` and the like are filled in.
+        lacking: what the class of transformers cannot express otherwise, as a noun; `{traits.pool!r}` and the
+            like are filled in.
     """
 
     holds: Callable[[T], bool]
@@ -58,7 +59,7 @@ class Rule(Generic[T]):
     title: str
     needs: tuple[Need[T], ...]
     config: Callable[[T, dict[str, Any]], PreTrainedConfig]
-    model: Callable[[T], Callable[[PreTrainedConfig], PreTrainedModel]]
+    model: Callable[[T], Callable[..., PreTrainedModel]]
     names: Names
     prepare: Callable[[State, T], None] = lambda state, traits: None
     same_tokens: bool = True

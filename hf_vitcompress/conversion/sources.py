@@ -14,7 +14,7 @@ from ..runtime.files import looks_local
 from ..runtime.packages import require_package
 from .reading import timm_class
 
-GIVE = "Give a Hub id (timm/…), a folder in timm's format, a TimmWrapper of transformers or a model of timm.create_model"
+GIVE = "Give a Hub id (timm/…), a folder in timm's format, a TimmWrapper or what timm.create_model makes"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _load(name: str) -> Source:
         if looks_local(name):
             raise UnsupportedModelError(f"There is no folder {name!r}. {GIVE}.")
         if "/" not in name and timm.is_model(name.partition(".")[0]):
-            raise UnsupportedModelError(f"{name!r} is timm's name of a model. Its weights on the Hub are 'timm/{name}'.")
+            raise UnsupportedModelError(f"{name!r} is timm's name of a model. Its Hub id is 'timm/{name}'.")
     with explained(name):
         content = PreTrainedConfig.get_config_dict(name)[0]
     # transformers adds this type to configs of timm itself, which have no list of `architectures`.
@@ -98,7 +98,8 @@ def _wrapped(name: str) -> Source:
 
 def _of_object(model: Any, name: str) -> Source:
     if isinstance(model, PreTrainedModel) and model.config.model_type == "timm_wrapper":
-        module, config = model.timm_model, model.config
+        module: Any = model.timm_model
+        config = model.config
         _check_whole(module)
         settings = getattr(config, "pretrained_cfg", None) or module.pretrained_cfg
         labels = {"id2label": config.id2label, "label2id": config.label2id}

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..architectures.inputs import height_and_width
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, one_line
 from ..images.unloaded import UnloadedProcessor
 from ..model.assembly import is_factored
 from ..model.loading import load_dense_model, load_image_processor
@@ -52,7 +52,7 @@ class WayBack:
 
 
 def _place_class_token(state: State) -> None:
-    """timm's models with registers have positions for the patches alone."""
+    """Add its position to the class token: with registers, timm's models have positions of patches alone."""
     positions = state["pos_embed"]
     state["cls_token"], state["pos_embed"] = state["cls_token"] + positions[:, :1], positions[:, 1:]
 
@@ -159,8 +159,9 @@ def _built(model: PreTrainedModel, way: WayBack) -> Any:
     try:
         module.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        what = " ".join(str(error).split())
-        raise UnsupportedModelError(f"timm has no place for all weights of this {type(model).__name__}: {what}") from error
+        raise UnsupportedModelError(
+            f"The weights of this {type(model).__name__} are not those that timm's module has: {one_line(error)}."
+        ) from error
     return module.eval()
 
 
@@ -197,7 +198,7 @@ def _checked_difference(model: PreTrainedModel, module: nn.Module, name: str) ->
     absolute, relative = largest_difference(ours, theirs)
     if not relative <= TOLERANCE:
         raise UnsupportedModelError(
-            f"{name} was tried as a model of timm, and its output differs by {absolute:.1e}, which is more than rounding."
-            f" timm's norms have eps 1e-6, and those of this model {config.layer_norm_eps}."
+            f"{name} was tried as a model of timm, and its output differs by {absolute:.1e}, which is more than "
+            f"rounding. timm's norms have eps 1e-6, and those of this model {config.layer_norm_eps}."
         )
     return absolute

@@ -40,20 +40,29 @@ CASES = [
     ("vit_giant_patch14_dinov2", {"img_size": 28, "embed_dim": 48, **HEADLESS}, "Dinov2Model"),
     ("vit_small_patch14_reg4_dinov2", {"img_size": 28, **HEADLESS}, "Dinov2WithRegistersModel"),
     ("vit_small_patch14_reg4_dinov2", {"img_size": 28}, "Dinov2WithRegistersForImageClassification"),
-    ("vit_small_patch14_reg4_dinov2", {"img_size": 28, "no_embed_class": False}, "Dinov2WithRegistersForImageClassification"),
+    (
+        "vit_small_patch14_reg4_dinov2",
+        {"img_size": 28, "no_embed_class": False},
+        "Dinov2WithRegistersForImageClassification",
+    ),
     ("vit_small_patch16_dinov3", HEADLESS, "DINOv3ViTModel"),
     ("vit_small_plus_patch16_dinov3_qkvb", HEADLESS, "DINOv3ViTModel"),
     ("vit_base_patch16_clip_quickgelu_224", HEADLESS, "CLIPVisionModel"),
     ("vit_base_patch16_siglip_224", HEADLESS, "SiglipVisionModel"),
     ("beit_base_patch16_224", {}, "BeitForImageClassification"),
     ("beitv2_base_patch16_224", HEADLESS, "BeitModel"),
-    ("beit_base_patch16_224", {"global_pool": "token", "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}, "BeitForImageClassification"),
+    ("beit_base_patch16_224", {"global_pool": "token"}, "BeitForImageClassification"),
+    (
+        "beit_base_patch16_224",
+        {"use_rel_pos_bias": False, "use_shared_rel_pos_bias": True},
+        "BeitForImageClassification",
+    ),
     ("vit_tiny_patch16_224", {"pos_embed": "none"}, "BeitForImageClassification"),
     ("eva_giant_patch14_224", {"img_size": 28}, "BeitForImageClassification"),
     ("swin_tiny_patch4_window7_224", {}, "SwinForImageClassification"),
     ("swin_tiny_patch4_window7_224", HEADLESS, "SwinModel"),
     ("swinv2_tiny_window8_256", {"img_size": 64}, "Swinv2ForImageClassification"),
-]  # fmt: skip
+]
 
 
 def answer(model: Any, images: torch.Tensor) -> torch.Tensor:
@@ -91,7 +100,11 @@ REFUSED = [
     ("vit_tiny_patch16_224", {"global_pool": "map"}, "global_pool='map'"),
     ("vit_tiny_patch16_224", {"global_pool": "max"}, "other than the normalized mean"),
     ("vit_tiny_patch16_224", {"global_pool": ""}, "global_pool=''"),
-    ("vit_tiny_patch16_224", {"pos_embed": "none", "class_token": False, "global_pool": "avg"}, "the lack of a class token"),
+    (
+        "vit_tiny_patch16_224",
+        {"pos_embed": "none", "class_token": False, "global_pool": "avg"},
+        "the lack of a class token",
+    ),
     ("vit_tiny_patch16_224", {"norm_layer": "rmsnorm"}, "RmsNorm"),
     ("vit_tiny_patch16_224", {"reg_tokens": 2, "global_pool": "avg"}, "normalized after the pooling"),
     ("vit_base_patch16_clip_224", {}, "classifier with biases"),

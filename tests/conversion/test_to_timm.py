@@ -50,9 +50,7 @@ def answers(model: Any, module: Any, images: torch.Tensor) -> tuple[torch.Tensor
 
 @pytest.mark.parametrize(("model_class", "config"), CASES)
 @torch.no_grad()
-def test_the_output_is_the_same_and_comes_back(
-    model_class: type[PreTrainedModel], config: Any, tmp_path: Path
-) -> None:
+def test_the_output_is_the_same_and_comes_back(model_class: type[PreTrainedModel], config: Any, tmp_path: Path) -> None:
     model = seeded(model_class, config)
     size = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
     images = torch.randn(2, config.num_channels, *size)

@@ -6,10 +6,10 @@ from transformers import BeitConfig, BeitForImageClassification, BeitModel
 
 from ..reading import Vit
 from ..rule import Need, Rule
-from ..state import State, drop_key_biases, place_prefix
+from ..state import Names, State, drop_key_biases, place_prefix
 from . import needs
 
-NAMES = {
+NAMES: Names = {
     "cls_token": "{body}embeddings.cls_token",
     "pos_embed": "{body}embeddings.position_embeddings",
     "patch_embed.proj": "{body}embeddings.patch_embeddings.projection",

@@ -16,10 +16,10 @@ from transformers import (
 
 from ..reading import Vit
 from ..rule import Need, Rule
-from ..state import State, blocks_of, place_prefix
+from ..state import Names, State, blocks_of, place_prefix
 from . import needs
 
-BLOCK = {
+BLOCK: Names = {
     "blocks.{i}.norm1": "{body}encoder.layer.{i}.norm1",
     "blocks.{i}.attn.qkv": tuple(f"{{body}}encoder.layer.{{i}}.attention.{name}_proj" for name in "qkv"),
     "blocks.{i}.attn.proj": "{body}encoder.layer.{i}.attention.o_proj",
@@ -31,7 +31,7 @@ BLOCK = {
     "blocks.{i}.mlp.down": "{body}encoder.layer.{i}.mlp.down_proj",
     "blocks.{i}.ls2.gamma": "{body}encoder.layer.{i}.layer_scale2.lambda1",
 }
-NAMES = {
+NAMES: Names = {
     "cls_token": "{body}embeddings.cls_token",
     "mask_token": "{body}embeddings.mask_token",
     "pos_embed": "{body}embeddings.position_embeddings",
@@ -51,6 +51,9 @@ ACTIVATION: Need[Vit] = Need(
 )
 IS_DINOV2: Need[Vit] = Need(
     lambda vit: vit.scales or vit.gated or (vit.classes > 0 and vit.pool == "avg"), "the lack of layer scales"
+)
+NOT_VIT: Need[Vit] = Need(
+    lambda vit: vit.classes == 0 or vit.pool != "token" or vit.gated, "a classifier that reads the class token alone"
 )
 REGISTERS: Need[Vit] = Need(lambda vit: vit.registers > 0, "the lack of register tokens")
 SHARED = (
@@ -103,18 +106,13 @@ def _remarks(vit: Vit) -> list[str]:
 
 DINOV2 = Rule(
     title="DINOv2",
-    needs=(*SHARED, needs.NO_REGISTERS, IS_DINOV2, Need(lambda vit: not _is_vit(vit), "a classifier that reads the class token alone")),
+    needs=(*SHARED, needs.NO_REGISTERS, IS_DINOV2, NOT_VIT),
     config=lambda vit, labels: Dinov2Config(**_config(vit, labels)),
     model=lambda vit: Dinov2ForImageClassification if vit.classes else Dinov2Model,
     names=NAMES,
     prepare=_prepare,
     remarks=_remarks,
 )
-
-
-def _is_vit(vit: Vit) -> bool:
-    """Whether ViT is the simpler class: its classifier reads the class token alone."""
-    return vit.classes > 0 and vit.pool == "token" and not vit.gated
 
 
 DINOV2_WITH_REGISTERS = Rule(
@@ -130,7 +128,7 @@ DINOV2_WITH_REGISTERS = Rule(
 
 # ---- DINOv3
 
-DINOV3_NAMES = {
+DINOV3_NAMES: Names = {
     "cls_token": "embeddings.cls_token",
     "reg_token": "embeddings.register_tokens",
     "mask_token": "embeddings.mask_token",
@@ -152,7 +150,7 @@ DINOV3_NAMES = {
 
 
 def _dinov3_config(vit: Vit, labels: dict[str, Any]) -> DINOv3ViTConfig:
-    biases = {"query_bias": vit.biased, "key_bias": False, "value_bias": vit.biased}
+    biases: dict[str, Any] = {"query_bias": vit.biased, "key_bias": False, "value_bias": vit.biased}
     return DINOv3ViTConfig(
         **vit.common_config(),
         **biases,

@@ -16,11 +16,11 @@ from transformers import (
 
 from ..reading import one_number
 from ..rule import Need, Rule
-from ..state import State
+from ..state import Names, State
 
 STAGE = "{body}encoder.layers.{i}."
 BLOCK = STAGE + "blocks.{j}."
-BASE = {
+BASE: Names = {
     "patch_embed.proj": "{body}embeddings.patch_embeddings.projection",
     "patch_embed.norm": "{body}embeddings.norm",
     "layers.{i}.downsample.norm": STAGE + "downsample.norm",
@@ -144,7 +144,9 @@ def _remarks(swin: Swin) -> list[str]:
     return [f"The converted model's pooler_output is the mean of the tokens, not timm's global_pool={swin.pool!r}."]
 
 
-MEAN: Need[Swin] = Need(lambda swin: swin.classes == 0 or swin.pool == "avg", "a classifier that does not read the mean of the tokens")
+MEAN: Need[Swin] = Need(
+    lambda swin: swin.classes == 0 or swin.pool == "avg", "a classifier that does not read the mean of the tokens"
+)
 WINDOW: Need[Swin] = Need(
     lambda swin: all(
         window == tuple(min(swin.window, side) for side in grid)
@@ -152,11 +154,17 @@ WINDOW: Need[Swin] = Need(
     ),
     "windows of several sizes",
 )
-SQUARE: Need[Swin] = Need(lambda swin: all(height == width for height, width in swin.windows), "windows that are not square")
+SQUARE: Need[Swin] = Need(lambda swin: all(height == width for height, width in swin.windows), "oblong windows")
+SAME: Need[Swin] = Need(lambda swin: len(set(swin.windows)) == 1, "windows that are smaller in some stages")
 
 SWIN = Rule(
     title="Swin",
-    needs=(MEAN, WINDOW, SQUARE, Need(lambda swin: len(set(swin.windows)) == 1, "windows that are smaller in some stages")),
+    needs=(
+        MEAN,
+        WINDOW,
+        SQUARE,
+        SAME,
+    ),
     config=lambda swin, labels: SwinConfig(**_config(swin, labels)),
     model=lambda swin: SwinForImageClassification if swin.classes else SwinModel,
     names={
@@ -185,9 +193,7 @@ SWIN_V2 = Rule(
         "layers.{i}.blocks.{j}.attn.logit_scale": BLOCK + "attention.self.logit_scale",
         "layers.{i}.blocks.{j}.attn.cpb_mlp.0": BLOCK + "attention.self.continuous_position_bias_mlp.0",
         "layers.{i}.blocks.{j}.attn.cpb_mlp.2": BLOCK + "attention.self.continuous_position_bias_mlp.2",
-        "layers.{i}.blocks.{j}.attn.qkv": tuple(
-            f"{BLOCK}attention.self.{name}" for name in ("query", "key", "value")
-        ),
+        "layers.{i}.blocks.{j}.attn.qkv": tuple(f"{BLOCK}attention.self.{name}" for name in ("query", "key", "value")),
         "layers.{i}.blocks.{j}.attn.q_bias": BLOCK + "attention.self.query.bias",
         "layers.{i}.blocks.{j}.attn.v_bias": BLOCK + "attention.self.value.bias",
         "layers.{i}.blocks.{j}.attn.proj": BLOCK + "attention.output.dense",

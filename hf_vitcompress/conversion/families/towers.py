@@ -13,10 +13,10 @@ from transformers import (
 
 from ..reading import Vit
 from ..rule import Need, Rule
-from ..state import State, fold_layer_scales, place_prefix
+from ..state import Names, State, fold_layer_scales, place_prefix
 from . import needs
 
-ENCODER = {
+ENCODER: Names = {
     "blocks.{i}.norm1": "{body}encoder.layers.{i}.layer_norm1",
     "blocks.{i}.attn.qkv": tuple(f"{{body}}encoder.layers.{{i}}.self_attn.{name}_proj" for name in "qkv"),
     "blocks.{i}.attn.proj": "{body}encoder.layers.{i}.self_attn.out_proj",

@@ -17,10 +17,10 @@ from transformers import (
 
 from ..reading import Vit
 from ..rule import Need, Rule
-from ..state import State, fold_layer_scales, place_prefix
+from ..state import Names, State, fold_layer_scales, place_prefix
 from . import needs
 
-BLOCK = {
+BLOCK: Names = {
     "blocks.{i}.norm1": "{body}layers.{i}.layernorm_before",
     "blocks.{i}.attn.qkv": tuple(f"{{body}}layers.{{i}}.attention.{name}_proj" for name in "qkv"),
     "blocks.{i}.attn.proj": "{body}layers.{i}.attention.o_proj",
@@ -28,7 +28,7 @@ BLOCK = {
     "blocks.{i}.mlp.fc1": "{body}layers.{i}.mlp.fc1",
     "blocks.{i}.mlp.fc2": "{body}layers.{i}.mlp.fc2",
 }
-EMBEDDING = {
+EMBEDDING: Names = {
     "cls_token": "{body}embeddings.cls_token",
     "pos_embed": "{body}embeddings.position_embeddings",
     "patch_embed.proj": "{body}embeddings.patch_embeddings.projection",
@@ -72,11 +72,13 @@ def _both_tokens(vit: Vit) -> list[str]:
     return [mean, *needs.other_sizes(vit)]
 
 
+_VIT_BODY, _DEIT_BODY = partial(ViTModel, add_pooling_layer=False), partial(DeiTModel, add_pooling_layer=False)
+
 VIT = Rule(
     title="ViT",
     needs=(needs.CLASS_TOKEN, *PLAIN, needs.classifies_by("token")),
     config=_vit_config,
-    model=lambda vit: ViTForImageClassification if vit.classes else partial(ViTModel, add_pooling_layer=False),
+    model=lambda vit: ViTForImageClassification if vit.classes else _VIT_BODY,
     names={**EMBEDDING, **BLOCK, "norm": "{body}layernorm", "head": "classifier"},
     prepare=_with_class_position,
     remarks=needs.remarks,
@@ -86,7 +88,7 @@ DEIT = Rule(
     title="DeiT with distillation token",
     needs=(DISTILLED, *PLAIN),
     config=_deit_config,
-    model=lambda vit: DeiTForImageClassificationWithTeacher if vit.classes else partial(DeiTModel, add_pooling_layer=False),
+    model=lambda vit: DeiTForImageClassificationWithTeacher if vit.classes else _DEIT_BODY,
     names={
         **EMBEDDING,
         "dist_token": "{body}embeddings.distillation_token",

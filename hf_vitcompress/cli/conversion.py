@@ -36,7 +36,7 @@ def convert_checkpoint(
         done = conversion_to_timm(model) if to == "timm" else conversion_from_timm(model)
         with place.replaced() as folder:
             if to == "timm":
-                save_timm(done.model, folder)
+                save_timm(done, folder)
             else:
                 done.model.save_pretrained(folder)
     kind = type(done.model).__name__

@@ -1,7 +1,7 @@
 """A model of timm becomes one of transformers that computes the same, or is refused."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,12 +32,14 @@ class Conversion:
         name: of the model that was converted.
         difference: the largest one of an output, in float32, on random images.
         remarks: what is different to use, and what could not be expressed, as sentences.
+        arguments: those of `timm.create_model` that make such a module; of a model of transformers nothing.
     """
 
     model: Any
     name: str
     difference: float
     remarks: tuple[str, ...]
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def convert_from_timm(model: Any) -> PreTrainedModel:

@@ -101,7 +101,8 @@ def read_vit(module: Any) -> Vit:
     """Of a `VisionTransformer`, `VisionTransformerDistilled`, `Beit` or `Eva` of timm."""
     blocks = list(module.blocks)
     block, patches = blocks[0], module.patch_embed
-    attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    attention: Any = getattr(block, "attn", None)
+    mlp: Any = getattr(block, "mlp", None)
     registers = _count(getattr(module, "reg_token", None))
     distilled = hasattr(module, "dist_token")
     positions = module.pos_embed

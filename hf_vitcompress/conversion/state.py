@@ -1,7 +1,7 @@
 """State dicts under the names that another library gives to the same tensors."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def to_timm(state: State, names: Names, body: str) -> State:
 
 
 def _first_match(
-    key: str, patterns: list[tuple[re.Pattern[str], str | tuple[str, ...]]]
+    key: str, patterns: Sequence[tuple[re.Pattern[str], str | tuple[str, ...]]]
 ) -> tuple[re.Match[str], tuple[str, ...]]:
     for pattern, targets in patterns:
         if match := pattern.fullmatch(key):

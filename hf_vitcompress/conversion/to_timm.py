@@ -17,6 +17,7 @@ from ..errors import UnsupportedModelError, one_line
 from ..images.unloaded import UnloadedProcessor
 from ..model.assembly import is_factored
 from ..model.loading import load_dense_model, load_image_processor
+from ..modeling_factored import CONFIG_FILE
 from .families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from .families.vit import DEIT, VIT
 from .from_timm import Conversion
@@ -109,35 +110,35 @@ def conversion_to_timm(model: str | Path | PreTrainedModel) -> Conversion:
         raise UnsupportedModelError(
             f"{name} is a {kind}, which is not converted to timm. These are: {', '.join(WAYS_BACK)}."
         )
-    module = _built(loaded, WAYS_BACK[kind])
-    difference = _checked_difference(loaded, module, name)
-    dtype = next(loaded.parameters()).dtype
-    return Conversion(module.to(dtype).eval(), name, difference, _remarks(loaded))
+    way, headed = WAYS_BACK[kind], loaded.base_model is not loaded
+    arguments = _arguments(loaded, way, headed)
+    module = _built(loaded, way, arguments, headed)
+    difference = _checked_difference(loaded, module, headed, name)
+    module.to(next(loaded.parameters()).dtype)
+    return Conversion(module, name, difference, _remarks(loaded), arguments)
 
 
-def save_timm(module: Any, folder: str | Path) -> None:
-    """Write a module of `convert_to_timm` in timm's format."""
+def save_timm(done: Conversion, folder: str | Path) -> None:
+    """Write a module of timm in timm's format, for `timm.create_model("local-dir:…", pretrained=True)`."""
     timm = require_timm("Converting to timm")
-    names = module.pretrained_cfg.get("label_names")
-    timm.models.save_for_hf(
-        module, str(folder), model_config={"label_names": names} if names else {}, safe_serialization=True
-    )
-    file = Path(folder) / "config.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    content["model_args"].pop("num_classes", None)  # it stands beside them, and a TimmWrapper refuses it twice
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    names = done.model.pretrained_cfg.get("label_names")
+    content = {"model_args": done.arguments, **({"label_names": names} if names else {})}
+    timm.models.save_for_hf(done.model, str(folder), model_config=content, safe_serialization=True)
+    file = Path(folder) / CONFIG_FILE
+    written = json.loads(file.read_text(encoding="utf-8"))
+    # It stands beside the arguments as well, and a TimmWrapper of transformers cannot take it twice.
+    written["model_args"].pop("num_classes", None)
+    file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def _built(model: PreTrainedModel, way: WayBack) -> Any:
+def _arguments(model: PreTrainedModel, way: WayBack, headed: bool) -> dict[str, Any]:
     config: Any = model.config
-    headed = model.base_model is not model
     if config.hidden_act not in TIMM_ACTIVATIONS:
         raise UnsupportedModelError(f"timm's vision transformers have no activation like {config.hidden_act}.")
     if getattr(config, "use_swiglu_ffn", False):
         raise UnsupportedModelError("DINOv2 with a gated feed-forward is not converted to timm; the other sizes are.")
-    image = height_and_width(config.image_size)
-    arguments = {
-        "img_size": image,
+    return {
+        "img_size": height_and_width(config.image_size),
         "patch_size": height_and_width(config.patch_size),
         "in_chans": config.num_channels,
         "embed_dim": config.hidden_size,
@@ -149,7 +150,11 @@ def _built(model: PreTrainedModel, way: WayBack) -> Any:
         "num_classes": config.num_labels if headed else 0,
         **way.arguments(config),
     }
-    settings = {**FOREIGN, **data_config_of(_processor(model), config, image)}
+
+
+def _built(model: PreTrainedModel, way: WayBack, arguments: dict[str, Any], headed: bool) -> Any:
+    config: Any = model.config
+    settings = {**FOREIGN, **data_config_of(_processor(model), config, arguments["img_size"])}
     if headed:
         settings["label_names"] = [config.id2label[index] for index in range(config.num_labels)]
     timm = require_timm("Converting to timm")
@@ -188,9 +193,8 @@ def _remarks(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _checked_difference(model: PreTrainedModel, module: nn.Module, name: str) -> float:
+def _checked_difference(model: PreTrainedModel, module: nn.Module, headed: bool, name: str) -> float:
     config: Any = model.config
-    headed = model.base_model is not model
     twin = copy.deepcopy(model).to("cpu", torch.float32)  # type: ignore[arg-type]
     images = random_images((config.num_channels, *height_and_width(config.image_size)), torch.device("cpu"))
     ours = timm_outputs(module, images, tokens=True, pooled=headed)

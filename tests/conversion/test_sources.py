@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel, TimmWrapperConfig
 
 from hf_vitcompress import convert_from_timm, convert_to_timm
-from hf_vitcompress.conversion.from_timm import conversion_from_timm
+from hf_vitcompress.conversion.from_timm import Conversion, conversion_from_timm
 from hf_vitcompress.conversion.to_timm import save_timm
 from hf_vitcompress.errors import MissingPackageError, UnsupportedModelError
-from support.timm_models import tiny_timm
+from support.timm_models import TINY_TIMM, tiny_timm
 
 NEEDS_TIMM = pytest.mark.usefixtures("timm")
 
@@ -37,6 +37,11 @@ def folder(timm: Any, module: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return place
 
 
+def as_converted(module: Any) -> Conversion:
+    """With the arguments that it was made with."""
+    return Conversion(module, "", 0.0, (), {**TINY_TIMM, "num_classes": 5})
+
+
 def same(model: Any, module: Any) -> bool:
     images = torch.randn(2, 3, 32, 32)
     return torch.equal(model(images).logits, module(images))
@@ -49,7 +54,7 @@ def test_a_folder_in_timms_format(folder: Path, module: Any) -> None:
 
 
 def test_a_wrapper_and_the_folder_it_was_saved_to(module: Any, tmp_path: Path) -> None:
-    save_timm(module, tmp_path / "plain")
+    save_timm(as_converted(module), tmp_path / "plain")
     wrapper = AutoModelForImageClassification.from_pretrained(tmp_path / "plain")
     wrapper.save_pretrained(tmp_path / "wrapped")
     for given in (wrapper, tmp_path / "plain", tmp_path / "wrapped"):
@@ -59,7 +64,7 @@ def test_a_wrapper_and_the_folder_it_was_saved_to(module: Any, tmp_path: Path) -
 
 
 def test_a_wrapper_without_head(module: Any, tmp_path: Path) -> None:
-    save_timm(module, tmp_path / "plain")
+    save_timm(as_converted(module), tmp_path / "plain")
     wrapper = AutoModel.from_pretrained(tmp_path / "plain")
     wrapper.save_pretrained(tmp_path / "wrapped")
     for given in (wrapper, tmp_path / "wrapped"):

@@ -54,7 +54,7 @@ def test_the_output_is_the_same_and_comes_back(model_class: type[PreTrainedModel
     model = seeded(model_class, config)
     size = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
     images = torch.randn(2, config.num_channels, *size)
-    save_timm(convert_to_timm(model), tmp_path)
+    save_timm(conversion_to_timm(model), tmp_path)
     module = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     ours, theirs = answers(model, module, images)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
@@ -69,11 +69,11 @@ def test_classes_and_preprocessing_go_along(tmp_path: Path) -> None:
     give_companions(
         model, [ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.1] * 3, image_std=[0.2] * 3)]
     )
-    module: Any = convert_to_timm(model)
-    data = timm.data.resolve_model_data_config(module)
+    done = conversion_to_timm(model)
+    data = timm.data.resolve_model_data_config(done.model)
     assert data["input_size"] == (3, 16, 16)
     assert (data["mean"], data["std"], data["interpolation"]) == ((0.1,) * 3, (0.2,) * 3, "bilinear")
-    save_timm(module, tmp_path)
+    save_timm(done, tmp_path)
     again: Any = convert_from_timm(tmp_path)
     assert again.config.id2label == config.id2label
     assert [*again.companions[0].image_mean] == [0.1] * 3

@@ -11,12 +11,12 @@ from transformers.utils import logging
 
 from ..model.companions import give_companions
 from ..model.making import MAKING
-from ..runtime.random_state import unchanged_random_state
+from ..runtime.random_state import independent_of_caller
 from .processing import processing_of
-from .proof import TOLERANCE, largest_difference, random_images, timm_outputs, transformers_outputs
+from .proof import Pair, compare
 from .reading import timm_class
 from .rule import Rule, Traits, matching_rule, not_expressible
-from .sources import open_timm
+from .sources import Source, open_timm
 from .state import State, to_transformers
 from .table import RULES
 
@@ -67,6 +67,7 @@ def convert_from_timm(model: Any) -> PreTrainedModel:
     return done.model
 
 
+@independent_of_caller()
 def conversion_from_timm(model: Any) -> Conversion:
     """As `convert_from_timm`, with the difference, and the remarks in place of warnings."""
     source = open_timm(model)
@@ -79,36 +80,56 @@ def conversion_from_timm(model: Any) -> Conversion:
     rule: Rule[Any] = matching_rule(rules, traits, source.name)
     dtype = next(source.module.parameters()).dtype
     module = source.module if dtype == torch.float32 else copy.deepcopy(source.module).float()
-    labels = source.labels if traits.classes else {}
+    labels = _labels(source, traits)
     converted: Any = _built(rule, traits, labels, module.state_dict())
     difference = _checked_difference(module, converted, rule, traits, source.name)
     processing = processing_of(source.data_config(), traits.channels, traits.image)
     if processing.processor is not None:
         give_companions(converted, [processing.processor])
     converted.to(dtype).config.dtype = dtype
-    return Conversion(converted, source.name, difference, (*rule.remarks(traits), *processing.remarks))
+    remarks = (*rule.remarks(traits), *processing.remarks, *_dropout_remarks(source.module))
+    return Conversion(converted, source.name, difference, remarks)
+
+
+def _labels(source: Source, traits: Traits) -> dict[str, Any]:
+    """Names of the classes; only their number where the head was replaced."""
+    if traits.classes and len(source.labels.get("id2label", ())) != traits.classes:
+        return {"num_labels": traits.classes}
+    return source.labels if traits.classes else {}
+
+
+def _dropout_remarks(module: nn.Module) -> list[str]:
+    rates = [getattr(part, name, 0.0) for part in module.modules() for name in ("p", "drop_prob", "prob")]
+    if not any(isinstance(rate, float) and rate > 0 for rate in rates):
+        return []
+    return ["The converted model has no dropout and no stochastic depth while it is trained; timm's has."]
 
 
 def _built(rule: Rule[Any], traits: Traits, labels: dict[str, Any], state: State) -> Any:
     state = {name: tensor.detach().to("cpu") for name, tensor in state.items()}
     rule.prepare(state, traits)
-    with MAKING, unchanged_random_state():
+    with MAKING:
         model: Any = rule.model(traits)(rule.config(traits, labels))
-    model.to(torch.float32)
+    model.to(next(iter(state.values())).dtype)
     body = f"{model.base_model_prefix}." if traits.classes else ""
     model.load_state_dict(to_transformers(state, rule.names, body))
     return model.eval()
 
 
 def _checked_difference(module: nn.Module, model: Any, rule: Rule[Any], traits: Traits, name: str) -> float:
-    device = next(module.parameters()).device
-    images = random_images((traits.channels, *traits.image), device)
-    pooled = traits.classes > 0 or rule.same_pooled
-    ours = transformers_outputs(model.to(device), images, traits.classes > 0, rule.same_tokens, pooled)
-    absolute, relative = largest_difference(ours, timm_outputs(module, images, rule.same_tokens, pooled))
-    if not relative <= TOLERANCE:
+    def pair_of(module: nn.Module, model: Any) -> Pair:
+        model.to(next(module.parameters()).device)
+        headed, shape = traits.classes > 0, (traits.channels, *traits.image)
+        return Pair(model, module, headed, rule.same_tokens, headed or rule.same_pooled, shape)
+
+    def in_double() -> Pair:
+        twin = copy.deepcopy(module).double()
+        return pair_of(twin, _built(rule, traits, {"num_labels": traits.classes}, twin.state_dict()))
+
+    difference = compare(pair_of(module, model), name, in_double)
+    if not difference.is_rounding:
         raise not_expressible(
-            f"{rule.title} of transformers was tried for {name}, and its output differs by {absolute:.1e}, which is "
-            "more than rounding"
+            f"{rule.title} of transformers was tried for {name}, and its output differs by {difference.largest:.1e}, "
+            "which is more than rounding"
         )
-    return absolute
+    return difference.largest

@@ -118,7 +118,7 @@ def read_vit(module: Any) -> Vit:
         channels=patches.proj.in_channels if hasattr(patches, "proj") else 0,
         image=_pair(getattr(patches, "img_size", None)),
         patch=_pair(getattr(patches, "patch_size", None)),
-        classes=module.num_classes if isinstance(module.head, nn.Linear) else 0,
+        classes=module.head.out_features if isinstance(module.head, nn.Linear) else 0,
         head_bias=head_bias is not None and not head_bias.is_meta and bool(head_bias.detach().any()),
         class_token=module.cls_token is not None,
         registers=registers,
@@ -152,6 +152,8 @@ def _oddities(module: Any) -> list[str]:
         found += _odd_attention(block.attn) + _odd_mlp(block.mlp)
     if len({_shape(block) for block in module.blocks}) > 1:
         found.append("blocks of several shapes")
+    if not isinstance(module.head, nn.Linear | nn.Identity):
+        found.append(f"a head like {type(module.head).__name__}")
     if (rope := getattr(module, "rope", None)) is not None and not _is_dinov3(module, rope):
         found.append(f"rotary positions like {type(rope).__name__}")
     if getattr(module, "pool_include_prefix", False):

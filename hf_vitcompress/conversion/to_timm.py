@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from ..images.unloaded import UnloadedProcessor
 from ..model.assembly import is_factored
 from ..model.loading import load_dense_model, load_image_processor
 from ..modeling_factored import CONFIG_FILE
+from ..runtime.random_state import independent_of_caller
 from .families.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
 from .families.vit import DEIT, VIT
 from .from_timm import Conversion
 from .processing import data_config_of
-from .proof import TOLERANCE, largest_difference, random_images, timm_outputs, transformers_outputs
+from .proof import Pair, compare
 from .sources import require_timm
 from .state import Names, State, to_timm
 
@@ -96,6 +97,7 @@ def convert_to_timm(model: str | Path | PreTrainedModel) -> nn.Module:
     return done.model
 
 
+@independent_of_caller()
 def conversion_to_timm(model: str | Path | PreTrainedModel) -> Conversion:
     """As `convert_to_timm`, with the difference, and the remarks in place of warnings."""
     require_timm("Converting to timm")
@@ -196,13 +198,16 @@ def _remarks(model: PreTrainedModel) -> tuple[str, ...]:
 def _checked_difference(model: PreTrainedModel, module: nn.Module, headed: bool, name: str) -> float:
     config: Any = model.config
     twin = copy.deepcopy(model).to("cpu", torch.float32)  # type: ignore[arg-type]
-    images = random_images((config.num_channels, *height_and_width(config.image_size)), torch.device("cpu"))
-    ours = timm_outputs(module, images, tokens=True, pooled=headed)
-    theirs = transformers_outputs(twin, images, headed, tokens=True, pooled=headed)
-    absolute, relative = largest_difference(ours, theirs)
-    if not relative <= TOLERANCE:
+    shape = (config.num_channels, *height_and_width(config.image_size))
+    pair = Pair(twin, module, headed, tokens=True, pooled=headed, shape=shape)
+
+    def in_double() -> Pair:
+        return replace(pair, model=copy.deepcopy(twin).double(), module=copy.deepcopy(module).double())
+
+    difference = compare(pair, name, in_double)
+    if not difference.is_rounding:
         raise UnsupportedModelError(
-            f"{name} was tried as a model of timm, and its output differs by {absolute:.1e}, which is more than "
-            f"rounding. timm's norms have eps 1e-6, and those of this model {config.layer_norm_eps}."
+            f"{name} was tried as a model of timm, and its output differs by {difference.largest:.1e}, which is more "
+            f"than rounding. timm's norms have eps 1e-6, and those of this model {config.layer_norm_eps}."
         )
-    return absolute
+    return difference.largest

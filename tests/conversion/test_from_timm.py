@@ -136,6 +136,30 @@ def test_a_model_that_computes_something_else_than_its_class_is_refused() -> Non
         convert_from_timm(module)
 
 
+def test_an_untrained_head_of_zeros_proves_nothing() -> None:
+    module = tiny_timm("vit_tiny_patch16_224")
+    torch.nn.init.zeros_(module.head.weight)
+    convert_from_timm(module)
+    module.norm.forward = lambda x: 1.01 * torch.nn.functional.layer_norm(x, x.shape[-1:])
+    with pytest.raises(UnsupportedModelError, match="differs by"):
+        convert_from_timm(module)
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    module = tiny_timm("vit_tiny_patch16_224")
+    torch.nn.init.constant_(module.blocks[1].mlp.fc2.bias, float("nan"))
+    with pytest.raises(UnsupportedModelError, match="infinite or no number"):
+        convert_from_timm(module)
+
+
+def test_a_difference_that_float64_does_not_have_is_rounding() -> None:
+    """A large number that all features share, and that the last norm takes away again, takes most digits with it."""
+    module = tiny_timm("deit3_small_patch16_224")
+    with torch.no_grad():
+        module.blocks[-1].mlp.fc2.bias.add_(1000 / module.blocks[-1].ls2.gamma)
+    assert conversion_from_timm(module).difference > 1e-5
+
+
 def test_the_callers_model_and_random_states_stay_as_they_were() -> None:
     module = tiny_timm("deit3_small_patch16_224").train()
     before, states = copy.deepcopy(module.state_dict()), (random.getstate(), torch.get_rng_state())
@@ -144,6 +168,23 @@ def test_the_callers_model_and_random_states_stay_as_they_were() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
+
+
+def test_a_head_that_was_replaced() -> None:
+    module = tiny_timm("vit_tiny_patch16_224", num_classes=1000)
+    module.head = torch.nn.Linear(32, 3)
+    config: Any = convert_from_timm(module).config
+    assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    module.head = torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.GELU(), torch.nn.Linear(8, 3))
+    with pytest.raises(UnsupportedModelError, match="a head like Sequential"):
+        convert_from_timm(module)
+
+
+def test_it_can_be_trained_where_the_caller_has_switched_gradients_off() -> None:
+    module = tiny_timm("vit_tiny_patch16_224")
+    with torch.inference_mode():
+        model = convert_from_timm(module)
+    assert all(parameter.requires_grad and not parameter.is_inference() for parameter in model.parameters())
 
 
 def test_weights_keep_their_type() -> None:
@@ -187,6 +228,7 @@ def test_a_headless_one_is_loaded_for_compression(tmp_path: Path) -> None:
     [
         ("vit_tiny_patch16_224", {"dynamic_img_size": True}, "dynamic_img_size"),
         ("vit_tiny_patch16_224", {"in_chans": 4}, "4 channels"),
+        ("vit_tiny_patch16_224", {"drop_path_rate": 0.1}, "no stochastic depth"),
         ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False}, "class token, with weights of 0"),
         ("vit_small_patch16_dinov3", HEADLESS, "last_hidden_state[:, 5:].mean(1)"),
         ("vit_base_patch16_siglip_gap_224", HEADLESS, "last_hidden_state.mean(1)"),

@@ -79,7 +79,7 @@ def read_swin(module: Any) -> Swin:
     stages = list(module.layers)
     blocks = [stage.blocks[0] for stage in stages]
     attention = blocks[0].attn
-    head = getattr(module.head, "fc", None)
+    head = module.head.fc
     return Swin(
         width=module.patch_embed.proj.out_channels,
         depths=tuple(len(stage.blocks) for stage in stages),
@@ -108,6 +108,8 @@ def _oddities(module: Any) -> list[str]:
         found.append("another activation than GELU")
     if any(block.attn.proj.in_features != block.attn.qkv.in_features for block in blocks):
         found.append("heads that are wider or narrower than the stage")
+    if not isinstance(module.head.fc, nn.Linear | nn.Identity):
+        found.append(f"a head like {type(module.head.fc).__name__}")
     norms = {part.eps for part in module.modules() if isinstance(part, nn.LayerNorm)}
     if norms != {1e-5}:
         found.append("norms with another eps than 1e-5")

@@ -126,7 +126,7 @@ def check_model(model: Any) -> None:
 
 
 def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
-    """The image processor beside a model, or `None` where there is none.
+    """The image processor that a model is saved with, or else the one beside it; `None` where there is none.
 
     That of a timm model is made of its config, unless there is a file of another beside it. One that cannot be loaded
     here, because a package is missing or transformers lacks its class, is an `UnloadedProcessor`.
@@ -134,6 +134,9 @@ def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
     Raises:
         UnsupportedModelError: its file is damaged.
     """
+    for companion in getattr(model, "companions", []):
+        if isinstance(companion, ImageProcessingMixin | UnloadedProcessor):
+            return companion
     name = model.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
     config = model.config.to_dict() if isinstance(model, PreTrainedModel) else None
     if not name:

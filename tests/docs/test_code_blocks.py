@@ -134,8 +134,8 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
 
 def save_timm_model(folder: Path) -> None:
     """A tiny one, in timm's format; where timm is missing, the page is not run."""
-    model = tiny_timm("vit_tiny_patch16_224")
-    sys.modules["timm"].models.save_for_hf(model, str(folder), safe_serialization=True)
+    model = tiny_timm("vit_tiny_patch16_224", patch_size=8, num_classes=10)
+    sys.modules["timm"].models.save_for_hf(model, str(folder), safe_serialization=True, model_args={"patch_size": 8})
 
 
 def test_no_command_writes_where_another_has_written() -> None:

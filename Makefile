@@ -63,11 +63,11 @@ test-oldest:
 		--editable '.[adapters,export,quantization,test-tools]'
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal --ignore tests/docs -k export
 
-# With torchvision, whose image processors transformers then uses, and the release of torch that it fits: 5.5 GB.
+# With torchvision, whose image processors transformers then uses, the release of torch that it fits, and timm: 5.5 GB.
 test-torchvision: TORCHVISION := --constraint requirements/locked.txt --constraint requirements/torchvision.txt
 test-torchvision:
 	$(call environment,$(VENV)-torchvision,$(TORCHVISION))
-	$(VENV)-torchvision/bin/pip $(INSTALL) $(TORCHVISION) --editable '.[test]' torchvision
+	$(VENV)-torchvision/bin/pip $(INSTALL) $(TORCHVISION) --editable '.[test,timm]'
 	$(VENV)-torchvision/bin/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 # Damaged and odd inputs for some seconds each: SEED=1 SECONDS_EACH=600 for others, and more.

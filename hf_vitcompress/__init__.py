@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     )
     from .compressor import ViTCompressor
     from .config import CompressionConfig
+    from .conversion.from_timm import convert_from_timm
+    from .conversion.to_timm import convert_to_timm
     from .deploy.export import export_model
     from .deploy.quantization import quantize
     from .evaluation.evaluation import Evaluation, evaluate_model
@@ -45,6 +47,8 @@ _HOME = {
     "ProgressiveCompressionCallback": "callbacks",
     "Statistics": "statistics.statistics",
     "ViTCompressor": "compressor",
+    "convert_from_timm": "conversion.from_timm",
+    "convert_to_timm": "conversion.to_timm",
     "evaluate_model": "evaluation.evaluation",
     "export_model": "deploy.export",
     "push_folder": "publish.push",
@@ -70,6 +74,8 @@ __all__ = [
     "Statistics",
     "ViTCompressor",
     "__version__",
+    "convert_from_timm",
+    "convert_to_timm",
     "evaluate_model",
     "export_model",
     "push_folder",

@@ -35,7 +35,7 @@ from .planning.planner import Planner, make_planner
 from .planning.search import measure_correction, search_accuracy
 from .planning.selection import selection_method
 from .publish.record import CompressionRecord
-from .publish.saved import companions_for
+from .publish.saved import accompany
 from .report.provenance import Environment, Origin
 from .report.report import CompressionReport
 from .runtime.distributed import local_work, new_accelerator
@@ -305,10 +305,10 @@ class ViTCompressor:
             seconds={**planner.statistics.timing, **self.seconds},
             gates=gates,
             origin=Origin.of(planner.subject.whole),
-            environment=Environment.here(self.accelerator),
+            environment=Environment.here(self.accelerator, planner.subject.model),
         )
         record = CompressionRecord(self.config, plan, self.report)
-        small.companions = [record, *companions_for(planner.subject, self.image_processor)]  # type: ignore[assignment]
+        accompany(small, planner.subject, record, self.image_processor)
         return small
 
     def _compensate(

@@ -248,7 +248,9 @@ def merged_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 def merged_config(config: TimmViTConfig) -> TimmWrapperConfig:
     """The config of the model in which the layers are fused again."""
-    left_out = ("model_type", "architectures", "image_size", "patch_size", "num_channels", "image_processor_type")
+    left_out = ["model_type", "architectures", "image_size", "patch_size", "num_channels"]
+    if config.image_processor_type == TimmViTConfig.image_processor_type:  # which is understood
+        left_out.append("image_processor_type")
     known = {name: value for name, value in vars(config).items() if not name.startswith("_") and name not in left_out}
     build: Any = TimmWrapperConfig
     merged: TimmWrapperConfig = build(**copy.deepcopy(known))

@@ -27,7 +27,7 @@ ORDER = [
     ("compressor",),
     ("auto_classes",),
     ("model_methods",),
-    ("deploy",),
+    ("conversion", "deploy"),
     ("publish",),
     ("report",),
     ("compensation",),

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from .families import row_of
 from .subject import Subject
+from .timm_inputs import timm_images
 
 INTERPOLATE = "interpolate_pos_encoding"
 """Argument of many models that fits their position embeddings to images of another size."""
@@ -109,7 +110,9 @@ def height_and_width(size: Any) -> tuple[int, int]:
 
 
 def _image_config(model: PreTrainedModel) -> Any:
-    """The config, or the part of it, that is about images."""
+    """The config, or the part of it, that is about images; of timm's own modules, what their config leaves unsaid."""
+    if hasattr(model, "timm_model") and not hasattr(model.config, "image_size"):
+        return timm_images(model)
     parts = (getattr(model.config, name, None) for name in ("vision_config", "backbone_config"))
     inner = next((part for part in parts if part is not None), model.config)
     return model.config if hasattr(model.config, "image_size") else inner

@@ -22,6 +22,7 @@ from ..model.loading import check_model
 from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
 from ..model.timm import is_wrapper
 from ..model.timm_forms import split_in_place
+from ..model.timm_images import as_companions
 from ..model.towers import part_of
 from ..planning.foresight import check_reach
 from ..publish.push import check_repository, push_model
@@ -201,4 +202,4 @@ def restore_companions(trainer: Trainer, folder: Path) -> None:
         processor = image_processor_of(trainer)
         saved = SavedFiles.of(folder)
         model: Any = trainer.model
-        model.companions = [*([saved] if saved.files else []), *([] if processor is None else [processor])]
+        model.companions = [*([saved] if saved.files else []), *as_companions(processor)]

@@ -1,4 +1,4 @@
-"""The terminal: `vitcompress compress | inspect | plan | evaluate | quantize | export | push`."""
+"""The terminal: `vitcompress compress | inspect | plan | evaluate | quantize | export | convert | push`."""
 
 import sys
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 from ..starting import DEBUG_FLAG, DEBUG_VARIABLE, INTERRUPTED, is_debugging
 from ..version import __version__
 from .compression import compress, inspect_model, plan_budget
+from .conversion import convert_checkpoint
 from .ending import (
     TERMINATED,
     ended_by_sigterm,
@@ -47,6 +48,7 @@ app.command("plan", **GROUPED)(plan_budget)
 app.command("evaluate", **GROUPED)(evaluate_checkpoint)
 app.command("quantize", **GROUPED)(quantize_checkpoint)
 app.command("export", **GROUPED)(export_checkpoint)
+app.command("convert", **GROUPED)(convert_checkpoint)
 app.command("push", **GROUPED)(push_checkpoint)
 
 

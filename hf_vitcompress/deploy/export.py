@@ -1,6 +1,7 @@
 """Programs for other runtimes, from models of any form; each is run and compared with torch before it is kept."""
 
 import contextlib
+import copy
 import importlib
 import importlib.metadata
 import math
@@ -23,6 +24,9 @@ from ..images.unloaded import UnloadedProcessor
 from ..model.assembly import dense_class, dense_config, empty_model
 from ..model.loading import check_model_type, load_dense_model, load_image_processor
 from ..model.shapes import layout_of
+from ..model.timm import is_wrapper
+from ..model.timm_forms import public_form
+from ..model.timm_images import as_companions, name_processor
 from ..model.towers import compressed_part, takes_only_images
 from ..publish.saved import save_beside_program
 from ..runtime.outputs import Output, reserved
@@ -190,11 +194,12 @@ def _export(model: PreTrainedModel, chosen: Format, folder: Path, tolerance: flo
     twin.set_attn_implementation(UNMASKED)
     with _explained(f"{name} could not be exported to {chosen.name}", chosen):
         exported = trace(twin, chosen, fit.shape)
-    exported.config = dense_config(twin.config)
-    exported.config.update({"architectures": [dense_class(type(twin)).__name__], "dtype": torch.float32})
+    exported.config, architecture = public_form(dense_config(twin.config), dense_class(type(twin)))
+    exported.config.update({"architectures": [architecture], "dtype": torch.float32})
+    name_processor(exported.config, fit.processor)
     exported.save_pretrained(folder)
-    if fit.processor is not None:
-        fit.processor.save_pretrained(folder)
+    for processor in as_companions(fit.processor):
+        processor.save_pretrained(folder)
     difference = _checked_difference(folder, chosen, batches, expected, tolerance)
     report = ExportReport(
         format=chosen.name,
@@ -213,6 +218,8 @@ def _export(model: PreTrainedModel, chosen: Format, folder: Path, tolerance: flo
 
 def _float32_twin(model: PreTrainedModel) -> PreTrainedModel:
     """The same model in float32 on the CPU, for evaluation, sharing memory where it can; without hooks and the like."""
+    if is_wrapper(model):  # whose fused layers stay so: that is how it would be run
+        return cast(Any, copy.deepcopy(model)).to("cpu", torch.float32).eval()
     twin = empty_model(model, layout_of(model))
     state = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
     twin.load_state_dict(state, assign=True)

@@ -13,6 +13,7 @@ from ..architectures.families import row_of
 from ..architectures.inputs import image_shape
 from ..errors import ConfigError, ExportError, one_line
 from ..images.unloaded import UnloadedProcessor
+from ..model.timm_images import is_of_timm
 
 logger = logging.get_logger(__name__)
 
@@ -131,6 +132,10 @@ def _fitted(processor: Any, channels: int, made: Size, size: Size) -> Any:
 
 def _changes(processor: Any, made: Size, size: Size) -> Iterator[dict[str, Any]]:
     """Settings that may make a size, the more faithful first."""
+    if is_of_timm(processor):
+        channels = processor.data_config["input_size"][0]
+        yield {"pretrained_cfg": {**processor.data_config, "input_size": [channels, *size]}}
+        return
     exact, crops = {"height": size[0], "width": size[1]}, getattr(processor, "do_center_crop", None)
     edge = (getattr(processor, "size", None) or {}).get("shortest_edge")
     if crops and edge and made[0] == made[1] and size[0] == size[1]:

@@ -1,7 +1,7 @@
 """Decoded images as tensors, by the model's image processor."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,9 +183,13 @@ def _warn(message: str) -> None:
 
 def _range(processor: Any) -> tuple[float, float] | None:
     """The lowest and the highest value that the image processor makes of a picture; `None` if that is not known."""
-    if not (getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False)):
+    settings = getattr(processor, "data_config", None)
+    if isinstance(settings, Mapping):  # timm's, whose pictures have values from 0 to 1 before they are normalized
+        factor, means, deviations = 1 / 255, settings.get("mean"), settings.get("std")
+    elif getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False):
+        factor, means, deviations = (getattr(processor, f, None) for f in ("rescale_factor", "image_mean", "image_std"))
+    else:
         return None
-    factor, means, deviations = (getattr(processor, f, None) for f in ("rescale_factor", "image_mean", "image_std"))
     if not factor or not means or not deviations:
         return None
     pairs = list(zip(_numbers(means), _numbers(deviations), strict=False))

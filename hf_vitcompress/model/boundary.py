@@ -11,10 +11,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..architectures.families import supported
+from ..configuration_factored import MODEL_TYPE_PREFIX
+from ..configuration_timm import MODEL_TYPE
 from ..errors import QuantizationError, UnsupportedModelError, VitCompressError
 from ..runtime.files import looks_local
 from ..runtime.text import printable
-from .timm import check_timm
+from .timm import WRAPPER, check_timm
 
 FOR_PEOPLE = (OSError, ValueError)
 """What libraries raise with a message for people; others are named by their class, too."""
@@ -24,6 +26,9 @@ LONGEST = 300
 
 OF_FILES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".onnx")
 """Suffixes of files in a model's folder; names on the Hub may have others, as in `owner/vit_base.v2`."""
+
+TIMM_TYPES = (WRAPPER, MODEL_TYPE, MODEL_TYPE_PREFIX + MODEL_TYPE)
+"""Model types that are built by timm. transformers gives the first to what timm itself has saved."""
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 """Colours for a terminal."""
@@ -47,6 +52,8 @@ def explained(name: str, quantizing: bool = False) -> Iterator[None]:
                 f"The model {name!r} has adapters of a PEFT that does not work here: {first_line(error)} Give what "
                 "`merge_and_unload` of PEFT makes of it, or `pip install --upgrade peft`."
             ) from error
+        if "timm" in str(error).lower():
+            raise UnsupportedModelError(f"The model {name!r} cannot be made by timm: {first_line(error)}") from error
         raise QuantizationError(
             f"The model {name!r} is quantized by a library that is missing here: {first_line(error)} Install it; "
             "for models of `vitcompress quantize` that is `pip install torchao`."
@@ -101,7 +108,7 @@ def config_content(name: str) -> dict[str, Any]:
     content = _config_of(name)
     if not isinstance(content, dict):
         raise UnsupportedModelError(f"The config.json of {name!r} is a {type(content).__name__}. {_REPAIR}")
-    if "pretrained_cfg" in content:
+    if content.get("model_type") in TIMM_TYPES:
         check_timm()
     for key, kind in (("model_type", str), ("architectures", list), ("compression", dict)):
         value = content.get(key)

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto import CONFIG_MAPPING
-from transformers.utils import logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..architectures.families import FAMILIES, supported
 from ..architectures.registration import register
@@ -31,7 +31,8 @@ from .completeness import check_complete, check_size, without_report
 from .making import MAKING
 from .plain import check_plain, unwrapped
 from .quantizing import quantizable, spare_layers_with_biases_beside, spare_narrow_layers, write_readably
-from .timm import WRAPPER, is_timm_module, processor_of, wrapped
+from .timm import WRAPPER, is_timm_module, wrapped
+from .timm_images import timm_processor
 
 logger = logging.get_logger(__name__)
 
@@ -132,29 +133,36 @@ def check_model(model: Any) -> None:
 
 
 def load_image_processor(model: str | Path | PreTrainedModel) -> Any:
-    """The image processor beside a model, or `None` where there is none.
+    """The image processor that a model is saved with, or else the one beside it; `None` where there is none.
 
-    One that cannot be loaded here, because a package is missing or transformers lacks its class, is an
-    `UnloadedProcessor`.
+    That of a timm model is made of its config, unless there is a file of another beside it. One that cannot be loaded
+    here, because a package is missing or transformers lacks its class, is an `UnloadedProcessor`.
 
     Raises:
         UnsupportedModelError: its file is damaged.
     """
+    for companion in getattr(model, "companions", []):
+        if isinstance(companion, ImageProcessingMixin | UnloadedProcessor):
+            return companion
     name = model.config.name_or_path if isinstance(model, PreTrainedModel) else str(model)
+    config = model.config.to_dict() if isinstance(model, PreTrainedModel) else None
     if not name:
-        return processor_of(model) if isinstance(model, PreTrainedModel) else None
+        return timm_processor(config or {})
     settings = None
     try:
         settings = ImageProcessingMixin.get_image_processor_dict(name)[0]
-        # Where nothing is said of remote code, transformers asks at the terminal.
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+        # In the folder of a timm model, transformers would pass over this file. Where nothing is said of remote code,
+        # it asks at the terminal.
+        return AutoImageProcessor.from_pretrained(
+            name, image_processor_filename=IMAGE_PROCESSOR_NAME, trust_remote_code=False
+        )
     except MemoryError:
         raise
     except Exception as error:  # values of a file reach constructors that check none of them
         if isinstance(settings, dict) and _is_of_the_environment(error):
             return UnloadedProcessor.of(name, settings, error)
         if isinstance(error, OSError | ValueError) and not any(Path(name).glob("*processor_config.json")):
-            return None
+            return timm_processor(config or PreTrainedConfig.get_config_dict(name)[0])
         raise damaged_processor(name, error) from error
 
 
@@ -217,6 +225,9 @@ def _load_config(name: str) -> PreTrainedConfig:
     if model_type.startswith(MODEL_TYPE_PREFIX) and _is_known(model_type):
         register(model_type.removeprefix(MODEL_TYPE_PREFIX))
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if config.model_type == WRAPPER and config.model_args:
+        # timm's own files state it there, too, and the wrapper hands it on beside the number of labels.
+        config.model_args.pop("num_classes", None)
     check_model_type(config)
     return config
 

@@ -8,13 +8,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from transformers import PreTrainedModel, TimmWrapperConfig
 from transformers.initialization import meta_device_safe_creation_ops
 
+from ..architectures.timm_inputs import timm_images
 from ..configuration_timm import TimmViTConfig
 from ..errors import UnsupportedModelError
 from .as_built import check_as_built
 from .making import MAKING, take_buffers, without_storage
+from .timm_images import preprocessing_of
 
 WRAPPER = "timm_wrapper"
 """Model type of what transformers makes of a checkpoint of timm."""
@@ -37,13 +39,17 @@ ARGUMENTS: dict[str, Reader] = {
 
 
 def check_timm() -> None:
-    """That timm is installed.
+    """That timm is installed, and torchvision, which it needs.
 
     Raises:
-        UnsupportedModelError: it is not.
+        UnsupportedModelError: one of them is not.
     """
-    if importlib.util.find_spec("timm") is None:
-        raise UnsupportedModelError('This is a model of timm, which is missing: `pip install "hf-vitcompress[timm]"`.')
+    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UnsupportedModelError(
+            f"This is a model of timm, and {' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing here: "
+            '`pip install "hf-vitcompress[timm]"`.'
+        )
 
 
 def is_timm_module(model: Any) -> bool:
@@ -80,16 +86,15 @@ def _config_of(module: nn.Module) -> TimmWrapperConfig:
             "timm.create_model makes, or a folder that timm.models.save_for_hf wrote."
         )
     pretrained = {key: value for key, value in dict(given).items() if key not in ("num_classes", "label_names")}
-    build: Any = TimmWrapperConfig
-    return cast(
-        TimmWrapperConfig,
-        build(
-            architecture=given["architecture"],
-            model_args=_arguments_of(module, given["architecture"]),
-            num_labels=int(getattr(module, "num_classes", 0)),
-            pretrained_cfg=pretrained,
-        ),
-    )
+    content = {
+        "architecture": given["architecture"],
+        "model_args": _arguments_of(module, given["architecture"]),
+        "num_classes": int(getattr(module, "num_classes", 0)),
+        "pretrained_cfg": pretrained,
+    }
+    if (names := given.get("label_names")) and len(names) == content["num_classes"]:
+        content["label_names"] = list(names)
+    return TimmWrapperConfig.from_dict(content)  # which knows the names of ImageNet's classes
 
 
 def _arguments_of(module: nn.Module, architecture: str) -> dict[str, Any] | None:
@@ -121,16 +126,6 @@ def _plain(size: Any) -> Any:
     return list(size) if isinstance(size, tuple) else size
 
 
-def processor_of(model: PreTrainedModel) -> Any:
-    """The image processor that timm's settings in the config describe; `None` where there are none."""
-    settings = getattr(model.config, "pretrained_cfg", None)
-    if not settings:
-        return None
-    from transformers import TimmWrapperImageProcessor
-
-    return TimmWrapperImageProcessor(settings, getattr(model.config, "architecture", None))
-
-
 def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
     """A `TimmWrapper` with its fused layers split; it shares the memory of the weights, and the wrapper stays as it is.
 
@@ -157,28 +152,11 @@ def split_config(wrapper: PreTrainedModel) -> TimmViTConfig:
     known = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     left_out = ("model_type", "architectures", "label_names", "num_classes")
     values = {name: copy.deepcopy(value) for name, value in known.items() if name not in left_out}
-    split = TimmViTConfig(**values, **_image_settings(cast(Any, wrapper).timm_model, config))
+    about = timm_images(wrapper)
+    values["pretrained_cfg"] = preprocessing_of(values.get("pretrained_cfg"), about)
+    split = TimmViTConfig(**values, **vars(about))
     split.name_or_path = config.name_or_path
     return split
-
-
-def _image_settings(module: Any, config: PreTrainedConfig) -> dict[str, Any]:
-    """Image size, patch size and channels."""
-    arguments, pretrained = getattr(config, "model_args", None) or {}, getattr(config, "pretrained_cfg", None) or {}
-    channels, *size = pretrained.get("input_size", (3, 224, 224))
-    patches = getattr(module, "patch_embed", None)
-    patch = getattr(patches, "patch_size", None) or 16
-    found = arguments.get("img_size") or getattr(patches, "img_size", None) or getattr(module, "img_size", None) or size
-    return {
-        "image_size": _compact(found),
-        "patch_size": _compact(patch),
-        "num_channels": arguments.get("in_chans", channels),
-    }
-
-
-def _compact(size: Any) -> int | list[int]:
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return int(height) if height == width else [int(height), int(width)]
 
 
 def split_state(state: dict[str, Tensor], split: nn.Module) -> dict[str, Tensor]:

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..configuration_timm import MODEL_TYPE
+from ..configuration_timm import MODEL_TYPE, TimmViTConfig
 from .making import take_buffers, without_storage
 from .timm import split_class, split_config
 
@@ -58,6 +58,15 @@ def _describe(whole: Any) -> None:
         **known,
         "num_classes": whole.timm_model.num_classes,
     }
+
+
+def public_form(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> tuple[PreTrainedConfig, str]:
+    """The config and the name of the class by which others know a dense model: the wrapper's for a split one."""
+    if not isinstance(config, TimmViTConfig):
+        return config, model_class.__name__
+    from ..modeling_timm import merged_config
+
+    return merged_config(config), cast(Any, model_class).merged_class.__name__
 
 
 def take_split_names(state: dict[str, Any], prefix: str, split: nn.Module, beside: str | None = None) -> None:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..architectures.subject import Subject
 from ..errors import ReportError
 from ..model.companions import beside_dense, companions_of
+from ..model.timm_images import as_companions, name_processor
 from ..modeling_factored import CARD_FILE, CONFIG_FILE
 from ..report.provenance import is_repo_id
 from ..report.report import REPORT_FILE, CompressionReport
@@ -192,7 +193,13 @@ def companions_for(subject: Subject, given: Any = None) -> list[Any]:
     beside = used_companions(subject.whole)
     if given is not None:
         beside = [item.only(is_used_by_texts) for item in beside if isinstance(item, SavedFiles)]
-    return [*([] if subject.processor is None else [subject.processor]), *beside]
+    return [*as_companions(subject.processor), *beside]
+
+
+def accompany(small: PreTrainedModel, subject: Subject, record: Any, given: Any = None) -> None:
+    """Let a compressed model be saved with the record of its compression, and with what the dense one is used with."""
+    small.companions = [record, *companions_for(subject, given)]  # type: ignore[assignment]
+    name_processor(small.config, subject.processor)
 
 
 def _known_companions(model: PreTrainedModel) -> list[Any]:

@@ -55,7 +55,12 @@ class Origin:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Origin":
-        """The origin of a model that was loaded from a folder or from the Hub; empty for any other model."""
+        """The origin of a model that was loaded from a folder or from the Hub; of any other, what its config states."""
+        # timm states the licence of the weights there. It names a repository, too, but by whatever they were changed.
+        return cls._of_checkpoint(model).completed({"license": _timm_settings(model).get("license")})
+
+    @classmethod
+    def _of_checkpoint(cls, model: PreTrainedModel) -> "Origin":
         name = str(model.config.name_or_path or "")
         if name and Path(name).is_dir():
             stated = _from_card(card_data(Path(name) / CARD_FILE))
@@ -90,8 +95,8 @@ class Environment:
     versions: dict[str, str]
 
     @classmethod
-    def here(cls, accelerator: Accelerator) -> "Environment":
-        """That of this process, on the accelerator's device."""
+    def here(cls, accelerator: Accelerator, model: PreTrainedModel | None = None) -> "Environment":
+        """That of this process, on the accelerator's device, for a model."""
         versions = {
             "hf_vitcompress": __version__,
             "transformers": transformers.__version__,
@@ -100,7 +105,14 @@ class Environment:
             "datasets": version("datasets"),
             "python": platform.python_version(),
         }
+        if model is not None and hasattr(model, "timm_model"):
+            versions["timm"] = version("timm")
         return cls(device_name(accelerator.device), accelerator.num_processes, versions)
+
+
+def _timm_settings(model: PreTrainedModel) -> Mapping[str, Any]:
+    """What timm says about the weights; empty for other models."""
+    return getattr(model.config, "pretrained_cfg", None) or {}
 
 
 def is_repo_id(name: str) -> bool:

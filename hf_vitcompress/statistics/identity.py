@@ -29,11 +29,13 @@ NO_PART_OF_THE_FUNCTION = frozenset(
         "dtype",
         "hidden_dropout_prob",
         "id2label",
+        "image_processor_type",
         "initializer_factor",
         "initializer_range",
         "label2id",
         "output_attentions",
         "output_hidden_states",
+        "pretrained_cfg",
         "problem_type",
         "return_dict",
         "torch_dtype",
@@ -44,7 +46,15 @@ NO_PART_OF_THE_FUNCTION = frozenset(
 """Values of a model's config that change nothing about what it computes when it is not trained."""
 
 NO_PART_OF_THE_PIXELS = frozenset(
-    {"data_format", "device", "disable_grouping", "image_processor_type", "processor_class", "return_tensors"}
+    {
+        "architecture",
+        "data_format",
+        "device",
+        "disable_grouping",
+        "image_processor_type",
+        "processor_class",
+        "return_tensors",
+    }
 )
 """Settings of an image processor that change no pixel."""
 BACKENDS = ("Fast", "Pil")

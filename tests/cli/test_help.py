@@ -33,6 +33,7 @@ COMMANDS = {
     ],
     "quantize": ["--output", "--scheme", "--overwrite"],
     "export": ["--to", "--output", "--against", "--max-batch", "--json"],
+    "convert": ["OUTPUT", "--to", "--overwrite"],
     "push": ["--private", "--revision", "--create-pr", "--token", "--commit-message", "--max-shard-size", "--tag"],
 }
 

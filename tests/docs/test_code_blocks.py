@@ -26,6 +26,7 @@ from support.blocks import PAGES, Block, Reader, blocks_of, name_of
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.larger import TOWERS
 from support.models import DIGITS, REPOSITORY, seeded
+from support.timm_models import tiny_timm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # what peft reads
@@ -43,6 +44,7 @@ MAKES_SMALL = re.compile(r'(?:--output |save_pretrained\("|output_dir=")small/?[
 OUTPUT = re.compile(r"--output (\S+)")
 
 DENSE = ("MODEL", "facebook/deit-base-patch16-224", "google/vit-base-patch16-224")
+TIMM = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 SPEED = 300
 """So many times as fast as the pages say, minutes are over."""
 
@@ -124,8 +126,16 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
         request.getfixturevalue("hub")
     if MAKES_SMALL.search(code):
         shutil.rmtree(reader.folder / "small")
+    if "timm" in code:
+        save_timm_model(reader.folder / TIMM)
     for block in blocks:
         reader.run(block)
+
+
+def save_timm_model(folder: Path) -> None:
+    """A tiny one, in timm's format; where timm is missing, the page is not run."""
+    model = tiny_timm("vit_tiny_patch16_224", patch_size=8, num_classes=10)
+    sys.modules["timm"].models.save_for_hf(model, str(folder), safe_serialization=True, model_args={"patch_size": 8})
 
 
 def test_no_command_writes_where_another_has_written() -> None:

@@ -61,7 +61,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 
 def test_the_page_of_the_command_line_has_every_command_and_every_setting(site: Path) -> None:
     text = unescape((site / "command-line.html").read_text(encoding="utf-8"))
-    for command in ("compress", "inspect", "plan", "evaluate", "quantize", "export", "push"):
+    for command in ("compress", "inspect", "plan", "evaluate", "quantize", "export", "convert", "push"):
         assert f">vitcompress {command}" in text
     flags = recipe_flags()
     assert {"--keep-ratio", "--seed"} <= set(flags)

@@ -1,5 +1,7 @@
 """Models and image processors from folders."""
 
+import importlib.util
+
 import pytest
 import torch
 import transformers
@@ -116,14 +118,23 @@ def test_a_tower_comes_out_of_a_compressed_checkpoint_with_projection(pixels, tm
         assert torch.equal(tower(pixels[:4]).last_hidden_state, expected)
 
 
+@pytest.mark.parametrize("missing", [("timm", "torchvision"), ("torchvision",)], ids=["both", "torchvision"])
 @pytest.mark.parametrize(
     "content",
-    ['{"architecture": "vit_base_patch16_224", "pretrained_cfg": {"tag": "x"}}', '{"model_type": "timm_wrapper"}'],
-    ids=["as timm publishes it", "as transformers saves it"],
+    [
+        '{"architecture": "vit_base_patch16_224", "pretrained_cfg": {"tag": "x"}}',
+        '{"model_type": "timm_wrapper"}',
+        '{"model_type": "vitcompress_timm_vit"}',
+    ],
+    ids=["as timm publishes it", "as transformers saves it", "compressed"],
 )
-def test_a_model_of_timm_is_refused_and_the_way_named(content, tmp_path):
+def test_a_model_of_timm_needs_timm_and_says_so(content, missing, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UnsupportedModelError, match=r"timm.*same weights as a model of transformers.*google/vit"):
+    found = importlib.util.find_spec
+    present = lambda name, *rest: None if name in missing else "it" if name == "timm" else found(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", present)
+    named = " and ".join(missing)
+    with pytest.raises(UnsupportedModelError, match=rf"timm, and {named} .* missing.*hf-vitcompress\[timm\]"):
         load_model(tmp_path)
 
 

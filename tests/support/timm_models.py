@@ -1,8 +1,8 @@
-"""Tiny models of timm, as transformers wraps them."""
+"""Tiny models of timm, as they are and as transformers wraps them; a test that asks for one is skipped without timm."""
 
 from typing import Any
 
-import timm
+import pytest
 import torch
 from transformers import PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification, TimmWrapperModel
 
@@ -22,7 +22,7 @@ def wrapper(name: str = VIT, seed: int = 0, classes: int = 10, **arguments: Any)
     """Of random weights, none of them zero; headless without classes. Its `timm_model` is the module of timm."""
     arguments = {**ARGUMENTS[name], **arguments}
     size = [3, arguments["img_size"], arguments["img_size"]]
-    pretrained = {**timm.get_pretrained_cfg(name).to_dict(remove_source=True), "input_size": size}
+    pretrained = {**_timm().get_pretrained_cfg(name).to_dict(remove_source=True), "input_size": size}
     pretrained.pop("num_classes")
     build: Any = TimmWrapperConfig
     config = build(architecture=name, model_args=arguments, num_labels=classes, pretrained_cfg=pretrained)
@@ -61,3 +61,30 @@ def logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """What a model, or a module of timm, says of images, (n, classes)."""
     output = model(pixels)
     return output if isinstance(output, torch.Tensor) else output.logits
+
+
+TINY_TIMM: dict[str, Any] = {"embed_dim": 32, "depth": 2, "num_heads": 4, "img_size": 32}
+
+TINY_SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "img_size": 56, "num_classes": 5}
+
+
+def _timm() -> Any:
+    return pytest.importorskip("timm", reason="timm is not installed here; `make test-torchvision` has it")
+
+
+def tiny_timm(name: str, **arguments: Any) -> Any:
+    """A model of that architecture; without `arguments` it has `TINY_TIMM`'s sizes and five classes."""
+    size = TINY_SWIN if name.startswith("swin") else {**TINY_TIMM, "num_classes": 5}
+    return filled(_timm().create_model(name, pretrained=False, **{**size, **arguments}))
+
+
+def filled(module: Any) -> Any:
+    """The module with random weights: biases, scales, norms and positions far from what they begin with."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_matrix = parameter.dim() > 1 and name.endswith("weight")
+            centre = 1.0 if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma")) else 0.0
+            parameter.copy_(centre + noise * (parameter[0].numel() ** -0.5 if is_matrix else 0.3))
+    return module.eval()

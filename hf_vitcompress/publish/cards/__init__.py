@@ -84,10 +84,12 @@ def model_card(
         auto_class=subject.auto_class,
         repo_id=repo_id or PLACEHOLDER_ID,
         quantized=report.quantization is not None,
-        packages="hf-vitcompress torchao" if report.quantization else "hf-vitcompress",
+        packages=wording.packages(subject),
+        modeling_file=subject.modeling_file,
+        timm=subject.timm,
         making=wording.making(subject),
         recipe=subject.recipe,
         limits=wording.limits(subject),
-        references=citations(report.settings),
+        references=citations(report.settings, timm=subject.timm is not None),
     )
     return Card(card.data.to_dict(), card.text.strip())

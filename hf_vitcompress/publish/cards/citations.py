@@ -52,9 +52,20 @@ VYAS = """@misc{vyas2024soap,
   year = {2024}, eprint = {2409.11321}, archivePrefix = {arXiv}
 }"""
 
+WIGHTMAN = """@misc{wightman2019timm,
+  title = {PyTorch Image Models},
+  author = {Wightman, Ross},
+  year = {2019}, publisher = {GitHub}, doi = {10.5281/zenodo.4414861},
+  howpublished = {https://github.com/huggingface/pytorch-image-models}
+}"""
 
-def citations(settings: Mapping[str, Any]) -> list[str]:
-    """BibTeX entries of the methods that a recipe (`CompressionConfig.to_dict()`) uses, each once."""
+
+def citations(settings: Mapping[str, Any], timm: bool = False) -> list[str]:
+    """BibTeX entries of the methods that a recipe (`CompressionConfig.to_dict()`) uses, each once.
+
+    Args:
+        timm: whether the model is one of timm.
+    """
     settings = {**CompressionConfig().to_dict(), **renamed(settings)}  # an older recipe lacks what is newer
     metric, mlp, attention = settings["metric"], settings["mlp"], settings["attention"]
     prunes_mlp, prunes_heads = mlp in ("prune", "auto"), attention in ("prune", "joint")
@@ -72,5 +83,6 @@ def citations(settings: Mapping[str, Any]) -> list[str]:
         ZHU: learned,
         HINTON: distills,
         VYAS: distills and settings["optimizer"] == "preconditioned",
+        WIGHTMAN: timm,
     }
     return [entry for entry, applies in used.items() if applies]

@@ -2,7 +2,6 @@
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ...report.report import CompressionReport
 from .merging import METRIC_SUFFIX, TRAITS
 from .subject import CLASSIFIER, CardSubject
 from .wording import stages
@@ -36,7 +35,7 @@ def card_metadata(subject: CardSubject, name: str) -> ModelCardData:
         license_link=origin.license_link,
         library_name="transformers",
         pipeline_tag=PIPELINES.get(subject.auto_class),
-        tags=tags(report),
+        tags=tags(subject),
         base_model=origin.base_model,
         base_model_relation=relation if origin.base_model else None,
         datasets=list(dict.fromkeys([*origin.datasets, *filter(None, [report.calibration_dataset])])) or None,
@@ -46,8 +45,9 @@ def card_metadata(subject: CardSubject, name: str) -> ModelCardData:
     )
 
 
-def tags(report: CompressionReport) -> list[str]:
-    """The package's, and those that say how the model was compressed."""
+def tags(subject: CardSubject) -> list[str]:
+    """The package's, that of timm, and those that say how the model was compressed."""
+    report = subject.report
     kinds = {kind for part in report.parts for shape in part.shapes.values() for kind in shape}
     holds = (
         bool(kinds & {"rank", "qk_rank"}),
@@ -56,4 +56,4 @@ def tags(report: CompressionReport) -> list[str]:
         report.quantization is not None,
     )
     traits = [tag for tag, applies in zip(TRAITS, holds, strict=True) if applies]
-    return ["hf_vitcompress", "vision", "model-compression", *traits]
+    return ["hf_vitcompress", *(["timm"] if subject.timm else []), "vision", "model-compression", *traits]

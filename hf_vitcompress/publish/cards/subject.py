@@ -1,6 +1,7 @@
 """What a card is written from."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from ...configuration_factored import MODEL_TYPE_PREFIX, travelling_files, unguarded
+from ...configuration_timm import MODEL_TYPE as TIMM
 from ...errors import ReportError
 from ...evaluation.evaluation import Evaluation
 from ...model.loading import auto_class_name
@@ -19,6 +22,8 @@ from ...runtime.weights import disk_bytes, folder_digest, stored_dtypes
 
 CLASSIFIER = "AutoModelForImageClassification"
 
+_ARCHITECTURE = re.compile(r"[\w.-]{1,100}", re.ASCII)
+
 
 @dataclass(frozen=True)
 class CardSubject:
@@ -28,6 +33,8 @@ class CardSubject:
         report: of the compression; its texts are safe in Markdown.
         recipe: its settings as YAML, safe in a block of code.
         auto_class: name of the Auto class that loads it.
+        timm: name of its architecture in timm; `None` of another model.
+        modeling_file: what loads it where the package is not installed.
         disk_bytes: of its weights.
         dtypes: they are stored in.
         same_weights: whether they are those that the compression ended with.
@@ -37,6 +44,8 @@ class CardSubject:
     report: CompressionReport
     recipe: str
     auto_class: str
+    timm: str | None
+    modeling_file: str
     disk_bytes: int
     dtypes: list[str]
     same_weights: bool
@@ -64,7 +73,8 @@ class CardSubject:
             calibration_dataset=_published(report.calibration_dataset),
             calibration_split=_named(report.calibration_split),
         )
-        model_type, architectures = _class_of(Path(folder) / "config.json")
+        content = _config_of(Path(folder) / "config.json")
+        model_type, architectures = str(content.get("model_type", "")), content.get("architectures") or []
         digest = folder_digest(folder)
         judged = report.evaluation
         if judged is not None:
@@ -74,7 +84,9 @@ class CardSubject:
         return cls(
             for_markdown(report),
             yaml.safe_dump(report.settings).strip().replace("<!--", "<! --").replace("```", "` ` `"),
-            auto_class_name(model_type, architectures),
+            auto_class_name(model_type, [str(name) for name in architectures]),
+            _timm_architecture(content),
+            travelling_files(model_type)[-1],
             disk_bytes(folder),
             stored_dtypes(folder),
             same_weights=digest is not None and report.weights == digest,
@@ -82,15 +94,23 @@ class CardSubject:
         )
 
 
-def _class_of(config: Path) -> tuple[str, list[str]]:
-    """Model type and architectures of a `config.json`.
+def _timm_architecture(content: dict[str, Any]) -> str | None:
+    """Of a model of timm; a name that timm has given to none, as a file from anybody may hold, is left out."""
+    if str(content.get("model_type")).removeprefix(MODEL_TYPE_PREFIX) != TIMM:
+        return None
+    name = unguarded(content).get("architecture")
+    return name if isinstance(name, str) and _ARCHITECTURE.fullmatch(name) else "model"
+
+
+def _config_of(config: Path) -> dict[str, Any]:
+    """The content of a `config.json`.
 
     Raises:
         ReportError: it is that of no model.
     """
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
-        return str(content.get("model_type", "")), [str(name) for name in content.get("architectures") or []]
+        return {**content, "architectures": list(content.get("architectures") or [])}
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ReportError(f"{str(config)!r} is damaged: {printable(str(error))}. Save the model again.") from error
 

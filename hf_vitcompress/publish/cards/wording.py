@@ -22,7 +22,7 @@ TRAITS = {
 def title(subject: CardSubject) -> str:
     """Which model, and how much of it is left."""
     origin = subject.report.origin
-    name = subject.report.model.removeprefix("Factored")
+    name = subject.timm or subject.report.model.removeprefix("Factored")
     if origin.base_model and origin.published:
         name = origin.base_model.split("/")[-1]
     if (target := subject.report.settings.get("target")) is not None:
@@ -34,7 +34,7 @@ def title(subject: CardSubject) -> str:
 def summary(subject: CardSubject) -> str:
     """What was compressed, to how much, in which ways."""
     report = subject.report
-    kind = f"a {report.model.removeprefix('Factored')}"
+    kind = f"a {report.model.removeprefix('Factored')}" if subject.timm is None else f"a `{subject.timm}` of timm"
     base = f"[`{report.origin.base_model}`](https://huggingface.co/{report.origin.base_model})"
     dense = base if report.origin.published else f"{kind} made from {base}"
     if report.origin.base_model is None:
@@ -49,6 +49,12 @@ def summary(subject: CardSubject) -> str:
             "was. All figures but the bytes on disk are of that part."
         )
     return text + (f" Its weights are quantized to {report.quantization}." if report.quantization else "")
+
+
+def packages(subject: CardSubject) -> str:
+    """What to give pip for the model."""
+    own = "hf-vitcompress" if subject.timm is None else '"hf-vitcompress[timm]"'
+    return f"{own} torchao" if subject.report.quantization else own
 
 
 def rows(subject: CardSubject) -> list[tuple[str, str, str, str]]:

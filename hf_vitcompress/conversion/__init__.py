@@ -1,0 +1,1 @@
+"""Models of timm as models of transformers with the same output, and back."""

@@ -101,8 +101,11 @@ def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
 
     config = cast(Any, wrapper.config)
     check_storable_arguments(config)
-    name = f"{type(cast(Any, wrapper).timm_model).__name__} of timm"
-    check_as_built(wrapper, Naming(name, creation(config), "timm builds", "timm_model.", ADVICE))
+    module = cast(Any, wrapper).timm_model
+    classes = classes_of(module)
+    advice = f"Set model.config.num_labels={classes}." if classes not in (0, config.num_labels) else ADVICE
+    name = f"{type(module).__name__} of timm"
+    check_as_built(wrapper, Naming(name, creation(config), "timm builds", "timm_model.", advice))
     check_pooled(wrapper)
     kind = TimmViTModel if type(wrapper).__name__ == "TimmWrapperModel" else TimmViTForImageClassification
     split = without_storage(kind, split_config(wrapper), {"": "sdpa"}, wrapper.dtype)

@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, Reader] = {
     "dynamic_img_size": lambda module: module.dynamic_img_size,
     "dynamic_img_pad": lambda module: module.patch_embed.dynamic_img_pad,
     "strict_img_size": lambda module: module.patch_embed.strict_img_size,
+    "window_size": lambda module: _plain(module.layers[0].blocks[0].window_size),
     "depth": lambda module: len(module.blocks),
     "embed_dim": lambda module: module.embed_dim,
     "num_heads": lambda module: module.blocks[0].attn.num_heads,
@@ -66,7 +67,12 @@ def arguments_of(module: nn.Module, architecture: str) -> dict[str, Any] | None:
                 built = timm.create_model(architecture, **found)
         except Exception:  # of any constructor, on values that do not go together: `as_built` says what differs
             break
-        found |= {name: now for name, now in readings.items() if now != _reading(built, name)}
+        others = {name: _reading(built, name) for name in readings}
+        for name, now in readings.items():
+            if now != others[name]:
+                # Of a gated feed-forward, the ratio that is read is twice the one that is given, or not.
+                again = name == "mlp_ratio" and name in found
+                found[name] = now * found[name] / others[name] if again else now
     return found or None
 
 

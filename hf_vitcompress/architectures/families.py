@@ -129,10 +129,11 @@ _TIMM: dict[str, Role] = {
     "mlp.down_proj.linear": "fc2",
     "in_proj": "qkv",
     "attn_out_proj": "o",
+    "out_proj": "o",
     "mlp_out_proj": "fc2",
 }
-_TIMM_BLOCK = r"timm_model\.(?!.*(?:attn_pool|rel_pos))[\w.]+?"
-"""Whatever has attention or a feed-forward, except the pooling at the end and the networks of position biases."""
+_TIMM_BLOCK = r"timm_model\.(?!.*(?:attn_pool|rel_pos|multihead_attn))[\w.]+?"
+"""Whatever has attention or a feed-forward, except the pooling and decoders at the end and the networks of position biases."""
 _LAYERS = r"(?:\w+\.)?layers\.\d+"
 _ENCODER_LAYER = r"(?:\w+\.)?encoder\.layer\.\d+"
 _STAGES = r"(?:\w+\.)?encoder\.layers\.\d+\.blocks\.\d+"
@@ -221,14 +222,6 @@ def supported(config: PreTrainedConfig | None = None) -> str:
     if not _sees_by_attention(config):
         return f"It is no vision transformer: its config has no attention heads, or no images. {types}"
     return f"{types} The blocks of another vision transformer are registered by hf_vitcompress.register_family."
-
-
-def no_attention(config: PreTrainedConfig) -> str:
-    """What to say of a model of timm in which the table finds no attention."""
-    return (
-        f"{getattr(config, 'architecture', 'This model')!r} of timm has no blocks of attention and feed-forward whose "
-        "linear layers are known. The nearest that have are vit_*, deit3_*, swin_*, maxvit_* and hiera_*."
-    )
 
 
 def _sees_by_attention(config: PreTrainedConfig) -> bool:

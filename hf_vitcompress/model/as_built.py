@@ -115,13 +115,9 @@ def structure(model: nn.Module) -> Structure:
             if settings := _settings(module):
                 found[name, "settings"] = settings
     # Buffers that no checkpoint holds are made anew, and some change their shape when a model is used.
-    kept = {
-        f"{path}.{name}".removeprefix("."): buffer
-        for path, module in model.named_modules(remove_duplicate=False)
-        for name, buffer in module.named_buffers(recurse=False)
-        if name not in module._non_persistent_buffers_set
-    }
-    tensors = [*model.named_parameters(remove_duplicate=False), *kept.items()]
+    saved = model.state_dict().keys()
+    buffers = [pair for pair in model.named_buffers(remove_duplicate=False) if pair[0] in saved]
+    tensors = [*model.named_parameters(remove_duplicate=False), *buffers]
     return found | {(name, "tensor"): tuple(tensor.shape) for name, tensor in tensors}
 
 

@@ -53,6 +53,11 @@ def wrapped(module: nn.Module) -> PreTrainedModel:
     """
     from transformers import TimmWrapperForImageClassification, TimmWrapperModel
 
+    if type(module).__module__ == "timm.models._features":
+        raise UnsupportedModelError(
+            f"This {type(module).__name__} of timm (features_only=True) does not say what it was made with. Give a "
+            "TimmWrapperModel whose config.model_args are that ('features_only': True, …), with its weights."
+        )
     config = _config_of(module)
     with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
         kind = TimmWrapperForImageClassification if config.num_labels else TimmWrapperModel

@@ -103,8 +103,8 @@ def check_pooled(model: PreTrainedModel) -> None:
     module: Any = getattr(model, "timm_model", None)
     if classes_of(module) and _reading(module, "global_pool") == "":
         raise UnsupportedModelError(
-            f"This {type(module).__name__} of timm pools nothing (global_pool=''), so that it classifies every token and "
-            "not the image. Choose a pooling, or take the classifier off by reset_classifier(0, '')."
+            f"This {type(module).__name__} of timm pools nothing (global_pool=''), so that it classifies every token "
+            "and not the image. Choose a pooling, or take the classifier off by reset_classifier(0, '')."
         )
 
 

@@ -41,11 +41,14 @@ FUSED: dict[str, bool] = {
     "models.davit.ChannelAttention": False,
     "models.davit.ChannelAttentionV2": False,
     "models.davit.WindowAttention": True,
+    "models.edgenext.CrossCovarianceAttn": False,
     "models.eva.EvaAttention": True,
+    "models.fastvit.Attention": True,
     "models.gcvit.WindowAttentionGlobal": True,
     "models.hiera.MaskUnitAttention": True,
     "models.hieradet_sam2.MultiScaleAttention": True,
     "models.maxxvit.AttentionCl": True,
+    "models.metaformer.Attention": True,
     "models.mvitv2.MultiScaleAttention": False,
     "models.nest.Attention": False,
     "models.swin_transformer.WindowAttention": True,
@@ -60,6 +63,9 @@ FUSED: dict[str, bool] = {
 """By the path of the class in timm: attention whose `qkv` gives queries, keys and values one after the other; and
 whether the values only pass through weighted sums over tokens, head by head, so that they may have fewer features."""
 
+QUERIES_AND_KEYS = ("models.convit.GPSA", "models.tnt.Attention")
+"""Attention whose `qk` gives queries and keys one after the other, beside a layer of the values."""
+
 GATED = "layers.mlp.GluMlp"
 """The class of feed-forwards whose `fc1` gives gate and features one after the other."""
 
@@ -73,23 +79,31 @@ class SplitProjection(nn.Module):
     Args:
         q: layer of the queries.
         k: layer of the keys.
-        v: layer of the values.
+        v: layer of the values; `None` where timm keeps them in another one.
         heads: number of heads.
-        fused: whether timm has one layer for the three.
+        fused: whether timm has one layer for them.
     """
 
     shapes_itself = True
 
-    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear, heads: int, fused: bool = True) -> None:
+    def __init__(self, q: nn.Linear, k: nn.Linear, v: nn.Linear | None, heads: int, fused: bool = True) -> None:
         super().__init__()
         self.q, self.k, self.v = q, k, v
         self.qk_down: nn.Module = nn.Identity()
         self.head_dim = q.out_features // heads
         self.fused = fused
 
+    @property
+    def weight(self) -> Tensor:
+        """Any of its weights: some of timm's modules ask that of the fused layer for its device and type."""
+        return next(self.parameters())
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         matched = self.qk_down(hidden_states)
-        query, key, value = self.q(matched), self.k(matched), self.v(hidden_states)
+        query, key = self.q(matched), self.k(matched)
+        if self.v is None:
+            return torch.cat((query, key), -1)
+        value = self.v(hidden_states)
         # Widths of layers, not of tensors: torch.fx and TorchScript follow them.
         if self.v.out_features < self.q.out_features:
             heads = self.q.out_features // self.head_dim
@@ -110,6 +124,11 @@ class HeadOutput(nn.Module):
         super().__init__()
         self.o, self.heads = o, heads
         self.width = o.in_features
+
+    @property
+    def weight(self) -> Tensor:
+        """As that of `SplitProjection`."""
+        return next(self.parameters())
 
     def forward(self, values: Tensor) -> Tensor:
         if self.o.in_features < self.width:
@@ -145,9 +164,11 @@ def split_layers(model: nn.Module) -> None:
         path = path_of(type(module)).removeprefix("timm.")
         if path in FUSED:
             _split_attention(module, FUSED[path])
+        elif path in QUERIES_AND_KEYS:
+            q, k = _parts(cast(nn.Linear, module.qk), 2)
+            module.qk = SplitProjection(q, k, None, cast(int, module.num_heads))
         elif path == GATED and isinstance(module.fc1, nn.Linear):
-            half = module.fc1.out_features // 2
-            first, second = _rows(module.fc1, 0, half), _rows(module.fc1, half, 2 * half)
+            first, second = _parts(module.fc1, 2)
             last = cast(bool, module.gate_last)
             module.fc1 = SplitGate(second, first, last) if last else SplitGate(first, second, last)
 
@@ -172,21 +193,21 @@ def _split_attention(attention: Any, narrows: bool) -> None:
 
 def _thirds(attention: Any) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """The parts of `qkv`; biases that stand beside it, of queries and values alone, go into them."""
-    size = attention.qkv.out_features // 3
-    q, k, v = (_rows(attention.qkv, i * size, (i + 1) * size) for i in range(3))
+    q, k, v = _parts(attention.qkv, 3)
     if getattr(attention, "q_bias", None) is not None:
         q.bias, v.bias = attention.q_bias, attention.v_bias
         attention.q_bias = attention.v_bias = None  # k_bias is a buffer of zeros, which nothing reads now
     return q, k, v
 
 
-def _rows(linear: nn.Linear, start: int, stop: int) -> nn.Linear:
-    """A layer of these rows of another, with values of its own."""
-    part = nn.Linear(linear.in_features, stop - start, linear.bias is not None, device="meta")
+def _parts(linear: nn.Linear, count: int) -> list[nn.Linear]:
+    """Layers of so many equal parts of the rows of another, with values of their own."""
+    size = linear.out_features // count
+    parts = [nn.Linear(linear.in_features, size, linear.bias is not None, device="meta") for _ in range(count)]
     for name, parameter in linear.named_parameters():
-        own = nn.Parameter(parameter.detach()[start:stop].clone(), requires_grad=parameter.requires_grad)
-        setattr(part, name, own)
-    return part
+        for part, rows in zip(parts, parameter.detach().chunk(count), strict=True):
+            setattr(part, name, nn.Parameter(rows.clone(), requires_grad=parameter.requires_grad))
+    return parts
 
 
 class Rows(NamedTuple):
@@ -223,7 +244,8 @@ def _rows_of(path: str, module: nn.Module) -> Iterator[tuple[str, Rows]]:
             yield from ((f"{path}.{child}.{name}", Rows(f"{path}.{name}", place, 2)) for name, _ in names)
     elif isinstance(module, SplitProjection):
         beside = module.k.bias is None and module.q.bias is not None
-        for place, child in enumerate("qkv"):
+        children = "qk" if module.v is None else "qkv"
+        for place, child in enumerate(children):
             for name, _ in module.get_submodule(child).named_parameters():
                 own = f"{path}.{child}.{name}"
                 if not module.fused:
@@ -231,7 +253,7 @@ def _rows_of(path: str, module: nn.Module) -> Iterator[tuple[str, Rows]]:
                 elif name == "bias" and beside:
                     yield own, Rows(f"{parent}.{child}_bias")
                 else:
-                    yield own, Rows(f"{path}.{name}", place, 3)
+                    yield own, Rows(f"{path}.{name}", place, len(children))
 
 
 def merged_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

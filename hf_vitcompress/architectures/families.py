@@ -4,7 +4,7 @@ Nothing else in the package names an architecture, except the tables of classes 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -66,16 +66,54 @@ _TOWER: dict[str, Role] = {
     "self_attn.out_proj": "o",
     **_MLP,
 }
-_CLASS_ATTENTION: dict[str, Role] = {"attn.q": "q", "attn.k": "k", "attn.v": "v", "attn.kv": "kv"}
+_TIMM_ATTENTIONS = (
+    "attn",
+    "attn_downsample",
+    "attn_out",
+    "e_mhsa",
+    "factoratt_crpe",
+    "token_mixer",
+    "xca",
+)
+"""What timm's blocks call their attention."""
+_OWN_INPUTS: dict[str, Role] = {
+    f"{attention}.{path}": role
+    for attention in _TIMM_ATTENTIONS
+    for path, role in cast(
+        dict[str, Role], {"q": "q", "k": "k", "v": "v", "kv": "kv", "wq": "q", "wk": "k", "wv": "v"}
+    ).items()
+}
+"""Queries of a class token or of pooled tokens, and what they look at."""
 _TIMM: dict[str, Role] = {
-    "attn.qkv.q": "q",
-    "attn.qkv.k": "k",
-    "attn.qkv.v": "v",
-    "attn.proj.o": "o",
-    "attn.qkv": "qkv",
-    "attn.qk": "qk",
-    "attn.proj": "o",
-    **_CLASS_ATTENTION,
+    **{
+        f"{attention}.{path}": role
+        for attention in _TIMM_ATTENTIONS
+        for path, role in cast(
+            dict[str, Role],
+            {
+                "qkv.q": "q",
+                "qkv.k": "k",
+                "qkv.v": "v",
+                "proj.o": "o",
+                "qkv": "qkv",
+                "qk.q": "q",
+                "qk.k": "k",
+                "q_proj": "q",
+                "k_proj": "k",
+                "v_proj": "v",
+                "proj": "o",
+                "qkv.linear": "qkv",
+                "kv.linear": "kv",
+                "q.ln.linear": "q",
+                "proj.ln.linear": "o",
+                "q_proj.linear": "q",
+                "k_proj.linear": "k",
+                "v_proj.linear": "v",
+                "o_proj.linear": "o",
+            },
+        ).items()
+    },
+    **_OWN_INPUTS,
     **_MLP,
     "mlp.fc1.g": "gate",
     "mlp.fc1.x": "fc1",
@@ -84,9 +122,18 @@ _TIMM: dict[str, Role] = {
     "mlp.w0": "gate",
     "mlp.w1": "fc1",
     "mlp.w2": "fc2",
+    "mlp.ln1.linear": "fc1",
+    "mlp.ln2.linear": "fc2",
+    "mlp.gate_proj.linear": "gate",
+    "mlp.up_proj.linear": "fc1",
+    "mlp.down_proj.linear": "fc2",
+    "in_proj": "qkv",
+    "attn_out_proj": "o",
+    "out_proj": "o",
+    "mlp_out_proj": "fc2",
 }
-_TIMM_BLOCK = r"timm_model\.(?!.*(?:attn_pool|rel_pos))[\w.]+?"
-"""Whatever has attention or a feed-forward, except the pooling at the end and the networks of position biases."""
+_TIMM_BLOCK = r"timm_model\.(?!.*(?:attn_pool|rel_pos|multihead_attn))[\w.]+?"
+"""Whatever has attention or a feed-forward, except the pooling and decoders at the end and the networks of position biases."""
 _LAYERS = r"(?:\w+\.)?layers\.\d+"
 _ENCODER_LAYER = r"(?:\w+\.)?encoder\.layer\.\d+"
 _STAGES = r"(?:\w+\.)?encoder\.layers\.\d+\.blocks\.\d+"
@@ -118,7 +165,7 @@ FAMILIES: dict[str, Family] = {
     "siglip2": Family("SigLIP 2 NaFlex", _VISION, _TOWER, pooled=True, inputs="patches"),
     "siglip2_vision_model": Family("SigLIP 2 NaFlex vision", _VISION, _TOWER, pooled=True, inputs="patches"),
     "dpt": Family("DPT", _ENCODER_LAYER, _SELF_ATTENTION),
-    "timm_vit": Family("timm", _TIMM_BLOCK, _TIMM, pooled=True, apart=frozenset(_CLASS_ATTENTION), attends=True),
+    "timm_vit": Family("timm", _TIMM_BLOCK, _TIMM, pooled=True, apart=frozenset(_OWN_INPUTS), attends=True),
 }
 """By model type. A model of another type is compressed where it contains one of these, such as a backbone."""
 
@@ -175,14 +222,6 @@ def supported(config: PreTrainedConfig | None = None) -> str:
     if not _sees_by_attention(config):
         return f"It is no vision transformer: its config has no attention heads, or no images. {types}"
     return f"{types} The blocks of another vision transformer are registered by hf_vitcompress.register_family."
-
-
-def no_attention(config: PreTrainedConfig) -> str:
-    """What to say of a model of timm in which the table finds no attention."""
-    return (
-        f"{getattr(config, 'architecture', 'This model')!r} of timm has no blocks of attention and feed-forward whose "
-        "linear layers are known. The nearest that have are vit_*, deit3_*, swin_*, maxvit_* and hiera_*."
-    )
 
 
 def _sees_by_attention(config: PreTrainedConfig) -> bool:

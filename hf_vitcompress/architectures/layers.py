@@ -17,8 +17,9 @@ from ..configuration_factored import MODEL_TYPE_PREFIX, guards_of, heads_of
 from ..errors import ConfigError, UnsupportedModelError
 from ..layers_factored import Attention, attention_names
 from ..modeling_factored import factored_model_class
-from .families import Family, Role, no_attention, row_of, supported
+from .families import Family, Role, row_of, supported
 from .feed_forwards import may_lose_features
+from .nearest import no_attention
 
 # Roles that read the same tensor, and so share one input moment.
 SHARED_INPUT: dict[Role, str] = {"q": "qkv", "k": "qkv", "v": "qkv", "qk": "qkv", "gate": "fc1"}
@@ -231,7 +232,7 @@ def _all_layers(model: PreTrainedModel) -> list[LayerInfo]:
                 )
             )
     if not layers and (row := row_of(model)) is not None and row.attends:
-        raise UnsupportedModelError(no_attention(model.config))
+        raise UnsupportedModelError(no_attention(model))
     if not layers:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type {model.config.model_type!r}) is not supported, and contains nothing "

@@ -181,7 +181,7 @@ def _other(model: PreTrainedModel, result: Result) -> list[Term]:
     if result.get("last_hidden_state") is None:
         tensors = [value for value in result.values() if isinstance(value, Tensor)]
         return [features(values) for values in tensors if values.dim() > 1 and values.is_floating_point()]
-    terms, row = [features(result["last_hidden_state"])], row_of(model)
+    terms, row = _features_at("last_hidden_state")(model, result), row_of(model)  # several maps of `features_only`
     if row is not None and row.pooled and result.get("pooler_output") is not None:
         terms.append(features(result["pooler_output"]))
     return terms

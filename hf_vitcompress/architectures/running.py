@@ -132,7 +132,7 @@ def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_si
         yield
     except VitCompressError:
         raise
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except (ValueError, RuntimeError, MemoryError, AssertionError) as error:  # the last are timm's
         if is_out_of_memory(error):
             raise DataError(
                 f"The device {str(model.device)!r} has not enough memory for {type(model).__name__} and a batch of "

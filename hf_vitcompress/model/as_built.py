@@ -7,6 +7,7 @@ import copy
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architectures.layers import constructor_options
 from ..architectures.running import attention_implementations
+from ..configuration_factored import path_of
 from ..errors import UnsupportedModelError, one_line
 from ..layers_factored import attention_names
 from .fitting_config import fitting_config
@@ -42,14 +44,36 @@ LEFT_OVERS: dict[str, str] = {
 """By the name of a tensor that the config does not build: what it was left by, and how it is undone."""
 
 
-def check_as_built(model: PreTrainedModel) -> None:
+@dataclass(frozen=True)
+class Naming:
+    """How a model that somebody else's function made is spoken of.
+
+    Attributes:
+        model: what it is called.
+        builder: what builds it.
+        maker: that in two words, with its verb.
+        prefix: of module names, which whoever made it does not know.
+        advice: what to do where no setting of the config builds it.
+    """
+
+    model: str
+    builder: str
+    maker: str
+    prefix: str
+    advice: str
+
+
+def check_as_built(model: PreTrainedModel, naming: Naming | None = None) -> None:
     """Check that the modules of a dense model are those that its config builds, with the same shapes and settings.
+
+    Args:
+        naming: of a model that people do not know by its class and config.
 
     Raises:
         UnsupportedModelError: naming what differs, and what to do: the setting of the config that builds it, if one
             does.
     """
-    name = type(model).__name__
+    name = type(model).__name__ if naming is None else naming.model
     try:
         built = twin_of(model, model.config)
     except Exception as error:  # of any class's constructor, on values that its config was given afterwards
@@ -59,10 +83,13 @@ def check_as_built(model: PreTrainedModel) -> None:
     found, wanted = structure(model), structure(built)
     different = differing(found, wanted)
     if different:
-        raise UnsupportedModelError(_refusal(model, found, wanted, different))
+        refusal = _refusal(model, found, wanted, different) if naming is None else _by_name(naming, found, wanted)
+        raise UnsupportedModelError(refusal)
     for names in shared_parameters(model) - shared_parameters(built):
+        prefix = "" if naming is None else naming.prefix
+        places = ", ".join(sorted(own.removeprefix(prefix) for own in names)[:NAMED])
         raise UnsupportedModelError(
-            f"This {name} has one parameter in several places ({', '.join(sorted(names)[:NAMED])}), which its config "
+            f"This {name} has one parameter in several places ({places}), which its config "
             "does not tie, and a checkpoint holds as many. Give each its own, for instance by copy.deepcopy of the "
             "module."
         )
@@ -87,7 +114,10 @@ def structure(model: nn.Module) -> Structure:
             found[name, "module"] = type(module)
             if settings := _settings(module):
                 found[name, "settings"] = settings
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    # Buffers that no checkpoint holds are made anew, and some change their shape when a model is used.
+    saved = model.state_dict().keys()
+    buffers = [pair for pair in model.named_buffers(remove_duplicate=False) if pair[0] in saved]
+    tensors = [*model.named_parameters(remove_duplicate=False), *buffers]
     return found | {(name, "tensor"): tuple(tensor.shape) for name, tensor in tensors}
 
 
@@ -117,7 +147,7 @@ def shared_parameters(model: nn.Module) -> set[frozenset[str]]:
 
 def _refusal(model: PreTrainedModel, found: Structure, wanted: Structure, different: list[Key]) -> str:
     name = type(model).__name__
-    if (left := _left_over(key for key, kind in found if (key, kind) not in wanted)) is not None:
+    if (left := _left_over(key for key in found if key not in wanted)) is not None:
         return f"This {name} is not what its config builds: {left}."
 
     def distance(config: PreTrainedConfig) -> int:
@@ -134,6 +164,18 @@ def _refusal(model: PreTrainedModel, found: Structure, wanted: Structure, differ
     )
 
 
+def _by_name(naming: Naming, found: Structure, wanted: Structure) -> str:
+    ours, theirs = (
+        {(name.removeprefix(naming.prefix), kind): value for (name, kind), value in own.items()}
+        for own in (found, wanted)
+    )
+    left = _left_over(key for key in ours if key not in theirs)
+    if left is not None:
+        return f"This {naming.model} is not what {naming.builder} builds: {left}."
+    described = _described(ours, theirs, differing(ours, theirs)).replace("the config builds", naming.maker)
+    return f"This {naming.model} is not what {naming.builder} builds: {described}. {naming.advice}"
+
+
 def _way_out(model: PreTrainedModel, found: Structure, wanted: Structure, different: list[Key]) -> str:
     prefix = model.base_model_prefix
     if all(key not in wanted for key in different):
@@ -143,8 +185,8 @@ def _way_out(model: PreTrainedModel, found: Structure, wanted: Structure, differ
     return "Give the model as it was before that change, or as a class of its own: see register_family."
 
 
-def _left_over(names: Iterable[str]) -> str | None:
-    for name in names:
+def _left_over(keys: Iterable[Key]) -> str | None:
+    for name in (name for name, kind in keys if kind == "tensor"):
         for pattern, sentence in LEFT_OVERS.items():
             if (match := re.fullmatch(pattern, name)) is not None:
                 return sentence.format(*match.groups())
@@ -178,5 +220,9 @@ def _difference(name: str, found: Any, wanted: Any) -> str:
             ", ".join(f"{key}={values.get(key)}".lstrip("=") for key in changed) for values in (found, wanted)
         )
         return f"{name} has {own}, the config builds {others}"
-    one, other = (value.__name__ if isinstance(value, type) else value for value in (found, wanted))
+    classes = [value for value in (found, wanted) if isinstance(value, type)]
+    alike = len({own.__name__ for own in classes}) < len(classes)
+    one, other = (
+        (path_of(value) if alike else value.__name__) if isinstance(value, type) else value for value in (found, wanted)
+    )
     return f"{name} is {one}, the config builds {other}"

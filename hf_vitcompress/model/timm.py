@@ -2,8 +2,6 @@
 
 import copy
 import importlib.util
-import inspect
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -14,28 +12,19 @@ from transformers.initialization import meta_device_safe_creation_ops
 from ..architectures.timm_inputs import timm_images
 from ..configuration_timm import TimmViTConfig
 from ..errors import UnsupportedModelError
-from .as_built import check_as_built
+from .as_built import Naming, check_as_built
 from .making import MAKING, take_buffers, without_storage
+from .timm_arguments import arguments_of, check_pooled, check_storable_arguments, classes_of, creation
 from .timm_images import preprocessing_of
 
 WRAPPER = "timm_wrapper"
 """Model type of what transformers makes of a checkpoint of timm."""
 
-Reader = Callable[[Any], Any]
-
-ARGUMENTS: dict[str, Reader] = {
-    "img_size": lambda module: _plain(module.patch_embed.img_size),
-    "in_chans": lambda module: next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)),
-    "global_pool": lambda module: _pooling(module),
-    "dynamic_img_size": lambda module: module.dynamic_img_size,
-    "patch_size": lambda module: _plain(module.patch_embed.patch_size),
-    "depth": lambda module: len(module.blocks),
-    "embed_dim": lambda module: module.embed_dim,
-    "num_heads": lambda module: module.blocks[0].attn.num_heads,
-    "class_token": lambda module: module.has_class_token,
-    "reg_tokens": lambda module: module.num_reg_tokens,
-}
-"""Arguments of `timm.create_model`, and how they are read off a module; `AttributeError` where it has no such thing."""
+ADVICE = (
+    "If other arguments of timm.create_model build it, give a TimmWrapper of transformers whose config.model_args they "
+    "are; take any other change off before, and put it back on the result."
+)
+"""What to do about a model that its config does not build."""
 
 
 def check_timm() -> None:
@@ -70,6 +59,11 @@ def wrapped(module: nn.Module) -> PreTrainedModel:
     """
     from transformers import TimmWrapperForImageClassification, TimmWrapperModel
 
+    if type(module).__module__ == "timm.models._features":
+        raise UnsupportedModelError(
+            f"This {type(module).__name__} of timm (features_only=True) does not say what it was made with. Give a "
+            "TimmWrapperModel whose config.model_args are that ('features_only': True, …), with its weights."
+        )
     config = _config_of(module)
     with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
         kind = TimmWrapperForImageClassification if config.num_labels else TimmWrapperModel
@@ -88,42 +82,13 @@ def _config_of(module: nn.Module) -> TimmWrapperConfig:
     pretrained = {key: value for key, value in dict(given).items() if key not in ("num_classes", "label_names")}
     content = {
         "architecture": given["architecture"],
-        "model_args": _arguments_of(module, given["architecture"]),
-        "num_classes": int(getattr(module, "num_classes", 0)),
+        "model_args": arguments_of(module, given["architecture"]),
+        "num_classes": classes_of(module),
         "pretrained_cfg": pretrained,
     }
     if (names := given.get("label_names")) and len(names) == content["num_classes"]:
         content["label_names"] = list(names)
     return TimmWrapperConfig.from_dict(content)  # which knows the names of ImageNet's classes
-
-
-def _arguments_of(module: nn.Module, architecture: str) -> dict[str, Any] | None:
-    """Those of `ARGUMENTS` in which a module differs from what its architecture is without any."""
-    import timm
-
-    with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
-        usual = timm.create_model(architecture)
-    accepted = inspect.signature(type(module).__init__).parameters
-    readings = {name: (_reading(module, name), _reading(usual, name)) for name in ARGUMENTS if name in accepted}
-    return {name: now for name, (now, before) in readings.items() if now != before} or None
-
-
-def _reading(module: nn.Module, name: str) -> Any:
-    try:
-        return ARGUMENTS[name](module)
-    except (AttributeError, StopIteration):
-        return None
-
-
-def _pooling(module: Any) -> str | None:
-    pooling = getattr(module, "global_pool", None)
-    pooling = module.head.global_pool if pooling is None else pooling
-    return pooling if isinstance(pooling, str) else pooling.pool_type
-
-
-def _plain(size: Any) -> Any:
-    """Lists and numbers, as they are in JSON."""
-    return list(size) if isinstance(size, tuple) else size
 
 
 def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
@@ -132,7 +97,14 @@ def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: the wrapper is not what its config builds.
     """
-    check_as_built(wrapper)
+    config = cast(Any, wrapper.config)
+    check_storable_arguments(config)
+    module = cast(Any, wrapper).timm_model
+    classes = classes_of(module)
+    advice = f"Set model.config.num_labels={classes}." if classes not in (0, config.num_labels) else ADVICE
+    name = f"{type(module).__name__} of timm"
+    check_as_built(wrapper, Naming(name, creation(config), "timm builds", "timm_model.", advice))
+    check_pooled(wrapper)
     split = without_storage(split_class(wrapper), split_config(wrapper), {"": "sdpa"}, wrapper.dtype)
     take_buffers(split, wrapper)
     split.load_state_dict(split_state(wrapper.state_dict(), split), assign=True)

@@ -20,6 +20,7 @@ from ..architectures.layers import LayerInfo, feature_pairs
 from ..architectures.outputs import read_outputs
 from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
+from ..architectures.values import value_pairs
 from ..config import CompressionConfig
 from ..errors import CalibrationError, CalibrationWarning, DataError, DataWarning
 from ..images.digest import facts_of_images
@@ -138,7 +139,7 @@ def _begin(
                 statistics = resumed.to(model.device)
     if statistics.images == 0:
         statistics.bad_images = 0
-        _allocate(statistics, layers, config, model.device)
+        _allocate(statistics, layers, config, model)
     # The other processes may not see the main one's files.
     statistics.sum_over_processes(accelerator)
     plain = statistics.corrections, statistics.timing, statistics.settings, statistics.identity
@@ -263,12 +264,13 @@ class _Passes:
 
 
 def _allocate(
-    statistics: Statistics, layers: Sequence[LayerInfo], config: CompressionConfig, device: torch.device
+    statistics: Statistics, layers: Sequence[LayerInfo], config: CompressionConfig, model: PreTrainedModel
 ) -> None:
     """Make room for the moments that the metric needs, on the narrow side of each layer; see `statistics`."""
-    metric = METRICS[config.metric]
+    metric, device = METRICS[config.metric], model.device
     full = metric.input == "full"
-    paired = {layer.name for pair in feature_pairs(layers, config) for layer in pair}
+    pairs = [*feature_pairs(layers, config), *value_pairs(model, layers)]
+    paired = {layer.name for pair in pairs for layer in pair}
     for layer in layers:
         narrow_input = layer.in_features <= layer.out_features or layer.name in paired
         if layer.input_name not in statistics.inputs:

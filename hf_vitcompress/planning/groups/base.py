@@ -126,8 +126,12 @@ class LayerGroup(ABC):
 
     @property
     def positions(self) -> int:
-        """Vectors per image that pass through the layers, for counting MACs."""
-        return round(self.statistics.tokens[self.layers[0].input_name] / max(self.statistics.images, 1))
+        """Vectors per image that pass through the first of the layers, for counting MACs."""
+        return self.positions_of(self.layers[0])
+
+    def positions_of(self, layer: LayerInfo) -> int:
+        """Vectors per image that pass through a layer: attention that pools its queries gives fewer than it reads."""
+        return round(self.statistics.tokens[layer.input_name] / max(self.statistics.images, 1))
 
     @property
     def products(self) -> int:

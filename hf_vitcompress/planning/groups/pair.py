@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...architectures.layers import LayerInfo, head_dim
+from ...architectures.values import pads_values
 from ...errors import ConfigError
 from ...model.assembly import Shapes
 from ..closed_form import error_curve, roots, solve
@@ -194,26 +195,33 @@ class PairGroup(LayerGroup):
     def _pruned_error(self, width: int) -> float:
         return float(self.solution.pruned[width]) if width < self.width else 0.0
 
-    def _choice(self, weights: int, error: float, width: int, shapes: Shapes) -> Choice:
-        attention = self.products * width if self.role == "vo" else 0
-        return Choice(weights + self._biases(width), weights * self.positions + attention, error, shapes)
+    @cached_property
+    def _attention(self) -> int:
+        """Multiply-accumulates per image of the weighted sums over tokens, for each feature of the values."""
+        if self.role != "vo" or pads_values(self.model, self.layers[0].parent):
+            return 0
+        return self.products
+
+    def _choice(self, width: int, ranks: Ranks, error: float, shapes: Shapes) -> Choice:
+        weights = [width * o if r is None else r * (width + o) for o, r in zip(self._sides, ranks, strict=True)]
+        macs = sum(own * self.positions_of(layer) for own, layer in zip(weights, self.layers, strict=True))
+        return Choice(sum(weights) + self._biases(width), macs + self._attention * width, error, shapes)
 
     def choice(self, shapes: Shapes) -> Choice:
         width, ranks = self._read(shapes)
-        weights = sum(width * o if r is None else r * (width + o) for o, r in zip(self._sides, ranks, strict=True))
         error = self._pruned_error(width)
         for curve, rank in zip(self._factored_errors(width) if any(ranks) else (), ranks, strict=False):
             error += 0.0 if rank is None else float(curve[min(rank, len(curve) - 1)])
-        return self._choice(weights, error, width, shapes)
+        return self._choice(width, ranks, error, shapes)
 
     def choices(self, multiple: int) -> list[Choice]:
         """Those that no other beats in error and parameters, or in error and multiplications; and the dense one."""
         choices = []
         for width in self._widths(multiple):
             curves, error = self.solution.factored.get(width), self._pruned_error(width)
-            for weights, own, ranks in rank_options(self._sides, width, curves, multiple, error):
+            for _, own, ranks in rank_options(self._sides, width, curves, multiple, error):
                 if shapes := self._shapes(width, ranks):
-                    choices.append(self._choice(weights, own, width, shapes))
+                    choices.append(self._choice(width, ranks, own, shapes))
         best: set[int] = set()
         for unit in ("params", "macs"):
             best |= set(undominated([one.cost(unit) for one in choices], [one.error for one in choices]))

@@ -1,0 +1,162 @@
+"""The arguments of `timm.create_model` that a module was made with, read off the module: timm does not keep them."""
+
+import inspect
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.initialization import meta_device_safe_creation_ops
+
+from ..errors import UnsupportedModelError
+from .making import MAKING
+
+Reader = Callable[[Any], Any]
+
+ARGUMENTS: dict[str, Reader] = {
+    "img_size": lambda module: _plain(module.patch_embed.img_size),
+    "patch_size": lambda module: _plain(module.patch_embed.patch_size),
+    "in_chans": lambda module: next(m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)),
+    "global_pool": lambda module: pooling_of(module),
+    "dynamic_img_size": lambda module: module.dynamic_img_size,
+    "dynamic_img_pad": lambda module: module.patch_embed.dynamic_img_pad,
+    "strict_img_size": lambda module: module.patch_embed.strict_img_size,
+    "window_size": lambda module: _plain(module.layers[0].blocks[0].window_size),
+    "depth": lambda module: len(module.blocks),
+    "embed_dim": lambda module: module.embed_dim,
+    "num_heads": lambda module: module.blocks[0].attn.num_heads,
+    "mlp_ratio": lambda module: _linear(module.blocks[0].mlp).out_features / module.embed_dim,
+    "class_token": lambda module: module.has_class_token,
+    "reg_tokens": lambda module: module.num_reg_tokens,
+    "no_embed_class": lambda module: module.no_embed_class,
+    "final_norm": lambda module: not (isinstance(module.norm, nn.Identity) and isinstance(module.fc_norm, nn.Identity)),
+    "fc_norm": lambda module: not isinstance(module.fc_norm, nn.Identity),
+    "norm_layer": lambda module: type(module.blocks[0].norm1).__name__.lower(),
+    "act_layer": lambda module: type(module.blocks[0].mlp.act).__name__.lower(),
+    "proj_bias": lambda module: module.blocks[0].attn.proj.bias is not None,
+    "pre_norm": lambda module: not isinstance(module.norm_pre, nn.Identity),
+    "qkv_bias": lambda module: _has_bias(module.blocks[0].attn),
+    "qk_norm": lambda module: not isinstance(module.blocks[0].attn.q_norm, nn.Identity),
+    "init_values": lambda module: _scale(module.blocks[0]),
+    "drop_path_rate": lambda module: max((m.drop_prob for m in _named(module, "DropPath")), default=0.0),
+    "patch_drop_rate": lambda module: max((m.prob for m in _named(module, "PatchDropout")), default=0.0),
+    "pos_drop_rate": lambda module: module.pos_drop.p,
+    "drop_rate": lambda module: module.head_drop.p,
+    "proj_drop_rate": lambda module: module.blocks[0].attn.proj_drop.p,
+    "attn_drop_rate": lambda module: module.blocks[0].attn.attn_drop.p,
+}
+"""How each argument is read off a module; `AttributeError` where it has no such thing.
+
+Others, such as the classes of norms, change what is built, so that `as_built` finds and names the difference.
+"""
+
+
+def arguments_of(module: nn.Module, architecture: str) -> dict[str, Any] | None:
+    """Those of `ARGUMENTS` in which a module differs from what its architecture is without any."""
+    import timm
+
+    constructors = [vars(base)["__init__"] for base in type(module).__mro__ if "__init__" in vars(base)]
+    accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    readings = {name: _reading(module, name) for name in ARGUMENTS if name in accepted}
+    found: dict[str, Any] = {}
+    for _ in range(2):  # one argument may change what another is without it, as a pooling moves the last norm
+        try:
+            with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
+                built = timm.create_model(architecture, **found)
+        except Exception:  # of any constructor, on values that do not go together: `as_built` says what differs
+            break
+        others = {name: _reading(built, name) for name in readings}
+        for name, now in readings.items():
+            if now != others[name]:
+                # Of a gated feed-forward, the ratio that is read is twice the one that is given, or not.
+                again = name == "mlp_ratio" and name in found
+                found[name] = now * found[name] / others[name] if again else now
+    return found or None
+
+
+def classes_of(module: Any) -> int:
+    """How many classes the classifier of a module gives, whoever put it there; 0 without one."""
+    head = module.get_classifier() if hasattr(module, "get_classifier") else None
+    if isinstance(head, tuple | list | nn.ModuleList):
+        head = next(iter(head), None)
+    if isinstance(head, nn.Identity):
+        return 0
+    count = getattr(head, "out_features", getattr(head, "out_channels", None))
+    return int(getattr(module, "num_classes", 0) if count is None else count)
+
+
+def pooling_of(module: Any) -> str | None:
+    """What timm calls `global_pool`."""
+    pooling = getattr(module, "global_pool", None)
+    pooling = module.head.global_pool if pooling is None else pooling
+    return pooling if isinstance(pooling, str) else pooling.pool_type
+
+
+def check_pooled(model: PreTrainedModel) -> None:
+    """That a classifier of timm gives logits of the image.
+
+    Raises:
+        UnsupportedModelError: it gives those of every token.
+    """
+    module: Any = getattr(model, "timm_model", None)
+    if classes_of(module) and _reading(module, "global_pool") == "":
+        raise UnsupportedModelError(
+            f"This {type(module).__name__} of timm pools nothing (global_pool=''), so that it classifies every token "
+            "and not the image. Choose a pooling, or take the classifier off by reset_classifier(0, '')."
+        )
+
+
+def check_storable_arguments(config: Any) -> None:
+    """That `model_args` can be written into a `config.json`.
+
+    Raises:
+        UnsupportedModelError: naming the argument that cannot.
+    """
+    for name, value in (config.model_args or {}).items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise UnsupportedModelError(
+                f"config.model_args holds {name}={value!r}, which no config.json holds. Give a name or a number that "
+                "timm.create_model takes instead (norm_layer='layernorm'), or leave it out."
+            ) from None
+
+
+def creation(config: Any) -> str:
+    """The call of timm that a config of a wrapper stands for, as people write it."""
+    settings = {**(config.model_args or {}), "num_classes": config.num_labels}
+    return f"timm.create_model({config.architecture!r}, {', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+def _reading(module: nn.Module, name: str) -> Any:
+    try:
+        return ARGUMENTS[name](module)
+    except (AttributeError, StopIteration, IndexError, TypeError):  # the class has no such thing
+        return None
+
+
+def _named(module: nn.Module, name: str) -> list[Any]:
+    return [inner for inner in module.modules() if type(inner).__name__ == name]
+
+
+def _linear(feed_forward: nn.Module) -> nn.Linear:
+    return next(inner for inner in feed_forward.modules() if isinstance(inner, nn.Linear))
+
+
+def _has_bias(attention: Any) -> bool:
+    """Of the queries; some have it beside the layer."""
+    layer = attention.q_proj if attention.qkv is None else attention.qkv
+    return layer.bias is not None or getattr(attention, "q_bias", None) is not None
+
+
+def _scale(block: Any) -> float | None:
+    """Of a block with layer scales, any value that they may begin with."""
+    has = getattr(block, "gamma_1", None) is not None or hasattr(getattr(block, "ls1", None), "gamma")
+    return 1e-5 if has else None
+
+
+def _plain(size: Any) -> Any:
+    """Lists and numbers, as they are in JSON."""
+    return list(size) if isinstance(size, tuple) else size

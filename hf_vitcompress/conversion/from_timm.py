@@ -87,7 +87,7 @@ def conversion_from_timm(model: Any) -> Conversion:
     if processing.processor is not None:
         give_companions(converted, [processing.processor])
     converted.to(dtype).config.dtype = dtype
-    remarks = (*rule.remarks(traits), *processing.remarks, *_dropout_remarks(source.module))
+    remarks = (*rule.remarks(traits), *processing.remarks, *_settings_remarks(source))
     return Conversion(converted, source.name, difference, remarks)
 
 
@@ -98,11 +98,14 @@ def _labels(source: Source, traits: Traits) -> dict[str, Any]:
     return source.labels if traits.classes else {}
 
 
-def _dropout_remarks(module: nn.Module) -> list[str]:
-    rates = [getattr(part, name, 0.0) for part in module.modules() for name in ("p", "drop_prob", "prob")]
-    if not any(isinstance(rate, float) and rate > 0 for rate in rates):
-        return []
-    return ["The converted model has no dropout and no stochastic depth while it is trained; timm's has."]
+def _settings_remarks(source: Source) -> list[str]:
+    found = []
+    if not source.settings:
+        found.append("The model has no pretrained_cfg; the image processor has timm's defaults, which is a guess.")
+    rates = [getattr(part, name, 0.0) for part in source.module.modules() for name in ("p", "drop_prob", "prob")]
+    if any(isinstance(rate, float) and rate > 0 for rate in rates):
+        found.append("The converted model has no dropout and no stochastic depth while it is trained; timm's has.")
+    return found
 
 
 def _built(rule: Rule[Any], traits: Traits, labels: dict[str, Any], state: State) -> Any:

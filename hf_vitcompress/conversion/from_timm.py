@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from transformers.utils import logging
 
 from ..model.companions import give_companions
 from ..model.making import MAKING
+from ..publish.names import is_used_by_texts
+from ..publish.saved import SavedFiles
 from ..runtime.random_state import independent_of_caller
 from .processing import processing_of
 from .proof import Pair, compare
@@ -84,11 +87,19 @@ def conversion_from_timm(model: Any) -> Conversion:
     converted: Any = _built(rule, traits, labels, module.state_dict())
     difference = _checked_difference(module, converted, rule, traits, source.name)
     processing = processing_of(source.data_config(), traits.channels, traits.image)
-    if processing.processor is not None:
-        give_companions(converted, [processing.processor])
+    processors = [] if processing.processor is None else [processing.processor]
+    give_companions(converted, [*processors, *_files_beside(model)])
     converted.to(dtype).config.dtype = dtype
-    remarks = (*rule.remarks(traits), *processing.remarks, *_dropout_remarks(source.module))
+    remarks = (*rule.remarks(traits), *processing.remarks, *_settings_remarks(source))
     return Conversion(converted, source.name, difference, remarks)
+
+
+def _files_beside(model: Any) -> list[SavedFiles]:
+    """Licence and notice of a folder, which hold for the converted weights, too."""
+    if not isinstance(model, str | Path) or not Path(model).is_dir():
+        return []
+    saved = SavedFiles.of(model, is_used_by_texts)
+    return [saved] if saved.files else []
 
 
 def _labels(source: Source, traits: Traits) -> dict[str, Any]:
@@ -98,11 +109,14 @@ def _labels(source: Source, traits: Traits) -> dict[str, Any]:
     return source.labels if traits.classes else {}
 
 
-def _dropout_remarks(module: nn.Module) -> list[str]:
-    rates = [getattr(part, name, 0.0) for part in module.modules() for name in ("p", "drop_prob", "prob")]
-    if not any(isinstance(rate, float) and rate > 0 for rate in rates):
-        return []
-    return ["The converted model has no dropout and no stochastic depth while it is trained; timm's has."]
+def _settings_remarks(source: Source) -> list[str]:
+    found = []
+    if not source.settings:
+        found.append("The model has no pretrained_cfg; the image processor has timm's defaults, which is a guess.")
+    rates = [getattr(part, name, 0.0) for part in source.module.modules() for name in ("p", "drop_prob", "prob")]
+    if any(isinstance(rate, float) and rate > 0 for rate in rates):
+        found.append("The converted model has no dropout and no stochastic depth while it is trained; timm's has.")
+    return found
 
 
 def _built(rule: Rule[Any], traits: Traits, labels: dict[str, Any], state: State) -> Any:
@@ -124,7 +138,9 @@ def _checked_difference(module: nn.Module, model: Any, rule: Rule[Any], traits: 
 
     def in_double() -> Pair:
         twin = copy.deepcopy(module).double()
-        return pair_of(twin, _built(rule, traits, {"num_labels": traits.classes}, twin.state_dict()))
+        return pair_of(
+            twin, _built(rule, traits, {"num_labels": traits.classes} if traits.classes else {}, twin.state_dict())
+        )
 
     difference = compare(pair_of(module, model), name, in_double)
     if not difference.is_rounding:

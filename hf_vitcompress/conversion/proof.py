@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, is_out_of_memory, one_line
 
 IMAGES = 2
 """So many are run."""
@@ -75,16 +75,8 @@ def _difference(pair: Pair, name: str) -> tuple[float, float]:
     parameter = next(pair.module.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(IMAGES, *pair.shape, dtype=torch.float32, generator=generator).to(parameter)
-    pairs: list[tuple[Tensor, Tensor]] = []
-    with _evaluating(pair.model), _evaluating(pair.module), torch.no_grad():
-        if pair.pooled:
-            pairs.append((_answer(pair.model(images)), pair.module(images)))
-        # A head of zeros, as untrained ones are, says nothing about what it reads.
-        if pair.tokens and (not pair.pooled or torch.equal(pairs[0][1][0], pairs[0][1][1])):
-            body = pair.model.base_model if pair.headed else pair.model
-            pairs.append((body(images).last_hidden_state, pair.module.forward_features(images)))
     absolute = relative = 0.0
-    for ours, theirs in pairs:
+    for ours, theirs in _outputs(pair, images, name):
         if theirs.dim() == 4:  # tokens in a grid
             theirs = theirs.flatten(1, 2)
         if not theirs.isfinite().all():
@@ -95,6 +87,25 @@ def _difference(pair: Pair, name: str) -> tuple[float, float]:
         absolute = max(absolute, difference)
         relative = max(relative, difference / size if size else difference)
     return absolute, relative
+
+
+def _outputs(pair: Pair, images: Tensor, name: str) -> list[tuple[Tensor, Tensor]]:
+    """What is to be the same: of the model of transformers, and of that of timm."""
+    found: list[tuple[Tensor, Tensor]] = []
+    try:
+        with _evaluating(pair.model), _evaluating(pair.module), torch.no_grad():
+            if pair.pooled:
+                found.append((_answer(pair.model(images)), pair.module(images)))
+            # A head of zeros, as untrained ones are, says nothing about what it reads.
+            if pair.tokens and (not pair.pooled or torch.equal(found[0][1][0], found[0][1][1])):
+                body = pair.model.base_model if pair.headed else pair.model
+                found.append((body(images).last_hidden_state, pair.module.forward_features(images)))
+    except (RuntimeError, AssertionError, ValueError) as error:  # shapes that do not fit are any of these
+        if is_out_of_memory(error):
+            raise
+        size = " × ".join(map(str, pair.shape))
+        raise UnsupportedModelError(f"{name} cannot be run on images of {size}: {one_line(error)}.") from error
+    return found
 
 
 def _answer(outputs: Any) -> Tensor:

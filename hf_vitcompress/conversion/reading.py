@@ -99,7 +99,7 @@ def timm_class(module: nn.Module) -> str:
 
 def read_vit(module: Any) -> Vit:
     """Of a `VisionTransformer`, `VisionTransformerDistilled`, `Beit` or `Eva` of timm."""
-    blocks = list(module.blocks)
+    blocks = list(module.blocks) or [None]
     block, patches = blocks[0], module.patch_embed
     attention: Any = getattr(block, "attn", None)
     mlp: Any = getattr(block, "mlp", None)
@@ -137,7 +137,7 @@ def read_vit(module: Any) -> Vit:
 
 
 def _oddities(module: Any) -> list[str]:
-    found = []
+    found = [] if len(module.blocks) else ["no blocks"]
     if type(module.patch_embed).__name__ != "PatchEmbed":
         found.append(f"a patch embedding like {type(module.patch_embed).__name__}")
     elif not isinstance(module.patch_embed.norm, nn.Identity):
@@ -187,7 +187,7 @@ def _odd_mlp(mlp: Any) -> list[str]:
 
 
 def _is_dinov3(module: Any, rope: nn.Module) -> bool:
-    rotates_half = getattr(getattr(module.blocks[0], "attn", None), "rotate_half", False)
+    rotates_half = all(getattr(getattr(block, "attn", None), "rotate_half", False) for block in module.blocks)
     return type(rope).__name__ == "RotaryEmbeddingDinoV3" and rotates_half
 
 

@@ -98,6 +98,6 @@ def not_expressible(reason: str, things: Sequence[str] = ()) -> UnsupportedModel
     """
     listed = f": {', and '.join(things)}" if things else ""
     return UnsupportedModelError(
-        f"{reason[0].upper()}{reason[1:]}{listed}. Compress the timm model as it is: `vitcompress compress` and "
-        "ViTCompressor.compress take models of timm directly."
+        f"{reason[0].upper()}{reason[1:]}{listed}. `vitcompress compress` and ViTCompressor.compress take "
+        "vision transformers of timm directly, without this conversion."
     )

@@ -35,7 +35,8 @@ class Source:
 
     def data_config(self) -> dict[str, Any]:
         """How timm prepares images for the model."""
-        return require_timm("Converting timm's models").data.resolve_data_config(pretrained_cfg=self.settings)
+        settings = self.settings or {"crop_mode": "center"}  # an empty one is refused
+        return require_timm("Converting timm's models").data.resolve_data_config(pretrained_cfg=settings)
 
 
 def require_timm(purpose: str) -> Any:

@@ -64,7 +64,10 @@ def _first_match(
     for pattern, targets in patterns:
         if match := pattern.fullmatch(key):
             return match, _several(targets)
-    raise UnsupportedModelError(f"Its weight {key} has no counterpart in the other library.")
+    raise UnsupportedModelError(
+        f"The weight {key} has no counterpart in the other library. Take off what was added to the model, such as "
+        "adapters or parametrizations."
+    )
 
 
 def _several(targets: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ def test_what_cannot_be_expressed_is_refused_in_one_sentence(name: str, argument
     with pytest.raises(UnsupportedModelError) as refused:
         convert_from_timm(module)
     assert said in str(refused.value)
-    assert "vitcompress compress" in str(refused.value)
+    assert str(refused.value).endswith("directly, without this conversion.")
 
 
 def test_other_models_of_timm_are_refused() -> None:
@@ -168,6 +168,24 @@ def test_the_callers_model_and_random_states_stay_as_they_were() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
+
+
+def test_a_model_without_blocks_or_that_cannot_be_run_is_named() -> None:
+    module = tiny_timm("vit_tiny_patch16_224")
+    module.patch_embed.proj = torch.nn.Conv2d(3, 32, 16, stride=8)
+    with pytest.raises(UnsupportedModelError, match=r"vit_tiny_patch16_224 cannot be run on images of 3 × 32 × 32"):
+        convert_from_timm(module)
+    module.blocks = torch.nn.Sequential()
+    with pytest.raises(UnsupportedModelError, match="no blocks"):
+        convert_from_timm(module)
+
+
+def test_a_model_that_says_nothing_of_its_images() -> None:
+    module = tiny_timm("vit_tiny_patch16_224")
+    module.pretrained_cfg = {}
+    done = conversion_from_timm(module)
+    assert any("is a guess" in remark for remark in done.remarks)
+    assert done.model.companions[0].image_mean[0] == 0.485
 
 
 def test_a_head_that_was_replaced() -> None:

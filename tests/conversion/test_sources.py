@@ -37,6 +37,15 @@ def folder(timm: Any, module: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return place
 
 
+def test_the_licence_beside_it_goes_along(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "timm")
+    (tmp_path / "timm" / "LICENSE").write_text("terms")
+    (tmp_path / "timm" / "README.md").write_text("how timm loads it")
+    convert_from_timm(tmp_path / "timm").save_pretrained(tmp_path / "ours")
+    assert (tmp_path / "ours" / "LICENSE").read_text() == "terms"
+    assert not (tmp_path / "ours" / "README.md").exists()
+
+
 def as_converted(module: Any) -> Conversion:
     """With the arguments that it was made with."""
     return Conversion(module, "", 0.0, (), {**TINY_TIMM, "num_classes": 5})

@@ -44,7 +44,7 @@ def test_one_layer_becomes_three_and_one_again() -> None:
 
 @pytest.mark.parametrize("convert", [to_transformers, to_timm])
 def test_a_weight_without_counterpart_is_named(convert: object) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"blocks\.0\.attn\.q_norm\.weight has no counterpart"):
+    with pytest.raises(UnsupportedModelError, match=r"weight blocks\.0\.attn\.q_norm\.weight has no counterpart"):
         convert({"blocks.0.attn.q_norm.weight": torch.ones(2)}, NAMES, "")  # type: ignore[operator]
 
 

@@ -153,8 +153,9 @@ def _keeps(name: str, there: str | None, new: str | None, ours: str | None, card
 
 def _goes(name: str, put: dict[str, str | None], renew: bool) -> bool:
     """Whether a file of ours that has no successor is removed; a person's kind never is."""
-    if renew:  # weights of an earlier save in another number of shards, and code of a model of another type
-        return holds_weights(name) or (name in TIMM_FILES and any(map(holds_weights, put)))
+    if renew:  # weights of an earlier save in another number of shards, and code that the model's own does not need
+        code = name in TIMM_FILES and MODELING_FILE in put
+        return code or (holds_weights(name) and any(map(holds_weights, put)))
     return not is_peoples(name)
 
 

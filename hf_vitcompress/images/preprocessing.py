@@ -184,6 +184,7 @@ def _warn(message: str) -> None:
 def _range(processor: Any) -> tuple[float, float] | None:
     """The lowest and the highest value that the image processor makes of a picture; `None` if that is not known."""
     settings = getattr(processor, "data_config", None)
+    factor: float | None
     if isinstance(settings, Mapping):  # timm's, whose pictures have values from 0 to 1 before they are normalized
         factor, means, deviations = 1 / 255, settings.get("mean"), settings.get("std")
     elif getattr(processor, "do_rescale", False) and getattr(processor, "do_normalize", False):

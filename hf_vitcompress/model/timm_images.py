@@ -30,7 +30,12 @@ def timm_processor(config: Mapping[str, Any]) -> Any:
         return None
     from transformers import TimmWrapperImageProcessor
 
-    return TimmWrapperImageProcessor(copy.deepcopy(settings), config.get("architecture"))
+    arguments = config.get("model_args") or {}
+    channels, *size = settings.get("input_size") or (3, 224, 224)
+    if not arguments.get("dynamic_img_size"):  # of a fixed size, whatever the settings of the published weights say
+        size = arguments.get("img_size") or size
+    about = TimmImages(size, 16, arguments.get("in_chans") or channels)
+    return TimmWrapperImageProcessor(preprocessing_of(copy.deepcopy(settings), about), config.get("architecture"))
 
 
 def preprocessing_of(settings: dict[str, Any] | None, about: TimmImages) -> dict[str, Any] | None:

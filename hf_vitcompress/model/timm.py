@@ -125,7 +125,8 @@ def split_config(wrapper: PreTrainedModel) -> TimmViTConfig:
     left_out = ("model_type", "architectures", "label_names", "num_classes")
     values = {name: copy.deepcopy(value) for name, value in known.items() if name not in left_out}
     about = timm_images(wrapper)
-    values["pretrained_cfg"] = preprocessing_of(values.get("pretrained_cfg"), about)
+    if values.get("pretrained_cfg"):
+        values["pretrained_cfg"] = preprocessing_of(values["pretrained_cfg"], about)
     split = TimmViTConfig(**values, **vars(about))
     split.name_or_path = config.name_or_path
     return split

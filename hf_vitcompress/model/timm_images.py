@@ -30,17 +30,20 @@ def timm_processor(config: Mapping[str, Any]) -> Any:
         return None
     from transformers import TimmWrapperImageProcessor
 
-    return TimmWrapperImageProcessor(copy.deepcopy(settings), config.get("architecture"))
+    arguments = config.get("model_args") or {}
+    channels, *size = settings.get("input_size") or (3, 224, 224)
+    if not arguments.get("dynamic_img_size"):  # of a fixed size, whatever the settings of the published weights say
+        size = arguments.get("img_size") or size
+    about = TimmImages(size, 16, arguments.get("in_chans") or channels)
+    return TimmWrapperImageProcessor(preprocessing_of(copy.deepcopy(settings), about), config.get("architecture"))
 
 
-def preprocessing_of(settings: dict[str, Any] | None, about: TimmImages) -> dict[str, Any] | None:
+def preprocessing_of(settings: dict[str, Any], about: TimmImages) -> dict[str, Any]:
     """`pretrained_cfg` for images of the size and the channels that a model was built for.
 
     It tells of the weights that timm publishes, and a module of another `img_size` or `in_chans` has the same one. For
     other channels timm itself takes the average of the numbers.
     """
-    if not settings:
-        return settings
     channels = about.num_channels
     known = {name: _numbers(settings[name]) for name in ("mean", "std") if settings.get(name)}
     fitted = {name: [sum(values) / len(values)] * channels for name, values in known.items() if len(values) != channels}

@@ -13,7 +13,7 @@ from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.configuration_factored import travelling_files
 from hf_vitcompress.evaluation.labels import checked_labels
 from hf_vitcompress.images import open_images
-from hf_vitcompress.model.loading import load_model
+from hf_vitcompress.model.loading import load_image_processor, load_model
 from hf_vitcompress.model.subject import open_subject
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.pictures import CLASSES, in_folders
@@ -66,7 +66,11 @@ PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_folder_in_timms_own_format_is_loaded(own: Path) -> None:
-    assert "num_classes" in json.loads((own / "config.json").read_text())["model_args"]
+    settings = json.loads((own / "config.json").read_text())
+    settings["model_args"]["num_classes"] = 3  # as timm 1.0.31 writes it, and earlier ones do not
+    settings["pretrained_cfg"]["input_size"] = [3, 224, 224]  # as earlier ones write it
+    (own / "config.json").write_text(json.dumps(settings))
+    assert load_image_processor(own).data_config["input_size"] == (3, 32, 32)
     model = load_model(own)
     assert torch.equal(logits(model, PIXELS), logits(module(), PIXELS))
     assert list(model.config.id2label.values()) == list(CLASSES)

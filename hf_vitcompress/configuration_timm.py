@@ -5,8 +5,8 @@ This file needs transformers only. It is copied beside every saved checkpoint of
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.configuration_utils import strict
 
 from .configuration_factored import OWN_TYPES, OwnType, factored_config_class
 

@@ -274,8 +274,7 @@ def merged_config(config: TimmViTConfig) -> TimmWrapperConfig:
     if config.image_processor_type == TimmViTConfig.image_processor_type:  # which is understood
         left_out.append("image_processor_type")
     known = {name: value for name, value in vars(config).items() if not name.startswith("_") and name not in left_out}
-    build: Any = TimmWrapperConfig
-    merged: TimmWrapperConfig = build(**copy.deepcopy(known))
+    merged = TimmWrapperConfig(**copy.deepcopy(known))
     merged.name_or_path = config.name_or_path
     return merged
 

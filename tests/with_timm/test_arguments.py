@@ -140,7 +140,7 @@ def test_a_wrapper_says_which_setting_fits_its_module() -> None:
 
 
 def test_arguments_that_no_file_holds_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="norm_layer=.*which no config"):
+    with pytest.raises(UnsupportedModelError, match=r"norm_layer=.*which no config"):
         open_subject(wrapper(norm_layer=nn.LayerNorm))
 
 

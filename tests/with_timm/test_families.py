@@ -87,6 +87,7 @@ def narrow_values(model: nn.Module, remove: bool) -> list[int]:
     return widths
 
 
+@pytest.mark.filterwarnings("ignore:.*calibration tokens reached")  # few images, for speed
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "swin_tiny_patch4_window7_224"])
 def test_what_a_plan_costs_is_what_runs(name: str) -> None:
     subject = open_subject(small(next(row for row in ROWS if row.architecture == name)))

@@ -93,7 +93,7 @@ def test_what_a_plan_costs_is_what_runs(name: str) -> None:
     subject = open_subject(small(next(row for row in ROWS if row.architecture == name)))
     images = torch.randn(2, *image_shape(subject.model))
     loader = DataLoader([{"pixel_values": image} for image in images], batch_size=2)
-    config = CompressionConfig(keep_ratio=0.6, num_images=2, metric="activation", compensation="none")
+    config = CompressionConfig(keep_ratio=0.8, num_images=2, metric="activation", mlp="none", compensation="none")
     compressor = ViTCompressor(config, progress=False)
     statistics = compressor.calibrate(subject, loader)
     planner = compressor.planner(subject, statistics)

@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 environment = $(PYTHON) -m venv --clear $(1) && $(1)/bin/pip install -qq $(2) $(BACKEND)
 INSTALL := install -qq --no-build-isolation
 
-.PHONY: quickstart test coverage drills fuzz test-newest test-oldest test-torchvision docs dist lock benchmarks support cards clean
+.PHONY: quickstart test coverage drills fuzz test-newest test-oldest test-torchvision docs dist lock benchmarks support support-timm cards clean
 
 quickstart: $(VENV)-quickstart/installed
 	@$(VENV)-quickstart/bin/python examples/quickstart.py
@@ -112,6 +112,10 @@ benchmarks: $(VENV)/installed
 
 support: $(VENV)/installed
 	$(BIN)/python docs/support_table.py docs/models.md
+
+# In the environment of test-torchvision, which has timm.
+support-timm:
+	$(VENV)-torchvision/bin/python docs/timm_table.py docs/models.md
 
 cards: $(VENV)/installed
 	$(BIN)/python model_cards/make.py

@@ -52,7 +52,7 @@ _SWIN = {"embed_dim": 32, "depths": [2, 2], "num_heads": [1, 2], "img_size": 32,
 _HIERA = {"embed_dim": 16, "num_heads": 1, "stages": [1, 1, 2, 1]}
 _STAGES = {"embed_dims": [16, 32, 32, 32], "num_heads": [1, 1, 2, 2], "depths": [1, 1, 1, 1]}
 
-_COAT = {"embed_dims": [32, 64, 64, 64], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "img_size": 64}
+_PYRAMID = {"embed_dims": [32, 64, 128, 128], "num_heads": [1, 2, 4, 4], "depths": [1, 1, 2, 1]}
 
 ROWS = [
     Row("ViT", "vit_tiny_patch16_224", _SMALL),
@@ -84,15 +84,11 @@ ROWS = [
     Row("Swin V2 CR", "swinv2_cr_tiny_224", {**_SWIN, "img_size": 64}),
     Row("Hiera", "hiera_tiny_224", {**_HIERA, "img_size": 64}),
     Row("Hiera of SAM 2", "sam2_hiera_tiny", {**_HIERA, "global_att_blocks": [3]}),
-    Row("MViT v2", "mvitv2_tiny", {"img_size": 32}),
     Row("PiT", "pit_ti_224", {"base_dims": [16, 16, 16], "depth": [1, 1, 1], "heads": [1, 2, 2], "img_size": 64}),
     Row("Twins SVT", "twins_svt_small", {**_STAGES, "depths": [1, 2, 2, 1], "img_size": 64}),
-    Row("Twins PCPVT", "twins_pcpvt_small", {**_STAGES, "img_size": 64}),
-    Row("PVT v2", "pvt_v2_b0", _STAGES),
     Row("DaViT", "davit_tiny", _STAGES),
-    Row("CoaT", "coat_tiny", _COAT),
     Row("TinyViT", "tiny_vit_5m_224", {**_STAGES, "window_sizes": [4, 4, 4, 4]}),
-    Row("CAFormer", "caformer_s18", {"depths": [1, 1, 1, 1], "dims": [16, 32, 32, 64]}),
+    Row("EdgeNeXt", "edgenext_xx_small", {}),
     Row("NaFlexViT", "naflexvit_base_patch16_gap", {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 32}),
 ]
 

@@ -133,7 +133,7 @@ _TIMM: dict[str, Role] = {
     "mlp_out_proj": "fc2",
 }
 _TIMM_BLOCK = r"timm_model\.(?!.*(?:attn_pool|rel_pos|multihead_attn))[\w.]+?"
-"""Whatever has attention or a feed-forward; not the pooling and decoders at the end, nor networks of position biases."""
+"""Whatever has attention or a feed-forward, except pooling and decoders at the end and networks of position biases."""
 _LAYERS = r"(?:\w+\.)?layers\.\d+"
 _ENCODER_LAYER = r"(?:\w+\.)?encoder\.layer\.\d+"
 _STAGES = r"(?:\w+\.)?encoder\.layers\.\d+\.blocks\.\d+"

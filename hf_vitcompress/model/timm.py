@@ -12,7 +12,7 @@ from transformers.initialization import meta_device_safe_creation_ops
 from ..architectures.timm_inputs import timm_images
 from ..configuration_timm import TimmViTConfig
 from ..errors import UnsupportedModelError
-from .as_built import Naming, check_as_built
+from .as_built import Naming, check_as_built, shared_parameters
 from .making import MAKING, take_buffers, without_storage
 from .timm_arguments import arguments_of, check_pooled, check_storable_arguments, classes_of, creation
 from .timm_images import preprocessing_of
@@ -105,6 +105,11 @@ def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
     name = f"{type(module).__name__} of timm"
     check_as_built(wrapper, Naming(name, creation(config), "timm builds", "timm_model.", advice))
     check_pooled(wrapper)
+    if shared_parameters(wrapper):
+        raise UnsupportedModelError(
+            f"This {name} has parameters in several places, and a checkpoint of transformers holds each once. The "
+            "nearest models that can be compressed are xcit_*, cait_* and vit_*."
+        )
     split = without_storage(split_class(wrapper), split_config(wrapper), {"": "sdpa"}, wrapper.dtype)
     take_buffers(split, wrapper)
     split.load_state_dict(split_state(wrapper.state_dict(), split), assign=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..configuration_factored import MODELING_FILE
 from ..configuration_timm import FILES as TIMM_FILES
 from ..errors import OutputError
 from ..modeling_factored import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, READY, holds_weights

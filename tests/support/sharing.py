@@ -1,7 +1,6 @@
-"""What processes do that share work; torchrun starts them as `python -m support.sharing JOB FOLDER`."""
+"""What processes do that share work."""
 
 import contextlib
-import faulthandler
 import io
 import os
 import shutil
@@ -40,7 +39,6 @@ from hf_vitcompress.runtime.distributed import (
 from hf_vitcompress.statistics import calibration, identity
 from hf_vitcompress.statistics.calibration import calibrate
 from support.models import DIGITS
-from support.processes import SECONDS
 from support.stages import quiet
 from support.students import LOW_RANK, METHODS, lively
 
@@ -290,10 +288,3 @@ def work(job: str, folder: Path) -> None:
 
 Results = dict[int, list[dict[str, Any]]]
 """By number of processes, of each."""
-
-
-if __name__ == "__main__":
-    from support import sharing  # under the name by which the results find their classes again
-
-    faulthandler.dump_traceback_later(SECONDS / 2, exit=True)
-    sharing.work(sys.argv[1], Path(sys.argv[2]))

@@ -144,7 +144,7 @@ def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
 
 
 @cache
-def _accepted(model_class: type[PreTrainedModel]) -> set[str]:
+def _accepted(model_class: type[Any]) -> set[str]:
     """Names of constructor arguments; a factored class passes on whatever its dense one accepts."""
     constructors = [vars(base)["__init__"] for base in model_class.__mro__ if "__init__" in vars(base)]
     return {name for constructor in constructors for name in inspect.signature(constructor).parameters}

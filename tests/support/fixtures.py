@@ -5,14 +5,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
 import torch
 import transformers
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from transformers import (
     DeiTConfig,
     DeiTForImageClassification,
@@ -24,6 +23,7 @@ from transformers import (
 import hf_vitcompress  # noqa: F401  (registers the Auto classes)
 from hf_vitcompress.report import figures
 from support.models import ASSETS, TINY, seeded, tiny_config
+from support.reports import Blank
 
 if TYPE_CHECKING:
     from support.published import Made
@@ -54,16 +54,6 @@ def no_waiting_for_disks() -> Iterator[None]:
     """A process sees what it has written; what a power failure leaves is not for these tests."""
     with mock.patch.object(os, "fsync"):
         yield
-
-
-class Blank:
-    """In place of a figure, which takes longer to draw than a tiny model to compress."""
-
-    def savefig(self, path: Path, metadata: dict[str, str], **_: Any) -> None:
-        info = PngInfo()
-        for key, text in metadata.items():
-            info.add_text(key, text)
-        Image.new("L", (1, 1)).save(path, format="png", pnginfo=info)
 
 
 @pytest.fixture(autouse=True, scope="session")

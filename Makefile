@@ -25,6 +25,8 @@ $(VENV)-quickstart/installed: pyproject.toml requirements/locked.txt requirement
 	@$(VENV)-quickstart/bin/pip $(INSTALL) $(LOCKED) --editable .
 	@touch $@
 
+# Bytecode is kept, whatever the environment says: several interpreters read the same files.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

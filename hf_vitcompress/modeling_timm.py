@@ -1,9 +1,8 @@
 """timm models in which queries, keys and values have a layer each, as ordinary `transformers` models.
 
 timm keeps a block's queries, keys and values in one layer, `qkv`, and some feed-forwards keep gate and features in one,
-too. `split_layers` puts a module in the place of such a layer that holds the parts and gives what the layer gave, so
-that timm's own forward passes go on as they are: norms of queries and keys, rotary embeddings, position biases,
-windows, layer scales and fused attention. The parts are ordinary linear layers, which may be factored or narrowed.
+too. `split_layers` puts a module in its place that holds the parts, ordinary linear layers, and gives what the layer
+gave. timm's own forward passes stay: norms of queries and keys, rotary embeddings, position biases, windows.
 
 This file needs torch, transformers and timm. It is copied beside every saved checkpoint of a timm model.
 """
@@ -70,7 +69,18 @@ GATED = "layers.mlp.GluMlp"
 """The class of feed-forwards whose `fc1` gives gate and features one after the other."""
 
 
-class SplitProjection(nn.Module):
+class InPlaceOfLinear(nn.Module):
+    """Stands where timm has one linear layer."""
+
+    __jit_unused_properties__ = ("weight",)
+
+    @property
+    def weight(self) -> Tensor:
+        """Any of its weights: some of timm's modules ask that of the layer for its device and type."""
+        return next(self.parameters())
+
+
+class SplitProjection(InPlaceOfLinear):
     """Queries, keys and values, each by a layer of its own, in one tensor as the fused layer gives them.
 
     Queries and keys may share a `qk_down (rank, d)`. Values may have fewer features a head than queries have; zeros
@@ -93,11 +103,6 @@ class SplitProjection(nn.Module):
         self.head_dim = q.out_features // heads
         self.fused = fused
 
-    @property
-    def weight(self) -> Tensor:
-        """Any of its weights: some of timm's modules ask that of the fused layer for its device and type."""
-        return next(self.parameters())
-
     def forward(self, hidden_states: Tensor) -> Tensor:
         matched = self.qk_down(hidden_states)
         query, key = self.q(matched), self.k(matched)
@@ -112,7 +117,7 @@ class SplitProjection(nn.Module):
         return torch.cat((query, key, value), -1)
 
 
-class HeadOutput(nn.Module):
+class HeadOutput(InPlaceOfLinear):
     """The output projection of attention; of each head it reads as many features as the values have.
 
     Args:
@@ -125,11 +130,6 @@ class HeadOutput(nn.Module):
         self.o, self.heads = o, heads
         self.width = o.in_features
 
-    @property
-    def weight(self) -> Tensor:
-        """As that of `SplitProjection`."""
-        return next(self.parameters())
-
     def forward(self, values: Tensor) -> Tensor:
         if self.o.in_features < self.width:
             values = values.unflatten(-1, [self.heads, -1])[..., : self.o.in_features // self.heads].flatten(-2)
@@ -137,7 +137,7 @@ class HeadOutput(nn.Module):
         return output
 
 
-class SplitGate(nn.Module):
+class SplitGate(InPlaceOfLinear):
     """Gate and features of a feed-forward, each by a layer of its own, in one tensor as the fused layer gives them.
 
     Args:

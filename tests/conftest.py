@@ -1,127 +1,17 @@
-"""Tiny models and images; and the real ones, for tests that are skipped where they are absent."""
+"""Which process needs what the tests share: not the one that only deals them out, where its imports take seconds."""
 
-import gc
 import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face import: no test needs a network
 
-import pytest
-import torch
-import transformers
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from transformers import (
-    DeiTConfig,
-    DeiTForImageClassification,
-    PreTrainedModel,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-)
 
-import hf_vitcompress  # noqa: F401  (registers the Auto classes)
-from hf_vitcompress.report import figures
-from support.models import ASSETS, TINY, seeded, tiny_config
-
-if TYPE_CHECKING:
-    from support.published import Made
-
-transformers.utils.logging.disable_progress_bar()
-
-DRAW = figures.compression_figure
-
-
-def pytest_collection_finish() -> None:
-    """Let garbage collections pass over what is imported and collected: each end of a training asks for a whole one."""
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """Tiny products are slower on several threads, and much slower where the machine is busy."""
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def no_waiting_for_disks() -> Iterator[None]:
-    """A process sees what it has written; what a power failure leaves is not for these tests."""
-    with mock.patch.object(os, "fsync"):
-        yield
-
-
-class Blank:
-    """In place of a figure, which takes longer to draw than a tiny model to compress."""
-
-    def savefig(self, path: Path, metadata: dict[str, str], **_: Any) -> None:
-        info = PngInfo()
-        for key, text in metadata.items():
-            info.add_text(key, text)
-        Image.new("L", (1, 1)).save(path, format="png", pnginfo=info)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def nothing_is_drawn() -> Iterator[mock.Mock]:
-    with mock.patch.object(figures, "compression_figure", return_value=Blank()) as drawing:
-        yield drawing
-
-
-@pytest.fixture
-def drawn(nothing_is_drawn: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of figures: they are drawn all the same."""
-    monkeypatch.setattr(nothing_is_drawn, "side_effect", DRAW)
-
-
-@pytest.fixture
-def vit() -> PreTrainedModel:
-    return seeded(ViTForImageClassification, tiny_config())
-
-
-@pytest.fixture
-def deit() -> PreTrainedModel:
-    return seeded(DeiTForImageClassification, DeiTConfig(**TINY))
-
-
-@pytest.fixture
-def processor() -> ViTImageProcessorPil:
-    return ViTImageProcessorPil(size={"height": 16, "width": 16})
-
-
-@pytest.fixture
-def pictures() -> list[Image.Image]:
-    """48 random RGB images."""
-    generator = torch.Generator().manual_seed(1)
-    arrays = torch.randint(0, 256, (48, 16, 16, 3), generator=generator, dtype=torch.uint8).numpy()
-    return [Image.fromarray(array) for array in arrays]
-
-
-@pytest.fixture
-def pixels() -> torch.Tensor:
-    """96 random images, (96, 3, 16, 16)."""
-    return torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> "Made":
-    """A compressed model and the folder it was saved to, with all that belongs there; only to be read."""
-    from support.published import make
-
-    return make(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def folder(made: "Made", tmp_path: Path) -> Path:
-    """A copy of that folder."""
-    return Path(shutil.copytree(made.folder, tmp_path / "small"))
-
-
-@pytest.fixture(scope="session")
-def assets() -> Path:
-    """The folder of the real pretrained model and images."""
-    if not (ASSETS / "vit-s14-cifar10" / "model.safetensors").is_file():
-        pytest.skip(f"the real model is not in {ASSETS.name}/ beside the repository")
-    return ASSETS
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("dist", "no") != "no":
+        return
+    capture = config.pluginmanager.getplugin("capturemanager")
+    capture.resume_global_capture()  # what libraries print when they are imported
+    config.pluginmanager.import_plugin("support.fixtures")
+    capture.suspend_global_capture()
+    capture.read_global_capture()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 import transformers
@@ -150,15 +151,20 @@ def attention_keys(model: PreTrainedModel, layer: LayerInfo, positions: int) -> 
 
 def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
     """Constructor arguments that are not in the config."""
-    # A factored class passes on whatever its dense one accepts.
-    constructors = [vars(base)["__init__"] for base in type(model).__mro__ if "__init__" in vars(base)]
-    accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    accepted = _accepted(type(model))  # type: ignore[arg-type]  # its classes can be hashed
     options: dict[str, Any] = {}
     if "add_pooling_layer" in accepted:
         options["add_pooling_layer"] = getattr(model, "pooler", None) is not None
     if "use_mask_token" in accepted:
         options["use_mask_token"] = model.get_submodule("embeddings").mask_token is not None
     return options
+
+
+@cache
+def _accepted(model_class: type[PreTrainedModel]) -> set[str]:
+    """Names of constructor arguments; a factored class passes on whatever its dense one accepts."""
+    constructors = [vars(base)["__init__"] for base in model_class.__mro__ if "__init__" in vars(base)]
+    return {name for constructor in constructors for name in inspect.signature(constructor).parameters}
 
 
 def find_layers(

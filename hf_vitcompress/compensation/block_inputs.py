@@ -18,15 +18,12 @@ from ..errors import CompensationError
 from ..images.images import Batch, ImageSource
 from ..runtime.devices import autocast, resolve_precision
 from ..runtime.distributed import gather_objects, local_work, own_share, sum_numbers
+from ..runtime.hooks import Reached
 from ..runtime.run import Run
 from .block_calls import Call, Flow, observe_flow
 
 CACHE_BYTES = 1_024_000_000
 """Memory of a process for the inputs of one block, those of both models together."""
-
-
-class _Reached(Exception):  # noqa: N818 (no error)
-    """The block whose inputs are wanted has been called."""
 
 
 class BlockInputs:
@@ -58,13 +55,13 @@ class BlockInputs:
 
         def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             self.calls.append(Call.of(arguments, named, inputs.get("pixel_attention_mask")))
-            raise _Reached
+            raise Reached
 
         handle = self.model.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
         try:
             with (
                 passing(self.model, batch.pixel_values),
-                contextlib.suppress(_Reached),
+                contextlib.suppress(Reached),
                 autocast(self.model, self.precision),
             ):
                 self.model(**inputs)

@@ -1,5 +1,6 @@
 """What a compressed layer reads against what the dense one had: the moments that residual tensors are solved from."""
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 from ..architectures.layers import LayerInfo, linear_layer
 from ..errors import CompensationError
 from ..runtime.distributed import from_owner, local_work, sum_in_place
-from ..runtime.hooks import Capture
+from ..runtime.hooks import Capture, Reached
 from ..statistics.accumulators import add_product
 from .block_inputs import BlockInputs
 
@@ -60,7 +61,7 @@ def collect_cross_moments(
     streams: tuple[BlockInputs, BlockInputs],
     accelerator: Accelerator,
 ) -> CrossMoments:
-    """From one pass of the dense and the compressed block over their inputs, of all processes.
+    """From one pass of the dense and the compressed block, as far as the layer, over their inputs, of all processes.
 
     Args:
         layer: one of those of the block that read the same input.
@@ -73,12 +74,13 @@ def collect_cross_moments(
     dense, student = models
     linear = linear_layer(dense, layer.name)
     bias = linear.bias.detach().float() if targets_output(layer) and linear.bias is not None else 0.0
-    dense_tap, student_tap = Capture(dense, [layer.name]), Capture(student, [reader])
+    dense_tap, student_tap = Capture(dense, [layer.name], ends=True), Capture(student, [reader], ends=True)
 
     def batch(index: int) -> tuple[Tensor, Tensor, torch.dtype]:
         """x̂ and the target of one batch (tokens, ·), float32."""
         for block, stream in zip(blocks, streams, strict=True):
-            stream.run(block, index)
+            with contextlib.suppress(Reached):
+                stream.run(block, index)
         computed_in = dense_tap.outputs[layer.name].dtype
         seen = (dense_tap.outputs if targets_output(layer) else dense_tap.inputs)[layer.name]
         mask = streams[0].calls[index].mask
@@ -94,15 +96,16 @@ def collect_cross_moments(
     # have no images.
     shifts = [torch.zeros(size, dtype=torch.float32, device=device) for size in (n, t)]
     with local_work(accelerator, "Compensation"), dense_tap, student_tap:
-        if streams[0].calls:
-            shifts = [part.mean(0) for part in batch(0)[:2]]
+        first_batch = batch(0) if streams[0].calls else None
+        if first_batch is not None:
+            shifts = [part.mean(0) for part in first_batch[:2]]
     shifts = [from_owner(accelerator, shift, 0) for shift in shifts]
     sums = [torch.zeros(size, dtype=torch.float32, device=device) for size in (n, t)]
     second, cross = (torch.zeros(rows, n, dtype=torch.float32, device=device) for rows in (n, t))
     count = torch.zeros(1, dtype=torch.float64, device=device)
     with local_work(accelerator, "Compensation"), dense_tap, student_tap:
         for index in range(len(streams[0].calls)):
-            x_hat, target, computed_in = batch(index)
+            x_hat, target, computed_in = first_batch if index == 0 and first_batch is not None else batch(index)
             x_hat, target = x_hat - shifts[0], target - shifts[1]
             count += len(x_hat)
             sums[0] += x_hat.sum(0)

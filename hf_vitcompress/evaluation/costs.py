@@ -16,6 +16,7 @@ from ..architectures.inputs import example_inputs
 from ..architectures.layers import constructor_options
 from ..model.making import without_storage
 from ..runtime.weights import plain_tensors
+from .shapes import Remembered
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def macs_of(blueprint: Blueprint, shape: tuple[int, ...] | None) -> int:
     inputs = example_inputs(model, shape=shape)
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = cast(Any, _NoTracker())
-    with counter, torch.no_grad():
+    with Remembered(), counter, torch.no_grad():
         model(**inputs)
     return counter.get_total_flops() // 2
 

@@ -4,6 +4,8 @@ import threading
 from typing import Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import meta_device_safe_creation_ops
 
@@ -12,6 +14,20 @@ from ..configuration_factored import inner_configs
 MAKING = threading.RLock()
 """Held while a model is loaded or built: transformers then replaces functions of torch and of its own for the whole
 process, and of two threads that do so at a time, one puts back for good what the other had put in place."""
+
+
+FILLING = {nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_}
+"""What layers fill their tensors with when they are made; of tensors without storage that is a quarter of the time."""
+
+
+class _Unfilled(TorchFunctionMode):
+    """In this thread, those functions leave tensors as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func in FILLING:
+            return args[0] if args else options["tensor"]
+        return func(*args, **options)
 
 
 def without_storage(
@@ -32,7 +48,7 @@ def without_storage(
         options: arguments of the constructor that the config does not know.
     """
     _note_dtype(config, None)
-    with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
+    with MAKING, torch.device("meta"), meta_device_safe_creation_ops(), _Unfilled():
         model = model_class._from_config(config, attn_implementation=attention, dtype=None, **options)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):

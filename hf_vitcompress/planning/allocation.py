@@ -168,15 +168,17 @@ def _ascend(entries: Entries, room: int, start: list[int] | None = None) -> list
 
     def best_step(i: int) -> tuple[float, int, int, int] | None:
         table, now = entries[i], levels[i]
-        steps = []
+        cost, error = table[now]
+        best = None
         for then in range(now + 1, len(table)):
-            price = table[then][0] - table[now][0]
-            if price > room:
+            above, left = table[then]
+            if (price := above - cost) > room:
                 break
-            if table[then][1] > table[now][1]:
-                continue
-            steps.append(((table[then][1] - table[now][1]) / max(price, 1), i, then, price))
-        return min(steps, default=None)
+            if left <= error:
+                gain = (left - error) / max(price, 1)
+                if best is None or gain < best[0]:
+                    best = gain, i, then, price
+        return best
 
     queue = [step for i in range(len(entries)) if (step := best_step(i)) is not None]
     heapq.heapify(queue)

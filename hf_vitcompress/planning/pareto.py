@@ -28,9 +28,10 @@ def rank_options(
         multiple: of which the ranks are multiples.
         error: of the width itself, which the ranks' errors are added to.
     """
+    if not curves:
+        return [Option(sum(side * width for side in sides), error, (None,) * len(sides))]
     found = [Option(0, error, ())]
-    own: Sequence[Tensor | None] = curves or [None] * len(sides)
-    for side, curve in zip(sides, own, strict=True):
+    for side, curve in zip(sides, curves, strict=True):
         found = _combined(found, [*_factored(side, width, curve, multiple), Option(side * width, 0.0, (None,))])
     return found
 
@@ -49,9 +50,9 @@ def _front(costs: NDArray[np.int64], errors: NDArray[np.float64]) -> list[int]:
     return order[lower].tolist()
 
 
-def _factored(side: int, width: int, curve: Tensor | None, multiple: int) -> list[Option]:
-    ranks = [] if curve is None else list(ranks_below(side, width, multiple))
-    errors = [] if curve is None else curve[ranks].tolist()
+def _factored(side: int, width: int, curve: Tensor, multiple: int) -> list[Option]:
+    ranks = list(ranks_below(side, width, multiple))
+    errors = curve[ranks].tolist()
     return [Option(rank * (side + width), error, (rank,)) for rank, error in zip(ranks, errors, strict=True)]
 
 

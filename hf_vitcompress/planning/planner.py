@@ -134,7 +134,9 @@ class Planner:
 
     def budget_curve(self, config: CompressionConfig) -> list[tuple[float, float]]:
         """(keep ratio, predicted loss) over the budgets this model can have, without building any of them."""
-        curve = []
+        curve: list[tuple[float, float]] = []
+        if self.correction.loss(1.0) is None:
+            return curve
         for ratio in BUDGET_CURVE_RATIOS:
             try:
                 plan = self.plan(config.with_budget(keep_ratio=ratio), exact=False)

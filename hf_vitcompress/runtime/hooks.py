@@ -8,15 +8,22 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 
+class Reached(Exception):  # noqa: N818 (no error)
+    """The module has been called that a forward pass is made for."""
+
+
 class Capture:
     """Within a `with` block, keeps what flows into and out of some modules in the last forward pass.
+
+    Args:
+        ends: whether a pass ends with `Reached` once one of them has been called: what follows is not wanted.
 
     Attributes:
         inputs, outputs: by module name.
     """
 
-    def __init__(self, model: PreTrainedModel, names: Iterable[str]) -> None:
-        self.modules = {name: model.get_submodule(name) for name in names}
+    def __init__(self, model: PreTrainedModel, names: Iterable[str], ends: bool = False) -> None:
+        self.modules, self.ends = {name: model.get_submodule(name) for name in names}, ends
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
         self.handles: list[RemovableHandle] = []
@@ -29,6 +36,8 @@ class Capture:
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
             self.inputs[name], self.outputs[name] = first_input(arguments, named)[1], first_of(output)
+            if self.ends:
+                raise Reached
 
         return hook
 

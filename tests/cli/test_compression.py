@@ -1,12 +1,9 @@
 """The terminal, from flags to files, messages and exit codes."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from hf_vitcompress.statistics.observer import Observer
 from support.dying import run_and_die
 from support.models import DIGITS, seeded, tiny_config
 from support.processes import alone
-from support.terminal import Run, one_line, running_commands, without_bars  # noqa: F401  (the fixture "run")
+from support.terminal import Run, one_line, run_in, running_commands, without_bars  # noqa: F401  (the fixture "run")
 
 MODEL = str(DIGITS / "model")
 CALIBRATION = str(DIGITS / "calibration.parquet")
@@ -36,12 +33,10 @@ RECIPE = ["--rank-multiple", "2", "--precision", "float32", "--batch-size", "32"
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the compressed digits (`small`), their statistics and what was printed."""
     folder = tmp_path_factory.mktemp("first")
-    command = [sys.executable, "-m", "hf_vitcompress", "compress", MODEL, "--data", CALIBRATION, "--keep-ratio", "0.4"]
-    command += [*RECIPE, "--test", TEST, "--output", "small", "--statistics", "statistics.safetensors", "--quiet"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    (folder / "printed.txt").write_text(done.stdout, encoding="utf-8")
+    command = ["compress", MODEL, "--data", CALIBRATION, "--keep-ratio", "0.4", *RECIPE, "--test", TEST]
+    command += ["--output", "small", "--statistics", "statistics.safetensors", "--quiet"]
+    done = alone(run_in, folder, command, "printed.txt")
+    assert done.code == 0, done.err
     return folder
 
 

@@ -3,6 +3,7 @@
 A new family is in it as soon as `zoo.HEADS` has tiny models of its heads.
 """
 
+import copy
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -71,6 +72,11 @@ class Case:
     plan: CompressionPlan
     kept_parameters: int
     folder: Path
+
+    @cached_property
+    def loaded(self) -> PreTrainedModel:
+        """From its folder; a copy is for those who change it."""
+        return load_model(self.folder, Accelerator(cpu=True))
 
     def reads(self, name: str) -> bool:
         """Whether the head reads the block of that module: some segmentation heads leave the last one alone."""
@@ -173,10 +179,9 @@ class TestEveryHead:
         assert 0 < divergence(dense, small).mean() < divergence(dense, shuffled).mean()
 
     def test_an_auto_class_loads_it_whole(self, case: Case) -> None:
-        loaded = load_model(case.folder, Accelerator(cpu=True))
-        assert type(loaded) is type(case.small)
-        assert type(loaded).__name__ == f"Factored{case.head.name}"
-        assert same(case.outputs(loaded), case.outputs(case.small))
+        assert type(case.loaded) is type(case.small)
+        assert type(case.loaded).__name__ == f"Factored{case.head.name}"
+        assert same(case.outputs(case.loaded), case.outputs(case.small))
         for auto_name, classes in heads_of(case.head.family).items():
             if case.head.model_class in classes:
                 # AutoBackbone's own method wants a Hub id; a folder it cannot read, dense or not.
@@ -198,7 +203,7 @@ class TestEveryHead:
         case.small.zero_grad()
 
     def test_a_trainer_trains_it(self, case: Case, tmp_path: Path) -> None:
-        model = load_model(case.folder, Accelerator(cpu=True))
+        model = copy.deepcopy(case.loaded)
         before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         trained_two_steps(model, case, tmp_path)
         after = dict(model.named_parameters())
@@ -215,7 +220,7 @@ class TestEveryHead:
         assert same(case.outputs(wide), case.outputs(case.small), tolerance=2e-3)
 
     def test_in_bfloat16_it_computes_nearly_the_same(self, case: Case) -> None:
-        half = load_model(case.folder, Accelerator(cpu=True)).to(torch.bfloat16)
+        half = copy.deepcopy(case.loaded).to(torch.bfloat16)
         exact, rounded = case.outputs(case.small), case.outputs(half)
         assert half.dtype == torch.bfloat16
         assert (

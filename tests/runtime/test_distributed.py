@@ -1,12 +1,10 @@
 """Several processes as one: the same results on each, said and written once, and an end where one of them ends.
 
-Real processes on CPUs, of which every launch does all its checks; two of them are started by torchrun.
+Real processes on CPUs, of which every launch does all its checks; torch's own launcher starts two of them.
 """
 
 import json
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Sequence
 from itertools import product
@@ -22,15 +20,8 @@ from transformers import AutoModelForImageClassification
 from hf_vitcompress.runtime.distributed import deal, own_share
 from hf_vitcompress.statistics.statistics import Statistics
 from support.moments import relative, same, streamed, vectors
-from support.processes import SECONDS, Ended, environment, together
+from support.processes import Ended, launched, together
 from support.sharing import BAD, COMPENSATED, IMAGES, MEASURING, Failure, Results, work
-
-
-def torchrun(job: str, folder: Path, processes: int) -> Ended:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "support.sharing", job, str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=SECONDS)
-    return Ended(done.returncode, done.stderr)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +46,8 @@ def results(place: Path, ends: list[Ended]) -> Results:
                 warnings.simplefilter("ignore")  # of unreadable images and of few tokens, as other processes print them
                 work("everything", folder)
         else:
-            started = [torchrun("everything", folder, 2)] if count == 2 else []
-            done = started or together(work, "everything", folder, processes=count)
+            start = launched if count == 2 else together
+            done = start(work, "everything", folder, processes=count)
             assert all(one.code == 0 for one in done), "\n".join(one.err for one in done)
         found[count] = [torch.load(folder / f"result-{i}.pt", weights_only=False) for i in range(count)]
     return found

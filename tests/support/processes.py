@@ -3,6 +3,7 @@
 `started` forks them from a server that has imported the package once: a new interpreter takes seconds to do that.
 """
 
+import contextlib
 import faulthandler
 import multiprocessing
 import os
@@ -10,7 +11,8 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
@@ -45,6 +47,41 @@ def together(work: Callable[..., object], *arguments: object, processes: int) ->
     return _ends(work, arguments, [{name: str(value) for name, value in rank.items()} for rank in ranks])
 
 
+def launched(work: Callable[..., object], *arguments: object, processes: int) -> list[Ended]:
+    """As `together`, but torch's own launcher starts them, which torchrun is the command of.
+
+    Raises:
+        ChildFailedError: a process has failed.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory() as folder, handlers_kept(), mock.patch.dict(os.environ, environment()):
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id="tests",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            start_method="forkserver",
+        )
+        elastic_launch(config, _launched)(work, arguments, folder)
+        return [Ended(0, Path(folder, str(rank)).read_text(encoding="utf-8")) for rank in range(processes)]
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """What signals do afterwards is what they did before."""
+    kept = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
 def alone(work: Callable[..., object], *arguments: object) -> Ended:
     """Do it in a process of its own.
 
@@ -70,6 +107,11 @@ def _ends(work: Callable[..., object], arguments: tuple[object, ...], each: Iter
                 ends.append(Ended(process.exitcode, err.read()))
             process.close()
     return ends
+
+
+def _launched(work: Callable[..., object], arguments: tuple[object, ...], folder: str) -> None:
+    own = {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")}
+    _run(work, arguments, {**environment(), **own}, f"{folder}/{own['RANK']}")
 
 
 def _run(work: Callable[..., object], arguments: tuple[object, ...], variables: dict[str, str], errors: str) -> None:

@@ -1,7 +1,6 @@
-"""What processes do that share work; torchrun starts them as `python -m support.sharing JOB FOLDER`."""
+"""What processes do that share work."""
 
 import contextlib
-import faulthandler
 import io
 import os
 import shutil
@@ -27,6 +26,7 @@ from hf_vitcompress.planning.groups.heads import HeadsGroup
 from hf_vitcompress.planning.groups.layer import SingleLayerGroup
 from hf_vitcompress.planning.groups.pair import PairGroup
 from hf_vitcompress.planning.groups.query_key import QueryKeyGroup
+from hf_vitcompress.report import figures
 from hf_vitcompress.runtime.distributed import (
     from_main,
     from_owner,
@@ -40,7 +40,7 @@ from hf_vitcompress.runtime.distributed import (
 from hf_vitcompress.statistics import calibration, identity
 from hf_vitcompress.statistics.calibration import calibrate
 from support.models import DIGITS
-from support.processes import SECONDS
+from support.reports import Blank
 from support.stages import quiet
 from support.students import LOW_RANK, METHODS, lively
 
@@ -284,16 +284,10 @@ def killed(folder: Path) -> None:
 def work(job: str, folder: Path) -> None:
     torch.set_num_threads(1)
     often = mock.patch.object(calibration, "CHECKPOINT_SECONDS", -1.0)
-    with often, mock.patch.object(identity, "images_facts", looking):
+    undrawn = mock.patch.object(figures, "compression_figure", return_value=Blank())
+    with often, undrawn, mock.patch.object(identity, "images_facts", looking):
         {"everything": everything, "killed": killed}[job](folder)
 
 
 Results = dict[int, list[dict[str, Any]]]
 """By number of processes, of each."""
-
-
-if __name__ == "__main__":
-    from support import sharing  # under the name by which the results find their classes again
-
-    faulthandler.dump_traceback_later(SECONDS / 2, exit=True)
-    sharing.work(sys.argv[1], Path(sys.argv[2]))

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hf_vitcompress import CompressionConfig, CompressionPlan, Statistics, ViTCo
 from hf_vitcompress.architectures.subject import Subject
 from hf_vitcompress.compensation.distillation import Distillation
 from hf_vitcompress.compensation.residual import ResidualCompensation
+from hf_vitcompress.config.groups import CompensationSettings
 from hf_vitcompress.evaluation.reference import Reference
 from hf_vitcompress.images.images import ImageSource
 from hf_vitcompress.planning.building import build_model
@@ -96,14 +97,19 @@ def compressed(
     dense = dense or lively()
     images = list(random_images(96) if images is None else images)
     values = {"keep_ratio": 0.4, "rank_multiple": 1, "precision": "float32", "measuring_images": 0, **settings}
-    key = digest(dense, images, repr((labels, layers, sorted(values.items()))))
+    config = CompressionConfig(**values)
+    before = {name: value for name, value in values.items() if name not in AFTERWARDS or config.criterion == "gates"}
+    key = digest(dense, images, repr((labels, layers, sorted(before.items()))))
     if key not in CASES:
         source = ImageSource(images, labels, "the images")
-        CASES[key] = new_case(dense, source, layers, CompressionConfig(**values))
+        CASES[key] = new_case(dense, source, layers, CompressionConfig(**before))
         if len(CASES) > KEPT:
             del CASES[next(iter(CASES))]
-    return copy.deepcopy(CASES[key])
+    return replace(copy.deepcopy(CASES[key]), config=config)
 
+
+AFTERWARDS = {field.name for field in fields(CompensationSettings)}
+"""Settings that change nothing of a student before it is compensated, unless scores are learned for it."""
 
 CASES: dict[bytes, Case] = {}
 """What was compressed last, by a digest of all that it was made of."""

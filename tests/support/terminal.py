@@ -1,11 +1,14 @@
-"""`vitcompress …` in the tests' own process."""
+"""`vitcompress …` in the tests' own process, or in one of its own."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from hf_vitcompress import cli
 
@@ -34,6 +37,16 @@ def running_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         return Outcome(code, *capsys.readouterr())
 
     return call
+
+
+def run_in(folder: Path, arguments: list[str], printed: str) -> None:
+    """In that folder, in which a file of that name gets what is printed; see `support.processes.alone`."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    with open(printed, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+    sys.argv = ["vitcompress", *arguments]
+    cli.main()
 
 
 def one_line(text: str) -> str:

@@ -14,6 +14,7 @@ A group is one or more linear layers that are compressed together. Its *shapes* 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -124,7 +125,7 @@ class LayerGroup(ABC):
         """Modules that a plan may name for it."""
         return tuple(layer.name for layer in self.layers)
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Vectors per image that pass through the first of the layers, for counting MACs."""
         return self.positions_of(self.layers[0])
@@ -133,7 +134,7 @@ class LayerGroup(ABC):
         """Vectors per image that pass through a layer: attention that pools its queries gives fewer than it reads."""
         return round(self.statistics.tokens[layer.input_name] / max(self.statistics.images, 1))
 
-    @property
+    @cached_property
     def products(self) -> int:
         """Multiply-accumulates per image of one of the products of attention, for each feature: queries × keys."""
         return self.positions * attention_keys(self.model, self.layers[0], self.positions)

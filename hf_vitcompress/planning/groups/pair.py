@@ -84,14 +84,19 @@ class PairGroup(LayerGroup):
 
     def _biases(self, width: int) -> int:
         """Of the layers that make the features, at that width."""
-        return width * sum(linear.bias is not None for linear in self.linears[:-1])
+        return width * self._biased
 
-    @property
+    @cached_property
+    def _biased(self) -> int:
+        """How many of them have a bias."""
+        return sum(linear.bias is not None for linear in self.linears[:-1])
+
+    @cached_property
     def _sides(self) -> list[int]:
         """Of each layer, the features that it does not share with the others."""
         return [*(layer.in_features for layer in self.layers[:-1]), self.consumer.out_features]
 
-    @property
+    @cached_property
     def _keys(self) -> list[tuple[LayerInfo, str]]:
         """Each layer and what its shape calls the features."""
         return [*((layer, "out_features") for layer in self.layers[:-1]), (self.consumer, "in_features")]

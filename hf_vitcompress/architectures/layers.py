@@ -1,13 +1,10 @@
 """The linear layers of a model that may be compressed, found by the table of `families`."""
 
-import inspect
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
-from typing import Any
 
 import transformers
 from torch import nn
@@ -147,24 +144,6 @@ def attention_keys(model: PreTrainedModel, layer: LayerInfo, positions: int) -> 
     if window is None:
         return positions
     return min(positions, math.prod(window) if isinstance(window, tuple | list) else window**2)
-
-
-def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
-    """Constructor arguments that are not in the config."""
-    accepted = _accepted(type(model))  # type: ignore[arg-type]  # its classes can be hashed
-    options: dict[str, Any] = {}
-    if "add_pooling_layer" in accepted:
-        options["add_pooling_layer"] = getattr(model, "pooler", None) is not None
-    if "use_mask_token" in accepted:
-        options["use_mask_token"] = model.get_submodule("embeddings").mask_token is not None
-    return options
-
-
-@cache
-def _accepted(model_class: type[PreTrainedModel]) -> set[str]:
-    """Names of constructor arguments; a factored class passes on whatever its dense one accepts."""
-    constructors = [vars(base)["__init__"] for base in model_class.__mro__ if "__init__" in vars(base)]
-    return {name for constructor in constructors for name in inspect.signature(constructor).parameters}
 
 
 def find_layers(

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..architectures.constructors import constructor_options
 from ..architectures.inputs import example_inputs
-from ..architectures.layers import constructor_options
 from ..model.making import without_storage
 from ..runtime.weights import plain_tensors
 from .shapes import Remembered

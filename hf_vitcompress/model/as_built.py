@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..architectures.layers import constructor_options
+from ..architectures.constructors import constructor_options
 from ..architectures.running import attention_implementations
 from ..configuration_factored import path_of
 from ..errors import UnsupportedModelError, one_line

@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..architectures.layers import constructor_options
+from ..architectures.constructors import constructor_options
 from ..architectures.running import attention_implementations
 from ..configuration_factored import MODEL_TYPE_PREFIX, FactoredConfigMixin, factored_config_class
 from ..modeling_factored import FactoredModelMixin, factored_model_class

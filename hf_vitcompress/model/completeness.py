@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import logger as loading_logger
 
+from ..architectures.constructors import constructor_options
 from ..architectures.inputs import example_inputs
-from ..architectures.layers import constructor_options
 from ..architectures.outputs import read_outputs
 from ..architectures.running import attention_implementations
 from ..architectures.subject import Subject

@@ -27,7 +27,7 @@ from hf_vitcompress.evaluation.evaluation import judge, model_outputs
 from hf_vitcompress.images.images import Batch
 from hf_vitcompress.modeling_timm import FUSED
 
-KEEP_RATIOS = (0.7, 0.5, 0.4)
+KEEP_RATIOS, CALIBRATION_IMAGES = (0.7, 0.5, 0.4), 512
 LAYOUTS: dict[str, str] = {"transformers": "joint", "timm": "joint", "timm split": "low_rank", "timm fused": "low_rank"}
 """How the carried-over model is laid out → the attention setting of the recipe."""
 SIZE, PATCH, CLASSES, BATCH = 32, 4, 10, 64
@@ -140,6 +140,7 @@ def results(
     """At every keep ratio, closed form alone."""
     reference, labels = model_outputs(dense, batches)
     config = CompressionConfig(  # in float32, where rounding makes no difference between layouts
+        num_images=CALIBRATION_IMAGES,
         seed=arguments.seed,
         attention=attention,
         measuring_images=0,
@@ -177,9 +178,9 @@ def markdown(content: dict[str, Any]) -> str:
     return (
         f"# Models of timm\n\n{content['model']} as a model of transformers and in timm's layout (timm "
         f"{content['timm']}), and architectures of timm trained here for {content['minutes']} minutes each on "
-        f"images of {content['calibration']} at {SIZE} × {SIZE} pixels. Closed form alone, seed {content['seed']}, "
-        f"float32, on {content['test_images']} images of {content['test']}; KL and drop, with 95 % intervals, are from "
-        f"the dense model of the row.\n\n{markdown_table(header, [row(result) for result in content['results']])}\n"
+        f"images of {content['calibration']} at {SIZE} × {SIZE} pixels. Closed form alone, calibrated on "
+        f"{CALIBRATION_IMAGES} images, seed {content['seed']}, float32, on {content['test_images']} images of "
+        f"{content['test']}; KL and drop, with 95 % intervals, are from the dense model of the row.\n\n{markdown_table(header, [row(result) for result in content['results']])}\n"
     )
 
 

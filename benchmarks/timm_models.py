@@ -175,12 +175,13 @@ def row(result: dict[str, Any]) -> list[str]:
 
 def markdown(content: dict[str, Any]) -> str:
     header = ("model", "keep ratio", "parameters", "KL", "top-1", "drop, points")
+    table = markdown_table(header, [row(result) for result in content["results"]])
     return (
         f"# Models of timm\n\n{content['model']} as a model of transformers and in timm's layout (timm "
         f"{content['timm']}), and architectures of timm trained here for {content['minutes']} minutes each on "
         f"images of {content['calibration']} at {SIZE} × {SIZE} pixels. Closed form alone, calibrated on "
         f"{CALIBRATION_IMAGES} images, seed {content['seed']}, float32, on {content['test_images']} images of "
-        f"{content['test']}; KL and drop, with 95 % intervals, are from the dense model of the row.\n\n{markdown_table(header, [row(result) for result in content['results']])}\n"
+        f"{content['test']}; KL and drop, with 95 % intervals, are from the dense model of the row.\n\n{table}\n"
     )
 
 

@@ -140,11 +140,13 @@ class MethodSettings:
     target_modules: Annotated[
         list[str] | None,
         Doc(
-            "Patterns of the layers to compress (`*`, `?`); the end of a dotted name matches, and the name of a module, "
-            "such as `layers.0` or `mlp`, stands for all layers in it. `None`: all layers."
+            "Patterns of the layers to compress (`*`, `?`); the end of a dotted name matches, and the name of a module "
+            "such as `layers.0` or `mlp` stands for all layers in it. `None`: all layers."
         ),
     ] = None
-    skip_modules: Annotated[list[str], Doc("Patterns of the layers to leave dense, in the same form.")] = field(default_factory=list)
+    skip_modules: Annotated[list[str], Doc("Patterns of the layers to leave dense.")] = field(
+        default_factory=list
+    )
 
     @property
     def method(self) -> str:

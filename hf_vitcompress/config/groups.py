@@ -144,9 +144,7 @@ class MethodSettings:
             "such as `layers.0` or `mlp` stands for all layers in it. `None`: all layers."
         ),
     ] = None
-    skip_modules: Annotated[list[str], Doc("Patterns of the layers to leave dense.")] = field(
-        default_factory=list
-    )
+    skip_modules: Annotated[list[str], Doc("Patterns of the layers to leave dense.")] = field(default_factory=list)
 
     @property
     def method(self) -> str:

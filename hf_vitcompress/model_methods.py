@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from .configuration_factored import MODEL_TYPE_PREFIX
+from .configuration_timm import MODEL_TYPE
 from .modeling_factored import FactoredModelMixin
 from .runtime.outputs import is_staging, reserved
 
@@ -17,6 +19,13 @@ class PackageModelMixin(FactoredModelMixin):
 
     What lies beside the checkpoint that a model is loaded from is saved with it again, wherever that is.
     """
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        if config.model_type == MODEL_TYPE_PREFIX + MODEL_TYPE:
+            from .model.timm import check_timm
+
+            check_timm()  # transformers would name one package after the other
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,9 @@ from .families import Family, Role, row_of, supported
 from .feed_forwards import may_lose_features
 from .nearest import no_attention
 
+WILDCARD = re.compile(r"[*?[]")
+"""In a pattern of module names."""
+
 # Roles that read the same tensor, and so share one input moment.
 SHARED_INPUT: dict[Role, str] = {"q": "qkv", "k": "qkv", "v": "qkv", "qk": "qkv", "gate": "fc1"}
 
@@ -155,7 +158,8 @@ def find_layers(
 
     Args:
         target_modules: patterns of module names to consider (`*` and `?` as in file names, matched against the whole
-            name or any dotted tail of it, so `fc1` and `layers.0.*` both work). `None`: every layer of the family.
+            name or any dotted tail of it, so `fc1` and `layers.0.*` both work). The name of a module, such as
+            `layers.0` or `mlp`, stands for all layers in it. `None`: every layer of the family.
         skip_modules: patterns of module names to leave dense.
 
     Raises:
@@ -290,17 +294,26 @@ def _check_storable(model: PreTrainedModel) -> None:
 def _matching(layers: list[LayerInfo], patterns: Iterable[str], setting: str) -> list[LayerInfo]:
     found = set()
     for pattern in patterns:
-        matches = {
-            layer.name
-            for layer in layers
-            if fnmatchcase(layer.name, pattern) or fnmatchcase(layer.name, f"*.{pattern}")
-        }
+        matches = {layer.name for layer in layers if _fits(layer.name, pattern)}
+        # What has a wildcard and matches layers means these alone: `*v` is not all of `qkv`.
+        if not matches or not WILDCARD.search(pattern):
+            matches |= {layer.name for layer in layers if any(_fits(above, pattern) for above in _above(layer.name))}
         if not matches:
             raise ConfigError(
                 f"{setting}: {pattern!r} matches no layer. Names look like {layers[0].name!r}, {layers[-1].name!r}."
             )
         found |= matches
     return [layer for layer in layers if layer.name in found]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def _above(name: str) -> list[str]:
+    """Names of the modules that hold the one of that name."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def prunable_heads(model: PreTrainedModel, members: Mapping[Role, LayerInfo]) -> list[LayerInfo]:

@@ -139,7 +139,10 @@ class MethodSettings:
     ] = None
     target_modules: Annotated[
         list[str] | None,
-        Doc("Patterns of the layers to compress (`*`, `?`); the end of a dotted name matches. `None`: all layers."),
+        Doc(
+            "Patterns of the layers to compress (`*`, `?`); the end of a dotted name matches, and the name of a module "
+            "such as `layers.0` or `mlp` stands for all layers in it. `None`: all layers."
+        ),
     ] = None
     skip_modules: Annotated[list[str], Doc("Patterns of the layers to leave dense.")] = field(default_factory=list)
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import CLIPImageProcessor, PreTrainedConfig, ViTImageProcessor
+from transformers import PreTrainedConfig
 
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 """timm's names of interpolations, and Pillow's numbers."""
@@ -29,6 +29,9 @@ def processing_of(data: dict[str, Any], channels: int, image: tuple[int, int]) -
     if channels != 3:
         said = f"The model takes images of {channels} channels, for which there is no image processor: bring your own."
         return Processing(None, (said,))
+    # Where torchvision is missing, importing them says so at once; a model of timm, which needs it, is not read there.
+    from transformers import CLIPImageProcessor, ViTImageProcessor
+
     common: dict[str, Any] = {
         "resample": RESAMPLING.get(data["interpolation"], RESAMPLING["bicubic"]),
         "image_mean": [float(value) for value in data["mean"]],

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from ..model.boundary import explained
+from ..model.boundary import check_not_saved_by_timm, check_place, explained
+from ..model.loading import load_model
 from ..model.plain import check_plain, unwrapped
-from ..runtime.files import looks_local
 from ..runtime.packages import require_package
 from .reading import timm_class
 
@@ -63,13 +63,12 @@ def open_timm(model: Any) -> Source:
 
 def _load(name: str) -> Source:
     timm = require_timm("Converting timm's models")
-    if not Path(name).is_dir():
-        if looks_local(name):
-            raise UnsupportedModelError(f"There is no folder {name!r}. {GIVE}.")
-        if "/" not in name and timm.is_model(name.partition(".")[0]):
-            raise UnsupportedModelError(f"{name!r} is timm's name of a model. Its Hub id is 'timm/{name}'.")
+    check_place(name)
+    if not Path(name).is_dir() and "/" not in name and timm.is_model(name.partition(".")[0]):
+        raise UnsupportedModelError(f"{name!r} is timm's name of a model. Its Hub id is 'timm/{name}'.")
     with explained(name):
         content = PreTrainedConfig.get_config_dict(name)[0]
+    check_not_saved_by_timm(name, content)
     # transformers adds this type to configs of timm itself, which have no list of `architectures`.
     kind = content.get("model_type")
     if kind == "timm_wrapper" and content.get("architectures"):
@@ -84,7 +83,11 @@ def _load(name: str) -> Source:
 def _created(address: str, name: str) -> Source:
     timm = require_timm("Converting timm's models")
     with explained(name):
-        module = timm.create_model(address, pretrained=True)
+        try:
+            module = timm.create_model(address, pretrained=True)
+        except Exception:  # of any constructor, or for weights of any content
+            load_model(name)  # which says by name what the folder lacks
+            raise
     return _of_object(module.eval(), name)
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..architectures.families import supported
 from ..configuration_factored import MODEL_TYPE_PREFIX
-from ..configuration_timm import MODEL_TYPE
+from ..configuration_timm import ENTRY_POINT, MODEL_TYPE
 from ..errors import QuantizationError, UnsupportedModelError, VitCompressError
 from ..runtime.files import looks_local
 from ..runtime.text import printable
@@ -29,6 +29,9 @@ OF_FILES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".onnx")
 
 TIMM_TYPES = (WRAPPER, MODEL_TYPE, MODEL_TYPE_PREFIX + MODEL_TYPE)
 """Model types that are built by timm. transformers gives the first to what timm itself has saved."""
+
+OF_TIMM = ("local-dir:", "hf-hub:", "hf_hub:")
+"""What timm alone writes before a folder or a Hub id."""
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 """Colours for a terminal."""
@@ -94,20 +97,11 @@ def config_content(name: str) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: it is not that of a model of transformers.
     """
-    if not name.strip():
-        raise UnsupportedModelError(
-            "The name of the model is empty. Give a folder made by save_pretrained, or a Hub id."
-        )
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UnsupportedModelError(
-            f"The model {name!r} cannot be loaded: the folder has no config.json. Give a folder made by "
-            "save_pretrained, or a Hub id."
-        )
-    if not Path(name).is_dir():
-        _check_absent(name)
+    check_place(name)
     content = _config_of(name)
     if not isinstance(content, dict):
         raise UnsupportedModelError(f"The config.json of {name!r} is a {type(content).__name__}. {_REPAIR}")
+    check_not_saved_by_timm(name, content)
     if content.get("model_type") in TIMM_TYPES:
         check_timm()
     for key, kind in (("model_type", str), ("architectures", list), ("compression", dict)):
@@ -121,9 +115,48 @@ def config_content(name: str) -> dict[str, Any]:
     return content
 
 
+def check_place(name: str) -> None:
+    """Refuse a name under which there can be no model.
+
+    Raises:
+        UnsupportedModelError: it is empty, that of a file, timm's way to write it, or that of a folder without config.
+    """
+    if not name.strip():
+        raise UnsupportedModelError(
+            "The name of the model is empty. Give a folder made by save_pretrained, or a Hub id."
+        )
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise UnsupportedModelError(
+            f"The model {name!r} cannot be loaded: the folder has no config.json. Give a folder made by "
+            "save_pretrained, or a Hub id."
+        )
+    if not Path(name).is_dir():
+        _check_absent(name)
+
+
+def check_not_saved_by_timm(name: str, content: dict[str, Any]) -> None:
+    """Refuse a compressed model that `timm.models.save_for_hf` wrote: only timm builds it.
+
+    Args:
+        name: of the model.
+        content: of its `config.json`.
+    """
+    of_timm = content.get("model_type") in (None, WRAPPER)
+    if of_timm and str(content.get("architecture")).startswith(f"{ENTRY_POINT}."):
+        address = f"{'local-dir' if Path(name).is_dir() else 'hf-hub'}:{name}"
+        raise UnsupportedModelError(
+            f"{name!r} is a compressed model in timm's format. Load it by `import hf_vitcompress.timm` and "
+            f'timm.create_model("{address}", pretrained=True), or give the folder of the compressed model that '
+            "save_pretrained wrote."
+        )
+
+
 def _check_absent(name: str) -> None:
     """Refuse a name that is no folder's and cannot be a Hub id."""
     path = Path(name)
+    if prefix := next((prefix for prefix in OF_TIMM if name.startswith(prefix)), None):
+        rest = name.removeprefix(prefix)
+        raise UnsupportedModelError(f"{prefix!r} is for timm.create_model alone. Give the name without it: {rest!r}.")
     if path.is_file():
         raise UnsupportedModelError(f"The model {name!r} is a file. Give its folder, {str(path.parent)!r}.")
     if (looks_local(name) or path.suffix in OF_FILES) and "://" not in name:

@@ -112,7 +112,7 @@ def left_out(root: Path) -> list[str]:
     names = []
     for path in _entries(root):
         name = path.relative_to(root).as_posix()
-        if name not in published and not OURS_ALONE.fullmatch(name):
+        if name not in published and not OURS_ALONE.fullmatch(path.name):
             names.append(f"{name} (a link)" if path.is_symlink() else f"{name}/" if path.is_dir() else name)
     return names
 

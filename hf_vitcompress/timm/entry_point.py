@@ -118,12 +118,27 @@ def _fitting(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     own, classifier = model.state_dict(), cast(Any, model).pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     trunk = {name for name in {*own, *state} if name.rpartition(".")[0] not in heads}
-    if odd := sorted(name for name in trunk if (name in own) != (name in state)):
-        raise UnsupportedModelError(
-            f"The weights of this compressed model do not fit its config: {odd[0]} is in one of them alone, "
-            f"of {len(odd)} such tensors. Save the model again in one file, model.safetensors."
-        )
+    lacking, unknown = sorted(trunk & own.keys() - state.keys()), sorted(trunk & state.keys() - own.keys())
+    if lacking or unknown:
+        raise _unfit(lacking, unknown)
     adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if adapt is not None and any(own[name].shape != state[name].shape for name in trunk):
         return cast(dict[str, Tensor], adapt(state, model))
     return state
+
+
+def _unfit(lacking: list[str], unknown: list[str]) -> UnsupportedModelError:
+    """Of tensors that are in the module or in its folder alone."""
+    parts = [f"the folder has no {_counted(lacking)}"] if lacking else []
+    parts += [f"the module has no {_counted(unknown)}"] if unknown else []
+    if "fc_norm.weight" in lacking:
+        remedy = "These arguments move the last norm, as in the dense model. fc_norm=False leaves it where it was."
+    else:
+        remedy = (
+            "Leave out the arguments of timm.create_model that change the layers; without any, the folder is damaged."
+        )
+    return UnsupportedModelError(f"The weights do not fit this module: {' and '.join(parts)}. {remedy}")
+
+
+def _counted(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

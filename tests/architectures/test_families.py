@@ -81,6 +81,11 @@ def test_query_key_and_value_share_their_input_and_nothing_else_does(vit):
         (["vit.layers.0.mlp.fc2"], ["0.mlp.fc2"]),
         (["fc2", "layers.0.attention.q_proj"], ["0.attention.q_proj", "0.mlp.fc2", "1.mlp.fc2"]),
         (["*.0.*_proj"], [f"0.attention.{letter}_proj" for letter in "qkvo"]),
+        (["mlp"], ["0.mlp.fc1", "0.mlp.fc2", "1.mlp.fc1", "1.mlp.fc2"]),
+        (["layers.1.mlp"], ["1.mlp.fc1", "1.mlp.fc2"]),
+        (["vit.layers.0.attention"], [f"0.attention.{letter}_proj" for letter in "qkvo"]),
+        (["layers.[1-9].m?p"], ["1.mlp.fc1", "1.mlp.fc2"]),
+        (["*1"], ["0.mlp.fc1", "1.mlp.fc1"]),
     ],
 )
 def test_target_modules_choose_layers_in_the_order_of_the_model(vit, patterns, expected):
@@ -89,6 +94,7 @@ def test_target_modules_choose_layers_in_the_order_of_the_model(vit, patterns, e
 
 def test_skip_modules_leave_layers_out(vit):
     names = [layer.name for layer in find_layers(vit, skip_modules=["layers.0.*", "fc2"])]
+    assert names == [layer.name for layer in find_layers(vit, skip_modules=["layers.0", "fc2"])]
     assert names == [*(f"vit.layers.1.attention.{letter}_proj" for letter in "qkvo"), "vit.layers.1.mlp.fc1"]
 
 
@@ -98,7 +104,7 @@ def test_skip_modules_win_over_target_modules(vit):
 
 
 @pytest.mark.parametrize("setting", ["target_modules", "skip_modules"])
-@pytest.mark.parametrize("pattern", ["fc3", "layers.2.*", "c1", "classifier", "mlp"])
+@pytest.mark.parametrize("pattern", ["fc3", "layers.2.*", "layers.2", "c1", "classifier", "ml"])
 def test_a_pattern_that_matches_no_layer_is_refused(vit, setting, pattern):
     with pytest.raises(ConfigError, match=rf"{setting}.*matches no layer") as caught:
         find_layers(vit, **{setting: ["fc1", pattern]})

@@ -1,5 +1,6 @@
 """A model of timm is taken however it is given."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel, TimmWrapperConfig
 
 from hf_vitcompress import convert_from_timm, convert_to_timm
+from hf_vitcompress.configuration_timm import ARCHITECTURE
 from hf_vitcompress.conversion.from_timm import Conversion, conversion_from_timm
 from hf_vitcompress.conversion.to_timm import save_timm
 from hf_vitcompress.errors import MissingPackageError, UnsupportedModelError
@@ -104,6 +106,7 @@ def test_other_things_are_refused_with_what_is_taken(vit: PreTrainedModel, tmp_p
         (tmp_path / "strange", "names no architecture"),
         (tmp_path / "empty", "config.json"),
         (tmp_path / "absent", "There is no folder"),
+        ("local-dir:/timm/vit", "without it: '/timm/vit'"),
         ("vit_tiny_patch16_224.augreg_in21k", "'timm/vit_tiny_patch16_224.augreg_in21k'"),
         ("timm/vit_tiny_patch16_224.augreg_in21k", "cannot be loaded"),
     ]:
@@ -113,7 +116,23 @@ def test_other_things_are_refused_with_what_is_taken(vit: PreTrainedModel, tmp_p
 
 def test_a_folder_without_its_weights(folder: Path, tmp_path: Path) -> None:
     shutil.copyfile(folder / "config.json", tmp_path / "config.json")
-    with pytest.raises(UnsupportedModelError, match="cannot be loaded"):
+    with pytest.raises(UnsupportedModelError, match=r"cannot be loaded: .*no file named model.safetensors"):
+        convert_from_timm(tmp_path)
+
+
+def test_weights_of_another_model_are_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "timm")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["depth"] = 3
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=r"lacks weights.*blocks\.2\."):
+        convert_from_timm(tmp_path / "timm")
+
+
+def test_a_compressed_folder_in_timms_format_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = {**json.loads((folder / "config.json").read_text()), "architecture": ARCHITECTURE}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=r"import hf_vitcompress\.timm"):
         convert_from_timm(tmp_path)
 
 

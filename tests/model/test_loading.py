@@ -1,12 +1,14 @@
 """Models and image processors from folders."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
 import transformers
 from accelerate import Accelerator
 from transformers import (
+    AutoModel,
     BertConfig,
     BertModel,
     DeiTForImageClassification,
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from hf_vitcompress.configuration_factored import factored_config_class
+from hf_vitcompress.configuration_timm import ARCHITECTURE
 from hf_vitcompress.errors import UnsupportedModelError
 from hf_vitcompress.model.loading import load_dense_model, load_image_processor, load_model
 from hf_vitcompress.modeling_factored import factored_model_class
@@ -136,6 +139,9 @@ def test_a_model_of_timm_needs_timm_and_says_so(content, missing, tmp_path, monk
     named = " and ".join(missing)
     with pytest.raises(UnsupportedModelError, match=rf"timm, and {named} .* missing.*hf-vitcompress\[timm\]"):
         load_model(tmp_path)
+    config = factored_config_class("timm_vit")(compression={"layers": {}})
+    with pytest.raises(UnsupportedModelError, match=rf"timm, and {named} .* missing"):
+        AutoModel.from_config(config)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not safetensors at all"], ids=["missing", "empty", "garbage"])
@@ -168,3 +174,16 @@ def test_the_image_processor_beside_a_model_is_found(vit, processor, tmp_path):
 
 def test_a_model_from_nowhere_has_no_image_processor(vit):
     assert load_image_processor(vit) is None
+
+
+@pytest.mark.parametrize("name", ["local-dir:/photos/small", "hf-hub:me/small", "hf_hub:me/small"])
+def test_timms_way_to_write_a_name_is_explained(name):
+    with pytest.raises(UnsupportedModelError, match=rf"without it: '{name.partition(':')[2]}'"):
+        load_model(name)
+
+
+def test_a_compressed_folder_in_timms_format_says_what_opens_it(tmp_path):
+    content = {"architecture": ARCHITECTURE, "pretrained_cfg": {"tag": "x"}, "model_args": {"compressed": {}}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UnsupportedModelError, match=r"import hf_vitcompress\.timm.*local-dir:"):
+        load_model(tmp_path)

@@ -219,6 +219,8 @@ def test_names_in_the_line_cannot_drive_the_terminal(
 
 def test_a_folder_with_nothing_else_says_nothing(hub: FakeHub, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / ".vitcompress-files.json").write_text("{}")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / ".vitcompress-files.json").write_text("{}")
     (folder / ".git").mkdir()
     push_folder(folder, "me/x")
     assert "Not published" not in caplog.text

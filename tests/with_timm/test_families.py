@@ -9,11 +9,13 @@ pytest.importorskip("timm", reason="timm is not installed here; `make test-torch
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.architectures.inputs import image_shape
+from hf_vitcompress.architectures.layers import find_layers
 from hf_vitcompress.errors import UnsupportedModelError
 from hf_vitcompress.evaluation.costs import count_macs
 from hf_vitcompress.model.subject import open_subject
 from hf_vitcompress.modeling_timm import HeadOutput, SplitProjection
 from support.models import REPOSITORY
+from support.timm_models import wrapper
 from timm_table import ROWS, Row, described, full, rows_of, small
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.architecture)
@@ -45,6 +47,20 @@ def test_a_family_is_split_exactly_and_is_what_the_page_says(row: Row, page: dic
     emptied = split(images).logits
     assert narrow_values(split, remove=True) == half
     torch.testing.assert_close(split(images).logits, emptied, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("blocks.0.attn.qkv", ["0.attn.qkv.q", "0.attn.qkv.k", "0.attn.qkv.v"]),
+        ("attn.proj", ["0.attn.proj.o", "1.attn.proj.o"]),
+        ("blocks.1.mlp", ["1.mlp.fc1", "1.mlp.fc2"]),
+        ("*v", ["0.attn.qkv.v", "1.attn.qkv.v"]),
+    ],
+)
+def test_names_of_timms_modules_stand_for_the_layers_in_them(pattern: str, expected: list[str]) -> None:
+    found = find_layers(open_subject(wrapper()).model, [pattern])
+    assert [layer.name.removeprefix("timm_model.blocks.") for layer in found] == expected
 
 
 def pairs(model: nn.Module) -> list[tuple[SplitProjection, HeadOutput]]:

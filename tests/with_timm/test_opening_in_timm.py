@@ -187,6 +187,16 @@ def test_torch_fx_and_torchscript_follow_it(name, folder, small) -> None:
     torch.testing.assert_close(answers(traced, pixels(name)), expected)
 
 
+def test_another_pooling_is_as_in_the_dense_model(vit) -> None:
+    """timm moves the last norm with it, for which there are no weights under its new name."""
+    with pytest.raises(UnsupportedModelError, match=r"no fc_norm.*no norm\..*fc_norm=False"):
+        timm.create_model(f"local-dir:{vit}", pretrained=True, global_pool="avg")
+    pooled = timm.create_model(f"local-dir:{vit}", pretrained=True, global_pool="avg", fc_norm=False)
+    assert pooled(pixels(VIT)).shape == (2, 10)
+    with pytest.raises(UnsupportedModelError, match="Leave out the arguments"):
+        timm.create_model(f"local-dir:{vit}", pretrained=True, reg_tokens=2)
+
+
 def test_a_folder_that_lacks_tensors_is_refused(vit, tmp_path) -> None:
     weights = load_file(vit / "model.safetensors")
     del weights["timm_model.blocks.0.mlp.fc2.up.weight"]

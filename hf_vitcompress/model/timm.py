@@ -69,7 +69,8 @@ def wrapped(module: nn.Module) -> PreTrainedModel:
         kind = TimmWrapperForImageClassification if config.num_labels else TimmWrapperModel
         shell: Any = kind(copy.deepcopy(config))
     shell.timm_model, shell.config = module, config
-    return cast(PreTrainedModel, shell.train(module.training))
+    shell.training = module.training  # `train` would set the modes of the modules inside, too
+    return cast(PreTrainedModel, shell)
 
 
 def _config_of(module: nn.Module) -> TimmWrapperConfig:

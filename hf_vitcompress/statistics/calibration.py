@@ -272,9 +272,7 @@ def _allocate(
     pairs = [*feature_pairs(layers, config), *value_pairs(model, layers)]
     paired = {layer.name for pair in pairs for layer in pair}
     whole = paired | {layer.name for pair in joint_pairs(model, layers) for layer in pair}
-    needed = {
-        layer.input_name for layer in layers if layer.in_features <= layer.out_features or layer.name in whole
-    }
+    needed = {layer.input_name for layer in layers if layer.in_features <= layer.out_features or layer.name in whole}
     for layer in layers:
         in_full = full and layer.input_name in needed
         if layer.input_name not in statistics.inputs:

@@ -90,16 +90,21 @@ def _noted(module: nn.Module) -> dict[str, Any]:
 def _corrected(
     module: nn.Module, architecture: str, start: dict[str, Any], readings: dict[str, Any]
 ) -> tuple[dict[str, Any], nn.Module | None]:
-    """The arguments, with those put right of which the module they build has another reading; and what they build."""
+    """The arguments, with those put right of which the module they build has another reading; and what they build.
+
+    Where they build nothing, the last of them that did.
+    """
     import timm
 
     found, built = dict(start), None
+    last: dict[str, Any] = {}
     for _ in range(3):  # one argument may change what another is without it, as a pooling moves the last norm
         try:
             with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
                 built = timm.create_model(architecture, num_classes=classes_of(module), **found)
         except Exception:  # of any constructor, on values that do not go together: `as_built` says what differs
-            return found, None
+            return last, None
+        last = dict(found)
         others = {name: _reading(built, name) for name in readings}
         if others == readings:
             break

@@ -1,4 +1,4 @@
-"""What to take instead where something is not known of a model of timm, such as a model of its kind and about its size."""
+"""What to take instead where timm does not allow something: a setting, or a model of its kind and about as large."""
 
 from typing import Any, NamedTuple
 

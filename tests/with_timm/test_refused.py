@@ -91,7 +91,7 @@ def test_a_target_is_refused_where_there_is_no_model_inside() -> None:
 def test_a_trainer_needs_a_wrapper(tmp_path: Any) -> None:
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
     trainer = Trainer(timm.create_model(VIT, **ARGUMENTS[VIT]), arguments)
-    with pytest.raises(UnsupportedModelError, match="module of timm.*TimmWrapperForImageClassification.*save_for_hf"):
+    with pytest.raises(UnsupportedModelError, match=r"module of timm.*TimmWrapperForImageClassification.*save_for_hf"):
         CompressionCallback().attach(trainer)
 
 

@@ -169,8 +169,7 @@ def split_layers(model: nn.Module) -> None:
             module.qk = SplitProjection(q, k, None, cast(int, module.num_heads))
         elif path == GATED and isinstance(module.fc1, nn.Linear):
             first, second = _parts(module.fc1, 2)
-            last = cast(bool, module.gate_last)
-            module.fc1 = SplitGate(second, first, last) if last else SplitGate(first, second, last)
+            module.fc1 = SplitGate(second, first, True) if module.gate_last else SplitGate(first, second, False)
 
 
 def _split_attention(attention: Any, narrows: bool) -> None:
@@ -238,8 +237,7 @@ def _rows_of(path: str, module: nn.Module) -> Iterator[tuple[str, Rows]]:
     if isinstance(module, HeadOutput):
         yield from ((f"{path}.o.{name}", Rows(f"{path}.{name}")) for name, _ in module.o.named_parameters())
     elif isinstance(module, SplitGate):
-        order = {"g": int(module.gate_last), "x": int(not module.gate_last)}
-        for child, place in order.items():
+        for child, place in (("g", int(module.gate_last)), ("x", int(not module.gate_last))):
             names = module.get_submodule(child).named_parameters()
             yield from ((f"{path}.{child}.{name}", Rows(f"{path}.{name}", place, 2)) for name, _ in names)
     elif isinstance(module, SplitProjection):
@@ -286,6 +284,8 @@ class SplitMixin:
     """
 
     def __init__(self, config: TimmViTConfig) -> None:
+        if not config.num_labels and isinstance(self, TimmWrapperForImageClassification):
+            raise ValueError("This model has no classifier: load it with AutoModel, or give num_labels for a new one.")
         super().__init__(config)  # type: ignore[call-arg]
         self.split()
 

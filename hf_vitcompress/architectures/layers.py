@@ -17,7 +17,7 @@ from ..layers_factored import Attention, attention_names
 from ..modeling_factored import factored_model_class
 from .families import Family, Role, row_of, supported
 from .feed_forwards import may_lose_features
-from .nearest import no_attention
+from .nearest import no_attention, no_fewer_heads
 
 WILDCARD = re.compile(r"[*?[]")
 """In a pattern of module names."""
@@ -329,6 +329,8 @@ def prunable_heads(model: PreTrainedModel, members: Mapping[Role, LayerInfo]) ->
     first = next((members[role] for role in projections if role in members), None)
     if first is None and "o" not in members:
         return []
+    if (said := no_fewer_heads(model, (first or members["o"]).parent)) is not None:
+        raise ConfigError(said)
     why = None
     if set(members) & {"qkv", "qk", "kv"}:
         why = "has one layer for queries, keys and values together"

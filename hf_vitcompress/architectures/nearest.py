@@ -1,9 +1,11 @@
-"""Which model of timm to take instead of one whose layers are not known: of its kind, and about as large."""
+"""What to take instead where timm does not allow something: a setting, or a model of its kind and about as large."""
 
 from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from ..configuration_factored import path_of
 
 
 class _Kind(NamedTuple):
@@ -58,6 +60,24 @@ def no_attention(model: PreTrainedModel) -> str:
     return (
         f"{name!r} of timm has no blocks of attention and feed-forward whose linear layers are known: {kind.what}. The "
         f"nearest model that can be compressed is {nearest!r}; the families are in the documentation (models)."
+    )
+
+
+def no_fewer_heads(model: PreTrainedModel, name: str) -> str | None:
+    """What to say where heads are to be removed from attention of timm; `None` where it is not timm's.
+
+    Args:
+        name: of the attention, or of a module inside it.
+    """
+    while name and not path_of(type(model.get_submodule(name))).startswith("timm."):
+        name = name.rpartition(".")[0]
+    if not name:
+        return None
+    return (
+        f'attention="prune" removes whole heads, and attention of timm has a fixed number: '
+        f"{name.removeprefix('timm_model.')!r} is {path_of(type(model.get_submodule(name)))}. Use "
+        'attention="joint" or attention="low_rank", in a preset, too: '
+        'CompressionConfig.preset("vtp", attention="joint").'
     )
 
 

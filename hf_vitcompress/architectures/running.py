@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_factored import inner_configs
-from ..errors import DataError, UnsupportedModelError, VitCompressError, is_out_of_memory
+from ..errors import DataError, UnsupportedModelError, VitCompressError, is_out_of_memory, one_line
 from .inputs import height_and_width, image_shape
 
 EAGER_TOKENS = 640
@@ -126,7 +126,7 @@ def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_si
 
     Raises:
         DataError: the device has not enough memory for the batch, or the model takes images of another shape.
-        UnsupportedModelError: layers of the model compute in different types.
+        UnsupportedModelError: layers of the model compute in different types, or a dense model of timm does not run.
     """
     try:
         yield
@@ -144,10 +144,21 @@ def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_si
                 f"The weights of this {type(model).__name__} are of several types ({', '.join(dtypes)}), and it cannot "
                 "be run as it is. Give it one, for instance by model.float()."
             ) from error
-        refusal = _other_shape(model, pixel_values)
+        refusal = _other_shape(model, pixel_values) or _not_running(model, pixel_values, error)
         if refusal is None:
             raise
         raise refusal from error
+
+
+def _not_running(model: PreTrainedModel, pixel_values: Tensor, error: Exception) -> UnsupportedModelError | None:
+    """What to say of a module of timm that fails on images of its size; `None` of models with modules of ours."""
+    if model.config.model_type != "timm_wrapper":
+        return None
+    shape = " × ".join(str(size) for size in pixel_values.shape[1:])
+    return UnsupportedModelError(
+        f"This {type(model.timm_model).__name__} of timm does not run, as it is, on images of its size ({shape}): "
+        f"{one_line(error)}. Check the arguments that it was made with."
+    )
 
 
 def _other_shape(model: PreTrainedModel, pixel_values: Tensor) -> DataError | None:

@@ -1,10 +1,10 @@
-"""The values of attention: which of them may lose features, and what that saves."""
+"""The parts of attention that are compressed together: values that may lose features, queries and keys."""
 
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from .layers import LayerInfo, by_block, may_narrow_values
+from .layers import LayerInfo, by_block, has_standard_attention, may_narrow_values
 
 
 def value_pairs(model: PreTrainedModel, layers: Sequence[LayerInfo]) -> list[tuple[LayerInfo, LayerInfo]]:
@@ -13,6 +13,15 @@ def value_pairs(model: PreTrainedModel, layers: Sequence[LayerInfo]) -> list[tup
         (roles["v"], roles["o"])
         for roles in by_block(layers).values()
         if {"v", "o"} <= set(roles) and may_narrow_values(model, roles["v"], roles["o"])
+    ]
+
+
+def joint_pairs(model: PreTrainedModel, layers: Sequence[LayerInfo]) -> list[tuple[LayerInfo, LayerInfo]]:
+    """(q, k) wherever they may share a `down`."""
+    return [
+        (roles["q"], roles["k"])
+        for roles in by_block(layers).values()
+        if {"q", "k"} <= set(roles) and has_standard_attention(model, roles["q"].parent)
     ]
 
 

@@ -125,6 +125,12 @@ def check_model(model: Any) -> None:
         raise UnsupportedModelError(
             f"This {name} has adapters. Give what `merge_and_unload` of PEFT makes of a model from `get_peft_model`."
         )
+    if is_timm_module(model):
+        raise UnsupportedModelError(
+            f"This {name} is a module of timm, and here a model of transformers is needed, such as a "
+            "TimmWrapperForImageClassification: write the module to a folder with timm.models.save_for_hf, and give "
+            "AutoModelForImageClassification.from_pretrained(folder)."
+        )
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(f"Give a transformers model, a folder or a Hub id, not a {name}. {supported()}")
     if getattr(model, "hf_quantizer", None) is not None:

@@ -14,7 +14,7 @@ from ..runtime.random_state import independent_of_caller
 from .as_built import check_as_built
 from .loading import load_dense_model, load_image_processor
 from .stored import stored_dtype
-from .timm import is_wrapper, split_form
+from .timm import check_runs, is_wrapper, split_form
 from .timm_features import check_whole
 from .towers import check_takes_images, part_of
 
@@ -35,7 +35,7 @@ def open_subject(
     Raises:
         ConfigError: `target` names no model or several, or the model takes more than images and there is no `target`.
         UnsupportedModelError: see `loading.load_model`, `loading.check_model`, `layers.check_class` and
-            `as_built.check_as_built`; and `timm_features.check_whole`.
+            `as_built.check_as_built`; and `timm_features.check_whole` and `timm.check_runs`.
     """
     check_whole(model)
     dense = load_dense_model(model, accelerator)
@@ -43,7 +43,8 @@ def open_subject(
     if any(parameter.is_inference() for parameter in dense.parameters()):
         dense = copy.deepcopy(dense)  # nothing can be differentiated by weights made under torch.inference_mode
     if is_wrapper(dense):
-        dense = split_form(dense)
+        wrapper, dense = dense, split_form(dense)
+        check_runs(dense, wrapper)
     processor = image_processor if image_processor is not None else load_image_processor(dense)
     stored = stored_dtype(model) if isinstance(model, str | Path) else None
     if target is None:

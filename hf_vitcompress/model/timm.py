@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TimmWrapperConfig
 from transformers.initialization import meta_device_safe_creation_ops
 
+from ..architectures.inputs import example_inputs
+from ..architectures.running import passing, without_dropout
 from ..architectures.timm_inputs import timm_images
 from ..configuration_timm import TimmViTConfig
 from ..errors import UnsupportedModelError
@@ -69,7 +71,8 @@ def wrapped(module: nn.Module) -> PreTrainedModel:
         kind = TimmWrapperForImageClassification if config.num_labels else TimmWrapperModel
         shell: Any = kind(copy.deepcopy(config))
     shell.timm_model, shell.config = module, config
-    return cast(PreTrainedModel, shell.train(module.training))
+    shell.training = module.training  # `train` would set the modes of the modules inside, too
+    return cast(PreTrainedModel, shell)
 
 
 def _config_of(module: nn.Module) -> TimmWrapperConfig:
@@ -114,6 +117,29 @@ def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
     take_buffers(split, wrapper)
     split.load_state_dict(split_state(wrapper.state_dict(), split), assign=True)
     return cast(Any, split).to(wrapper.device).train(wrapper.training)
+
+
+def check_runs(split: PreTrainedModel, wrapper: PreTrainedModel) -> None:
+    """That a model of timm runs on an image of its size: timm builds some that do not.
+
+    The module that was given is run only where its split form fails, to tell which of them is at fault.
+
+    Raises:
+        UnsupportedModelError: it does not, and why.
+    """
+    inputs = example_inputs(split)
+    try:
+        _run(split, inputs)
+    except Exception:  # of any module of timm
+        with passing(wrapper, inputs["pixel_values"]):
+            _run(wrapper, inputs)
+        raise
+
+
+@torch.no_grad()
+def _run(model: PreTrainedModel, inputs: dict[str, Any]) -> None:
+    with without_dropout(model):
+        model(**inputs)
 
 
 def split_class(wrapper: PreTrainedModel) -> type[PreTrainedModel]:

@@ -1,6 +1,7 @@
-"""The arguments of `timm.create_model` that a module was made with, read off the module: timm does not keep them."""
+"""The arguments of `timm.create_model` that a module was made with: noted by timm (since 1.0.31), or read off it."""
 
 import inspect
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import meta_device_safe_creation_ops
 
 from ..errors import UnsupportedModelError
+from .as_built import differing, structure
 from .making import MAKING
 
 Reader = Callable[[Any], Any]
@@ -23,29 +25,35 @@ ARGUMENTS: dict[str, Reader] = {
     "dynamic_img_size": lambda module: module.dynamic_img_size,
     "dynamic_img_pad": lambda module: module.patch_embed.dynamic_img_pad,
     "strict_img_size": lambda module: module.patch_embed.strict_img_size,
-    "window_size": lambda module: _plain(module.layers[0].blocks[0].window_size),
+    "window_size": lambda module: _plain(_stages(module)[0][0].window_size),
     "depth": lambda module: len(module.blocks),
-    "embed_dim": lambda module: module.embed_dim,
-    "num_heads": lambda module: module.blocks[0].attn.num_heads,
-    "mlp_ratio": lambda module: _linear(module.blocks[0].mlp).out_features / module.embed_dim,
+    "depth_token_only": lambda module: len(module.blocks_token_only),
+    "cls_attn_layers": lambda module: len(module.cls_attn_blocks),
+    "depths": lambda module: [len(blocks) for blocks in _stages(module)],
+    "stages": lambda module: [len(blocks) for blocks in _stages(module)],
+    "embed_dim": lambda module: _width(module),
+    "embed_dims": lambda module: [blocks[0].norm1.weight.shape[-1] for blocks in _stages(module)],
+    "num_heads": lambda module: _heads(module),
+    "head_dim": lambda module: _head_dim(module),
+    "mlp_ratio": lambda module: _linear(_first(module).mlp).out_features / _width(module),
     "class_token": lambda module: module.has_class_token,
     "reg_tokens": lambda module: module.num_reg_tokens,
     "no_embed_class": lambda module: module.no_embed_class,
     "final_norm": lambda module: not (isinstance(module.norm, nn.Identity) and isinstance(module.fc_norm, nn.Identity)),
     "fc_norm": lambda module: not isinstance(module.fc_norm, nn.Identity),
-    "norm_layer": lambda module: type(module.blocks[0].norm1).__name__.lower(),
-    "act_layer": lambda module: type(module.blocks[0].mlp.act).__name__.lower(),
-    "proj_bias": lambda module: module.blocks[0].attn.proj.bias is not None,
+    "norm_layer": lambda module: type(_first(module).norm1).__name__.lower(),
+    "act_layer": lambda module: type(_first(module).mlp.act).__name__.lower(),
+    "proj_bias": lambda module: _first(module).attn.proj.bias is not None,
     "pre_norm": lambda module: not isinstance(module.norm_pre, nn.Identity),
-    "qkv_bias": lambda module: _has_bias(module.blocks[0].attn),
-    "qk_norm": lambda module: not isinstance(module.blocks[0].attn.q_norm, nn.Identity),
-    "init_values": lambda module: _scale(module.blocks[0]),
+    "qkv_bias": lambda module: _has_bias(_first(module).attn),
+    "qk_norm": lambda module: not isinstance(_first(module).attn.q_norm, nn.Identity),
+    "init_values": lambda module: _scale(_first(module)),
     "drop_path_rate": lambda module: max((m.drop_prob for m in _named(module, "DropPath")), default=0.0),
     "patch_drop_rate": lambda module: max((m.prob for m in _named(module, "PatchDropout")), default=0.0),
     "pos_drop_rate": lambda module: module.pos_drop.p,
     "drop_rate": lambda module: module.head_drop.p,
-    "proj_drop_rate": lambda module: module.blocks[0].attn.proj_drop.p,
-    "attn_drop_rate": lambda module: module.blocks[0].attn.attn_drop.p,
+    "proj_drop_rate": lambda module: _first(module).attn.proj_drop.p,
+    "attn_drop_rate": lambda module: _first(module).attn.attn_drop.p,
 }
 """How each argument is read off a module; `AttributeError` where it has no such thing.
 
@@ -54,26 +62,58 @@ Others, such as the classes of norms, change what is built, so that `as_built` f
 
 
 def arguments_of(module: nn.Module, architecture: str) -> dict[str, Any] | None:
-    """Those of `ARGUMENTS` in which a module differs from what its architecture is without any."""
-    import timm
+    """What makes a module of its architecture, as far as it can be known: what timm has noted, else what is read off.
 
+    What timm has noted tells of more than can be read, but not of every change since, and is believed only where it
+    builds the module.
+    """
     constructors = [vars(base)["__init__"] for base in type(module).__mro__ if "__init__" in vars(base)]
     accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
     readings = {name: _reading(module, name) for name in ARGUMENTS if name in accepted}
     found: dict[str, Any] = {}
-    for _ in range(2):  # one argument may change what another is without it, as a pooling moves the last norm
+    for start in (_noted(module), {}):
+        found, built = _corrected(module, architecture, start, readings)
+        if built is not None and not differing(structure(module), structure(built)):
+            break
+    return found or None
+
+
+def _noted(module: nn.Module) -> dict[str, Any]:
+    """What timm has noted and a file can hold; nothing by releases that do not."""
+    import timm
+
+    noting = getattr(timm.models, "get_model_args", None)
+    noted = {} if noting is None else {name: value for name, value in noting(module).items() if name != "num_classes"}
+    return {name: _as_in_json(value) for name, value in noted.items() if _is_storable(value)}
+
+
+def _corrected(
+    module: nn.Module, architecture: str, start: dict[str, Any], readings: dict[str, Any]
+) -> tuple[dict[str, Any], nn.Module | None]:
+    """The arguments, with those put right of which the module they build has another reading; and what they build.
+
+    Where they build nothing, the last of them that did.
+    """
+    import timm
+
+    found, built = dict(start), None
+    last: dict[str, Any] = {}
+    for _ in range(3):  # one argument may change what another is without it, as a pooling moves the last norm
         try:
             with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
-                built = timm.create_model(architecture, **found)
+                built = timm.create_model(architecture, num_classes=classes_of(module), **found)
         except Exception:  # of any constructor, on values that do not go together: `as_built` says what differs
-            break
+            return last, None
+        last = dict(found)
         others = {name: _reading(built, name) for name in readings}
+        if others == readings:
+            break
         for name, now in readings.items():
             if now != others[name]:
                 # Of a gated feed-forward, the ratio that is read is twice the one that is given, or not.
-                again = name == "mlp_ratio" and name in found
+                again = name == "mlp_ratio" and name in found and None not in (now, others[name])
                 found[name] = now * found[name] / others[name] if again else now
-    return found or None
+    return found, built
 
 
 def classes_of(module: Any) -> int:
@@ -115,19 +155,29 @@ def check_storable_arguments(config: Any) -> None:
         UnsupportedModelError: naming the argument that cannot.
     """
     for name, value in (config.model_args or {}).items():
-        try:
-            json.dumps(value)
-        except TypeError:
+        if not _is_storable(value):
             raise UnsupportedModelError(
                 f"config.model_args holds {name}={value!r}, which no config.json holds. Give a name or a number that "
                 "timm.create_model takes instead (norm_layer='layernorm'), or leave it out."
-            ) from None
+            )
 
 
 def creation(config: Any) -> str:
     """The call of timm that a config of a wrapper stands for, as people write it."""
     settings = {**(config.model_args or {}), "num_classes": config.num_labels}
     return f"timm.create_model({config.architecture!r}, {', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+def _is_storable(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _as_in_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def _reading(module: nn.Module, name: str) -> Any:
@@ -139,6 +189,40 @@ def _reading(module: nn.Module, name: str) -> Any:
 
 def _named(module: nn.Module, name: str) -> list[Any]:
     return [inner for inner in module.modules() if type(inner).__name__ == name]
+
+
+def _stages(module: Any) -> list[Any]:
+    """The blocks of each stage, of a module that has stages."""
+    if hasattr(module, "stage_ends"):
+        starts = [0, *(end + 1 for end in module.stage_ends)]
+        return [module.blocks[start:end] for start, end in itertools.pairwise(starts)]
+    return [stage.blocks for stage in (module.layers if hasattr(module, "layers") else module.stages)]
+
+
+def _first(module: Any) -> Any:
+    """Its first block."""
+    return module.blocks[0] if hasattr(module, "blocks") else _stages(module)[0][0]
+
+
+def _width(module: Any) -> Any:
+    """Features of a token, at first where they become more from stage to stage."""
+    own = getattr(module, "embed_dim", None)
+    return _first(module).dim if own is None else own
+
+
+def _heads(module: Any) -> Any:
+    """How many, of each stage where the stages are given by themselves."""
+    if hasattr(module, "blocks"):
+        attention = _first(module).attn
+        return getattr(attention, "num_heads", None) or attention.heads
+    return [blocks[0].attn.num_heads for blocks in _stages(module)]
+
+
+def _head_dim(module: Any) -> int | None:
+    """Where it is not what the width gives to each head."""
+    attention = _first(module).attn
+    width = attention.proj.in_features
+    return None if width == attention.proj.out_features else width // attention.num_heads
 
 
 def _linear(feed_forward: nn.Module) -> nn.Linear:

@@ -21,9 +21,13 @@ def part_of(model: PreTrainedModel, target: str, processor: Any = None) -> Subje
     found = [name for name in inside if name == target] or [name for name in inside if name.endswith(f".{target}")]
     if len(found) != 1:
         several = "fits several models" if found else "names no model"
-        raise ConfigError(
-            f"target={target!r} {several} inside {type(model).__name__}. Those that can be compressed: {_names(model)}."
+        names = _names(model)
+        remedy = (
+            f"Those that can be compressed: {names}."
+            if names
+            else "None in it can be compressed by itself: leave target (--target) out to compress the whole model."
         )
+        raise ConfigError(f"target={target!r} {several} inside {type(model).__name__}. {remedy}")
     return Subject(inside[found[0]], model, found[0], processor, reading_of(model))
 
 

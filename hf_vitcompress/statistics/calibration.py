@@ -20,7 +20,7 @@ from ..architectures.layers import LayerInfo, feature_pairs
 from ..architectures.outputs import read_outputs
 from ..architectures.running import evaluation_mode, passing
 from ..architectures.subject import Subject
-from ..architectures.values import value_pairs
+from ..architectures.values import joint_pairs, value_pairs
 from ..config import CompressionConfig
 from ..errors import CalibrationError, CalibrationWarning, DataError, DataWarning
 from ..images.digest import facts_of_images
@@ -271,11 +271,13 @@ def _allocate(
     full = metric.input == "full"
     pairs = [*feature_pairs(layers, config), *value_pairs(model, layers)]
     paired = {layer.name for pair in pairs for layer in pair}
+    whole = paired | {layer.name for pair in joint_pairs(model, layers) for layer in pair}
+    needed = {layer.input_name for layer in layers if layer.in_features <= layer.out_features or layer.name in whole}
     for layer in layers:
-        narrow_input = layer.in_features <= layer.out_features or layer.name in paired
+        in_full = full and layer.input_name in needed
         if layer.input_name not in statistics.inputs:
-            statistics.inputs[layer.input_name] = Moment.empty(layer.in_features, full and narrow_input, device)
-        if full and not narrow_input:
+            statistics.inputs[layer.input_name] = Moment.empty(layer.in_features, in_full, device)
+        if full and not in_full:
             statistics.outputs[layer.name] = Moment.empty(layer.out_features, True, device)
         if metric.needs_gradients:
             size = layer.out_features if layer.name in paired else layer.full_rank

@@ -9,7 +9,8 @@ A layer `y = W x + b` of shape (out, in) enters the closed forms (see `factoriza
 Without pruning the wide moments (1536² instead of 384² in a ViT-S) are never formed: they would be four fifths of the
 arithmetic. Where hidden features may be pruned, their own moments take the place of the narrow ones: the covariance of
 fc2's input and the gradient moments at the outputs of fc1 and, where there is one, of the gate. A square layer keeps
-`C` and `G` themselves, and layers that read the same tensor share one `C`.
+`C` and `G` themselves, as do queries and keys that may share a factor, of which one reads all of `C`. Layers that read
+the same tensor share one `C`.
 """
 
 from collections.abc import Iterable

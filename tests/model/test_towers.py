@@ -192,6 +192,11 @@ def test_a_target_that_is_no_model_is_refused_with_those_that_are(target: str) -
         part_of(whole("clip"), target)
 
 
+def test_a_target_in_a_model_without_models_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"'encoder' names no model .*None in it .*: leave target \(--target\) out"):
+        part_of(part_of(whole("clip"), "vision_model").model, "encoder")
+
+
 def test_the_dense_tower_alone_does_not_load_from_a_compressed_whole(pixels: Tensor, tmp_path: Path) -> None:
     small, _ = compress(whole("clip"), pixels, "clip")
     small.save_pretrained(tmp_path)

@@ -20,6 +20,12 @@ from support.timm_models import PLAIN, VIT, wrapper
 EVA_02 = "eva02_tiny_patch14_224"
 
 
+@pytest.fixture(autouse=True)
+def without_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the releases of timm that do not note what a module was made with."""
+    monkeypatch.delattr(timm.models, "get_model_args", raising=False)
+
+
 def made(name: str = VIT, **arguments: Any) -> Any:
     return timm.create_model(name, **{**PLAIN, "num_classes": 10, **arguments}).eval()
 

@@ -4,12 +4,13 @@ import inspect
 from functools import cache
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 
 def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
     """Constructor arguments that are not in the config."""
-    accepted = _accepted(type(model))  # type: ignore[arg-type]  # its classes can be hashed
+    accepted = constructor_arguments(type(model))  # type: ignore[arg-type]  # its classes can be hashed
     options: dict[str, Any] = {}
     if "add_pooling_layer" in accepted:
         options["add_pooling_layer"] = getattr(model, "pooler", None) is not None
@@ -19,7 +20,7 @@ def constructor_options(model: PreTrainedModel) -> dict[str, Any]:
 
 
 @cache
-def _accepted(model_class: type[PreTrainedModel]) -> set[str]:
+def constructor_arguments(model_class: type[nn.Module]) -> set[str]:
     """Names of constructor arguments; a factored class passes on whatever its dense one accepts."""
     constructors = [vars(base)["__init__"] for base in model_class.__mro__ if "__init__" in vars(base)]
     return {name for constructor in constructors for name in inspect.signature(constructor).parameters}

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..configuration_factored import inner_configs
 from ..errors import DataError, UnsupportedModelError, VitCompressError, is_out_of_memory, one_line
 from .inputs import height_and_width, image_shape
+from .timm_inputs import WRAPPER
 
 EAGER_TOKENS = 640
 """Up to so many tokens of an image, eager attention has the faster backward pass on a CPU.
@@ -79,16 +80,22 @@ def _turn_of(config: PreTrainedConfig) -> threading.RLock:
 
 
 @contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode that it was in."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
 def without_dropout(model: PreTrainedModel) -> Iterator[None]:
-    """A turn with the model in evaluation mode; afterwards every module is in the mode that it was in."""
-    with own_turn(model):
-        training = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+    """A turn with the model in evaluation mode."""
+    with own_turn(model), evaluating(model):
+        yield
 
 
 @contextlib.contextmanager
@@ -152,7 +159,7 @@ def passing(model: PreTrainedModel, pixel_values: Tensor, lower: str = "batch_si
 
 def _not_running(model: PreTrainedModel, pixel_values: Tensor, error: Exception) -> UnsupportedModelError | None:
     """What to say of a module of timm that fails on images of its size; `None` of models with modules of ours."""
-    if model.config.model_type != "timm_wrapper":
+    if model.config.model_type != WRAPPER:
         return None
     shape = " × ".join(str(size) for size in pixel_values.shape[1:])
     return UnsupportedModelError(

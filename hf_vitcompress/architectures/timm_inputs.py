@@ -5,6 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+WRAPPER = "timm_wrapper"
+"""Model type of what transformers makes of a checkpoint of timm."""
+
 
 @dataclass(frozen=True)
 class TimmImages:

@@ -44,6 +44,12 @@ class Conversion:
     remarks: tuple[str, ...]
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def with_warnings(self) -> Any:
+        """The model; the remarks become warnings."""
+        for remark in self.remarks:
+            logger.warning(remark)
+        return self.model
+
 
 def convert_from_timm(model: Any) -> PreTrainedModel:
     """A model of transformers that computes what a model of timm does.
@@ -64,10 +70,7 @@ def convert_from_timm(model: Any) -> PreTrainedModel:
             is none of timm, cannot be loaded, or its weights are quantized or not there.
         MissingPackageError: timm is missing.
     """
-    done = conversion_from_timm(model)
-    for remark in done.remarks:
-        logger.warning(remark)
-    return done.model
+    return conversion_from_timm(model).with_warnings()
 
 
 @independent_of_caller()

@@ -1,13 +1,13 @@
 """Whether two models compute the same: both are run on the same random images."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..architectures.running import evaluating
 from ..errors import UnsupportedModelError, is_out_of_memory, one_line
 
 IMAGES = 2
@@ -93,7 +93,7 @@ def _outputs(pair: Pair, images: Tensor, name: str) -> list[tuple[Tensor, Tensor
     """What is to be the same: of the model of transformers, and of that of timm."""
     found: list[tuple[Tensor, Tensor]] = []
     try:
-        with _evaluating(pair.model), _evaluating(pair.module), torch.no_grad():
+        with evaluating(pair.model), evaluating(pair.module), torch.no_grad():
             if pair.pooled:
                 found.append((_answer(pair.model(images)), pair.module(images)))
             # A head of zeros, as untrained ones are, says nothing about what it reads.
@@ -113,15 +113,3 @@ def _answer(outputs: Any) -> Tensor:
         if (found := getattr(outputs, name, None)) is not None:
             return found
     return outputs.last_hidden_state
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode that it was in."""
-    training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode

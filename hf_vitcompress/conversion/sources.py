@@ -7,10 +7,13 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
+from ..architectures.timm_inputs import WRAPPER
 from ..errors import UnsupportedModelError
 from ..model.boundary import check_not_saved_by_timm, check_place, explained
 from ..model.loading import load_model
 from ..model.plain import check_plain, unwrapped
+from ..model.timm import is_wrapper
+from ..model.timm_features import gives_features
 from ..runtime.packages import require_package
 from .reading import timm_class
 
@@ -71,9 +74,9 @@ def _load(name: str) -> Source:
     check_not_saved_by_timm(name, content)
     # transformers adds this type to configs of timm itself, which have no list of `architectures`.
     kind = content.get("model_type")
-    if kind == "timm_wrapper" and content.get("architectures"):
+    if kind == WRAPPER and content.get("architectures"):
         return _wrapped(name)
-    if kind not in (None, "timm_wrapper"):
+    if kind not in (None, WRAPPER):
         raise UnsupportedModelError(f"{name!r} is a model of transformers already ({kind}). {GIVE}.")
     if "architecture" not in content:
         raise UnsupportedModelError(f"The config.json of {name!r} names no architecture of timm. {GIVE}.")
@@ -101,7 +104,7 @@ def _wrapped(name: str) -> Source:
 
 
 def _of_object(model: Any, name: str) -> Source:
-    if isinstance(model, PreTrainedModel) and model.config.model_type == "timm_wrapper":
+    if is_wrapper(model):
         module: Any = model.timm_model
         config = model.config
         _check_whole(module)
@@ -117,7 +120,7 @@ def _of_object(model: Any, name: str) -> Source:
 
 
 def _check_whole(module: nn.Module) -> None:
-    if timm_class(module).startswith("Feature"):
+    if gives_features(module):
         raise UnsupportedModelError(
             "This model gives feature maps alone (features_only). Give the whole one, without features_only."
         )

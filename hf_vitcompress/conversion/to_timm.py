@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -91,10 +91,7 @@ def convert_to_timm(model: str | Path | PreTrainedModel) -> nn.Module:
         UnsupportedModelError: timm has no module that computes the same, or the model cannot be loaded.
         MissingPackageError: timm is missing.
     """
-    done = conversion_to_timm(model)
-    for remark in done.remarks:
-        logger.warning(remark)
-    return done.model
+    return cast(nn.Module, conversion_to_timm(model).with_warnings())
 
 
 @independent_of_caller()

@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..architectures.families import supported
+from ..architectures.timm_inputs import WRAPPER
 from ..configuration_factored import MODEL_TYPE_PREFIX
 from ..configuration_timm import ENTRY_POINT, MODEL_TYPE
 from ..errors import QuantizationError, UnsupportedModelError, VitCompressError
 from ..runtime.files import looks_local
 from ..runtime.text import printable
-from .timm import WRAPPER, check_timm
+from .timm import check_timm
 
 FOR_PEOPLE = (OSError, ValueError)
 """What libraries raise with a message for people; others are named by their class, too."""

@@ -20,6 +20,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, logging
 
 from ..architectures.families import FAMILIES, supported
 from ..architectures.registration import register
+from ..architectures.timm_inputs import WRAPPER
 from ..configuration_factored import MODEL_TYPE_PREFIX, OWN_TYPES, dense_config_class, heads_of, inner_configs
 from ..errors import QuantizationError, UnsupportedModelError
 from ..images.unloaded import UnloadedProcessor
@@ -31,7 +32,7 @@ from .completeness import check_complete, check_size, without_report
 from .making import MAKING
 from .plain import check_plain, unwrapped
 from .quantizing import quantizable, spare_layers_with_biases_beside, spare_narrow_layers, write_readably
-from .timm import WRAPPER, is_timm_module, wrapped
+from .timm import is_timm_module, wrapped
 from .timm_images import timm_processor
 
 logger = logging.get_logger(__name__)

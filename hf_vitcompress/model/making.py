@@ -1,6 +1,8 @@
 """Models made without changing anything for the other threads of the process."""
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,6 +32,13 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **options)
 
 
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """What is made in the block has no storage; numbers that constructors ask of a `torch.linspace` are there."""
+    with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
+        yield
+
+
 def without_storage(
     model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
@@ -48,7 +57,7 @@ def without_storage(
         options: arguments of the constructor that the config does not know.
     """
     _note_dtype(config, None)
-    with MAKING, torch.device("meta"), meta_device_safe_creation_ops(), _Unfilled():
+    with on_meta(), _Unfilled():
         model = model_class._from_config(config, attn_implementation=attention, dtype=None, **options)
     for module in model.modules():
         if isinstance(module, PreTrainedModel):

@@ -10,8 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, TorchAoConfig
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
+from ..architectures.timm_inputs import WRAPPER
 from .making import without_storage
-from .timm import WRAPPER
 
 
 class ReadableQuantizer(TorchAoHfQuantizer):

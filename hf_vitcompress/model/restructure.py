@@ -79,7 +79,7 @@ def carry_optimizer(optimizer: Any, before: Roles, model: PreTrainedModel) -> No
         for parameter in group["params"]
         if (role := before.get(parameter)) is not None
     }
-    fused, held = rows_by_role(empty_model(model, {})), {role: parameter for parameter, role in before.items()}
+    fused, held = rows_by_role(model), {role: parameter for parameter, role in before.items()}
     members: list[list[nn.Parameter]] = [[] for _ in inner.param_groups]
     for parameter, role in parameter_roles(model).items():
         index = group_of.get(role, group_of.get(fused[role].name) if role in fused else None)

@@ -7,20 +7,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TimmWrapperConfig
-from transformers.initialization import meta_device_safe_creation_ops
 
 from ..architectures.inputs import example_inputs
 from ..architectures.running import passing, without_dropout
-from ..architectures.timm_inputs import timm_images
+from ..architectures.timm_inputs import WRAPPER, timm_images
 from ..configuration_timm import TimmViTConfig
 from ..errors import UnsupportedModelError
 from .as_built import Naming, check_as_built, shared_parameters
-from .making import MAKING, take_buffers, without_storage
+from .making import on_meta, take_buffers, without_storage
 from .timm_arguments import arguments_of, check_pooled, check_storable_arguments, classes_of, creation
+from .timm_features import gives_features
 from .timm_images import preprocessing_of
-
-WRAPPER = "timm_wrapper"
-"""Model type of what transformers makes of a checkpoint of timm."""
 
 ADVICE = (
     "If other arguments of timm.create_model build it, give a TimmWrapper of transformers whose config.model_args they "
@@ -61,13 +58,13 @@ def wrapped(module: nn.Module) -> PreTrainedModel:
     """
     from transformers import TimmWrapperForImageClassification, TimmWrapperModel
 
-    if type(module).__module__ == "timm.models._features":
+    if gives_features(module):
         raise UnsupportedModelError(
             f"This {type(module).__name__} of timm (features_only=True) does not say what it was made with. Give a "
             "TimmWrapperModel whose config.model_args are that ('features_only': True, …), with its weights."
         )
     config = _config_of(module)
-    with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
+    with on_meta():
         kind = TimmWrapperForImageClassification if config.num_labels else TimmWrapperModel
         shell: Any = kind(copy.deepcopy(config))
     shell.timm_model, shell.config = module, config

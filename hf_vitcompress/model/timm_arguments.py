@@ -1,19 +1,17 @@
 """The arguments of `timm.create_model` that a module was made with: noted by timm (since 1.0.31), or read off it."""
 
-import inspect
 import itertools
 import json
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.initialization import meta_device_safe_creation_ops
 
+from ..architectures.constructors import constructor_arguments
 from ..errors import UnsupportedModelError
 from .as_built import differing, structure
-from .making import MAKING
+from .making import on_meta
 
 Reader = Callable[[Any], Any]
 
@@ -67,8 +65,7 @@ def arguments_of(module: nn.Module, architecture: str) -> dict[str, Any] | None:
     What timm has noted tells of more than can be read, but not of every change since, and is believed only where it
     builds the module.
     """
-    constructors = [vars(base)["__init__"] for base in type(module).__mro__ if "__init__" in vars(base)]
-    accepted = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    accepted = constructor_arguments(type(module))  # type: ignore[arg-type]  # its classes can be hashed
     readings = {name: _reading(module, name) for name in ARGUMENTS if name in accepted}
     found: dict[str, Any] = {}
     for start in (_noted(module), {}):
@@ -100,7 +97,7 @@ def _corrected(
     last: dict[str, Any] = {}
     for _ in range(3):  # one argument may change what another is without it, as a pooling moves the last norm
         try:
-            with MAKING, torch.device("meta"), meta_device_safe_creation_ops():
+            with on_meta():
                 built = timm.create_model(architecture, num_classes=classes_of(module), **found)
         except Exception:  # of any constructor, on values that do not go together: `as_built` says what differs
             return last, None

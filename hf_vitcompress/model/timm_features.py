@@ -28,7 +28,7 @@ def check_whole(model: Any) -> None:
             "you want now."
         )
     arguments = getattr(config, "model_args", None) or {}
-    if arguments.get("features_only") or any(map(_gives_features, (model, getattr(model, "timm_model", None)))):
+    if arguments.get("features_only") or any(map(gives_features, (model, getattr(model, "timm_model", None)))):
         raise UnsupportedModelError(
             f"{type(model).__name__} is a feature extractor of timm, which is not compressed by itself. Compress the "
             "whole model, ViTCompressor().compress(timm.create_model(NAME, pretrained=True), images), and take feature "
@@ -37,6 +37,7 @@ def check_whole(model: Any) -> None:
         )
 
 
-def _gives_features(module: nn.Module | None) -> bool:
+def gives_features(module: nn.Module | None) -> bool:
+    """Whether it is a feature extractor, of timm or as transformers wraps it."""
     of_timm = type(module).__module__.startswith("timm.models._features")
     return of_timm or getattr(getattr(module, "config", None), "model_type", None) == BACKBONE

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..configuration_factored import MODEL_TYPE_PREFIX
 from ..configuration_timm import MODEL_TYPE, TimmViTConfig
+from .assembly import empty_model
 from .making import take_buffers, without_storage
 from .timm import split_class, split_config
 
@@ -30,12 +32,12 @@ def split_in_place(wrapper: PreTrainedModel) -> None:
 
 
 def rows_by_role(model: PreTrainedModel) -> "dict[str, Rows]":
-    """Where each parameter of a dense split model stands in timm's; of any other model, nowhere."""
-    if not is_split(model):
+    """Where each parameter of the dense form of a timm model stands in timm's; of any other model, nowhere."""
+    if model.config.model_type.removeprefix(MODEL_TYPE_PREFIX) != MODEL_TYPE:
         return {}
     from ..modeling_timm import rows_in_timm
 
-    return rows_in_timm(model)
+    return rows_in_timm(empty_model(model, {}))
 
 
 def merged_form(split: PreTrainedModel) -> PreTrainedModel:

@@ -6,14 +6,13 @@ import sys
 from typing import Any, cast
 
 import timm
-import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
-from transformers.initialization import meta_device_safe_creation_ops
 
 from ..configuration_factored import factored_config_class
 from ..configuration_timm import ARCHITECTURE, ENTRY_POINT, MODEL_TYPE
 from ..errors import UnsupportedModelError
+from ..model.making import on_meta
 from ..modeling_factored import factored_model_class
 from ..modeling_timm import TimmViTForImageClassification, TimmViTModel
 
@@ -102,7 +101,7 @@ def _built(compressed: dict[str, Any], num_classes: int = 1000, **arguments: Any
 def _feature_settings(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """How timm makes a feature extractor of the dense model."""
     own = {name: value for name, value in arguments.items() if name not in OF_WEIGHTS}
-    with torch.device("meta"), meta_device_safe_creation_ops():
+    with on_meta():
         dense = timm.create_model(architecture, **own)
     indices = tuple(dense.feature_info.out_indices)
     return {"feature_cls": type(dense), "out_indices": indices, "flatten_sequential": True}

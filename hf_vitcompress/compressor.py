@@ -30,10 +30,12 @@ from .model.subject import open_subject
 from .model.towers import put_back
 from .planning.building import build_model
 from .planning.foresight import check_arguments, check_feasible
+from .planning.latency import plan_for_latency, profile_of
 from .planning.plan import CompressionPlan
 from .planning.planner import Planner, make_planner
 from .planning.search import measure_correction, search_accuracy
 from .planning.selection import selection_method
+from .profiling.profile import LatencyProfile
 from .publish.record import CompressionRecord
 from .publish.saved import accompany
 from .report.provenance import Environment, Origin
@@ -63,10 +65,12 @@ class ViTCompressor:
             which all end with the same model; by default a new one.
         importance: importance scores by name of the reading layer: `(neurons,)` for fc2, `(heads,)` for the attention
             output projection. The criterion `"gates"` uses them; by default it learns them from the calibration images.
+        profile: latency profile of the device, for budgets of time; by default it is measured.
 
     Attributes:
         run: the recipe, the processes and the progress bars, as every stage gets them.
         importance: the scores that were used last.
+        profile: the latency profile that was used last.
         report: of the last compression, `None` before the first.
         checkpoints: files that let an interrupted compensation go on; of no use once its result is saved.
         statistics: of the last calibration; pass them to `compress` or `plan` to reach another budget in seconds.
@@ -85,11 +89,19 @@ class ViTCompressor:
         progress: bool = True,
         accelerator: Accelerator | None = None,
         importance: Mapping[str, Tensor] | None = None,
+        profile: LatencyProfile | None = None,
     ) -> None:
-        check_arguments(config=config, accelerator=accelerator, image_processor=image_processor, importance=importance)
+        check_arguments(
+            config=config,
+            accelerator=accelerator,
+            image_processor=image_processor,
+            importance=importance,
+            profile=profile,
+        )
         self.run = Run(config or CompressionConfig(), accelerator or new_accelerator(), progress)
         self.image_processor = image_processor
         self.importance = importance
+        self.profile = profile
         self.report: CompressionReport | None = None
         self.statistics: Statistics | None = None
         self.checkpoints: list[Path] = []
@@ -141,7 +153,7 @@ class ViTCompressor:
             check_arguments(statistics=statistics, plan=plan, checkpoint=checkpoint)
             # Images before the model: what is wrong with them is known in no time.
             source = None if images is None else self.open_images(images, limit=self.run.images_wanted)
-            searched = self.config.budget == "max_accuracy_drop"
+            searched = self.config.searches_accuracy
             held_out = self.open_images(validation, options=VALIDATION) if searched and validation is not None else None
             subject = self.open(model)
             source, held_out = (own and self.open_images(own, subject) for own in (source, held_out))
@@ -269,10 +281,13 @@ class ViTCompressor:
         self.importance = self._learned[key].scores
 
     def _plan(self, planner: Planner, validation: Any, images: Any, checkpoint: str | Path | None) -> CompressionPlan:
-        if self.config.budget == "max_accuracy_drop":
+        if self.config.searches_accuracy:
             check_classes(planner.subject.model)
         with self._timed("plan"):
-            if self.config.budget != "max_accuracy_drop":
+            if self.config.times:
+                self.profile = profile_of(planner, self.run, self.profile)
+                return plan_for_latency(planner, self.run, self.profile)
+            if not self.config.searches_accuracy:
                 return planner.plan(self.config)
             if validation is None:
                 raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")

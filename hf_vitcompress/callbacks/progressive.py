@@ -95,8 +95,10 @@ class ProgressiveCompressionCallback(StructureCallback):
     ) -> None:
         super().__init__(images, output_dir, push_to_hub, reset_best)
         self.config = config or CompressionConfig()
-        if self.config.keep_ratio is None:
-            raise ConfigError(f"Stages are keep ratios: give keep_ratio instead of {self.config.budget}.")
+        if list(self.config.budgets) != ["keep_ratio"]:
+            others = " and ".join(name for name in self.config.budgets if name != "keep_ratio")
+            raise ConfigError(f"Stages are keep ratios: give keep_ratio instead of {others}.")
+        assert self.config.keep_ratio is not None
         self.stages = [Stage(*stage) for stage in stages] if stages else cubic_stages(self.config.keep_ratio)
         self.images_per_stage = images_per_stage
         self.stage = 0

@@ -110,7 +110,7 @@ class StructureCallback(TrainerLink):
             open_images(self.images, limit=1)
         dense = empty_model(self.model, {})
         subject = Subject.alone(dense) if config.target is None else part_of(dense, config.target)
-        if config.budget == "max_accuracy_drop":
+        if config.searches_accuracy:
             check_classes(subject.model)
         check_reach(subject, config)
 

@@ -50,10 +50,10 @@ def check_use_of(validation: str | None, config: CompressionConfig) -> None:
     Raises:
         ConfigError: the budget is not `max_accuracy_drop`.
     """
-    if validation is not None and config.budget != "max_accuracy_drop":
+    if validation is not None and not config.searches_accuracy:
         raise ConfigError(
-            f"--validation holds the images to search --max-accuracy-drop on, and the budget is {config.budget}. Leave "
-            "it out; --test judges the result."
+            "--validation holds the images to search --max-accuracy-drop on, and the budget is "
+            f"{' and '.join(config.budgets)}. Leave it out; --test judges the result."
         )
 
 
@@ -63,7 +63,7 @@ def check_inspection(config: CompressionConfig) -> None:
     Raises:
         ConfigError: it is `max_accuracy_drop`.
     """
-    if config.budget == "max_accuracy_drop":
+    if config.searches_accuracy:
         raise ConfigError(
             "inspect shows the loss to expect over all budgets, and --max-accuracy-drop is searched on answers. Leave "
             "it out here; `vitcompress compress` and `vitcompress plan` search it."

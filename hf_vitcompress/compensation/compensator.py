@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..config import BUDGETS
+from ..config import BUDGET_SETTINGS
 from ..durations import Duration
 from ..errors import DataError
 from ..evaluation.reference import Reference
@@ -137,7 +137,7 @@ class Compensator:
         accelerator, statistics = self.work.accelerator, self.planner.statistics
         if self.checkpoint is None:
             return Checkpoint(None, accelerator)
-        config = {name: value for name, value in self.config.to_dict().items() if name not in BUDGETS}
+        config = {name: value for name, value in self.config.to_dict().items() if name not in BUDGET_SETTINGS}
         # Of plans alike, other scores make other models.
         method = self.planner.method if self.config.criterion == "gates" else self.config.method
         made_from = statistics.made_from

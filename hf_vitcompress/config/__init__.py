@@ -4,6 +4,7 @@ from .config import SETTINGS, CompressionConfig, load_settings
 from .fields import Doc, Range, SettingField, fields_of
 from .former import renamed
 from .groups import (
+    BUDGET_SETTINGS,
     BUDGETS,
     DEFAULT_KEEP_RATIO,
     GROUPS,
@@ -21,6 +22,7 @@ from .presets import BASELINES, OWN_PRESETS, PRESETS
 __all__ = [
     "BASELINES",
     "BUDGETS",
+    "BUDGET_SETTINGS",
     "DEFAULT_KEEP_RATIO",
     "GROUPS",
     "OWN_PRESETS",

@@ -31,10 +31,10 @@ from .reading import read_json, read_yaml
 class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, MethodSettings, BudgetSettings):
     """Everything that decides how a model is compressed. Checked on construction; immutable.
 
-    Give one budget; without any, `keep_ratio` is 0.5.
+    Several budgets hold at once; without any, `keep_ratio` is 0.5.
 
     Raises:
-        ConfigError: a value is of the wrong type or out of range, or two budgets are given.
+        ConfigError: a value is of the wrong type or out of range, or a budget is given beside `max_accuracy_drop`.
 
     Examples:
         >>> config = CompressionConfig(keep_ratio=0.4, compensation="distill", compensation_duration="2 epochs")
@@ -43,9 +43,12 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
     def __post_init__(self) -> None:
         for field in SETTINGS:
             object.__setattr__(self, field.name, field.checked(getattr(self, field.name)))
-        given = [name for name in BUDGETS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ConfigError(f"{' and '.join(given)} are both given; a budget is one of {', '.join(BUDGETS)}.")
+        given = list(self.budgets)
+        if len(given) > 1 and self.searches_accuracy:
+            raise ConfigError(
+                f"{' and '.join(given)} are given together, and max_accuracy_drop stands alone: it is searched by keep "
+                "ratio. Leave one out."
+            )
         if not given:
             object.__setattr__(self, "keep_ratio", DEFAULT_KEEP_RATIO)
 

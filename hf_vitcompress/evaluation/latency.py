@@ -46,6 +46,48 @@ class Latency:
     device: str
 
 
+@dataclass(frozen=True)
+class LatencyReport:
+    """What became of a budget of time, each latency as a share of the dense model's.
+
+    Attributes:
+        asked: largest share that the budget allows.
+        predicted: from the latency profile.
+        measured: by timing the planned model and the dense one alternately.
+    """
+
+    asked: float
+    predicted: float
+    measured: Latency
+
+    @property
+    def error(self) -> float:
+        """How far the prediction is from what was measured, as a share of that."""
+        return abs(self.predicted / self.measured.ratio - 1)
+
+    @property
+    def excess(self) -> float:
+        """By how much what was measured exceeds the budget, as a share of that; negative below it."""
+        return self.measured.ratio / self.asked - 1
+
+    @property
+    def name(self) -> str:
+        """What its row is called."""
+        return f"speed-up when planned, batch {self.measured.batch_size}"
+
+    @property
+    def amount(self) -> str:
+        """What was measured."""
+        return f"{1 / self.measured.ratio:.2f} ×"
+
+    @property
+    def origin(self) -> str:
+        """What was asked and predicted, and on which machine."""
+        asked, predicted = 1 / self.asked, 1 / self.predicted
+        threads = f"{self.measured.threads} thread{'' if self.measured.threads == 1 else 's'}"
+        return f"asked {asked:.2f}, predicted {predicted:.2f}; {self.measured.device}, {threads}"
+
+
 def measure_latency(
     dense: PreTrainedModel,
     compressed: PreTrainedModel,
@@ -65,8 +107,8 @@ def measure_latency(
     whole, part = (compressed_part(model, compressed).model for model in (dense, compressed))
     large, small = (example_inputs(model, batch_size, shape) for model in (whole, part))
     return alternate_latency(
-        lambda: _time_forward(whole, large),
-        lambda: _time_forward(part, small),
+        lambda: time_forward(whole, large),
+        lambda: time_forward(part, small),
         batch_size,
         rounds,
         whole.device,
@@ -120,7 +162,8 @@ def peak_memory_bytes() -> int:
 
 
 @torch.inference_mode()
-def _time_forward(model: PreTrainedModel, inputs: dict[str, Any]) -> float:
+def time_forward(model: PreTrainedModel, inputs: dict[str, Any]) -> float:
+    """Seconds of one forward pass."""
     with without_dropout(model):
         _synchronize(model.device)
         start = time.perf_counter()

@@ -2,21 +2,28 @@
 
 import bisect
 import heapq
+import math
+import operator
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import Allocation
 from ..errors import BudgetError, BudgetWarning
-from .groups.base import Choice
+from .groups.base import Choice, Cost, macs_of, parameters_of
 from .plan import CompressionPlan
 
 KEEP_TOLERANCE = 0.005
 """How far below a budget a plan may stay without a warning, as a fraction of the budget."""
 
+PRECISION, PRICE_STEPS = 10**9, 40
+"""Of several budgets: what the whole of each counts, and how often their prices are corrected."""
 
-Cost = str
-"""`"params"` or `"macs"`."""
+COSTS: dict[str, Cost] = {"params": parameters_of, "macs": macs_of}
+"""What is counted, by its unit; time is measured, and comes with its budget."""
+
+NANOSECONDS = "ns"
+"""Unit of time, so that costs are whole numbers."""
 
 
 @dataclass
@@ -33,35 +40,46 @@ class Table:
     choices: list[Choice]
     weight: float = 1.0
 
-    def entries(self, unit: Cost) -> list[tuple[int, float]]:
-        """(cost, weighted error) of each choice; the costs leave out biases and the rest of the model."""
-        return [(choice.cost(unit), choice.error * self.weight) for choice in self.choices]
-
 
 @dataclass(frozen=True)
 class Budget:
     """A bound on the whole model.
 
     Attributes:
-        limit: parameters, or MACs per image, that the compressed model may have.
+        limit: parameters, MACs per image or nanoseconds per batch that the compressed model may have.
         original: the dense model's.
         fixed: the part of it that no plan changes (embeddings, norms, heads, skipped layers; for MACs, attention).
-        unit: `"params"` or `"macs"`.
+        unit: `"params"`, `"macs"` or `NANOSECONDS`.
         exact: whether to warn of a result that stays further than `KEEP_TOLERANCE` below the limit, unless more would
             gain nothing.
+        measured: what a choice costs, where that is measured; otherwise it is counted in the unit.
     """
 
     limit: int
     original: int
     fixed: int
-    unit: Cost = "params"
+    unit: str = "params"
     exact: bool = False
+    measured: Cost | None = None
+
+    @property
+    def cost(self) -> Cost:
+        return self.measured or COSTS[self.unit]
+
+    @property
+    def room(self) -> int:
+        """What all groups together may cost."""
+        return self.limit - self.fixed
+
+    def amount(self, count: int) -> str:
+        """For messages."""
+        return f"{count / 1e6:,.3g} ms" if self.unit == NANOSECONDS else f"{count:,} {self.unit}"
 
 
 def make_plan(
-    tables: Sequence[Table], budget: Budget, allocation: Allocation, rank_multiple: int = 8
+    tables: Sequence[Table], budgets: Budget | Sequence[Budget], allocation: Allocation, rank_multiple: int = 8
 ) -> CompressionPlan:
-    """Spend a budget.
+    """Spend a budget, or several that all hold.
 
     `"greedy"` starts every group at its cheapest choice and takes, again and again, the step that gains most per cost,
     which is optimal up to one step (see `_greedy`). `"uniform"` gives every group the same share of its dense cost.
@@ -72,20 +90,91 @@ def make_plan(
     Raises:
         BudgetError: no plan is small enough; the message names the bound that stands in the way.
     """
-    every = [table.entries(budget.unit) for table in tables]
-    useful = [_useful(table) for table in every]
-    entries = [[table[i] for i in indices] for table, indices in zip(every, useful, strict=True)]
-    smallest = sum(table[0][0] for table in entries)
-    check_reachable(budget, smallest, len(tables), rank_multiple)
-    room = budget.limit - budget.fixed
-    levels = (_greedy if allocation == "greedy" else _uniform)(entries, room)
-    spent = _cost(entries, levels)
-    missed = budget.exact and budget.limit - budget.fixed - spent > KEEP_TOLERANCE * budget.limit
-    # Where only layers that nothing reads are left to buy, more would gain nothing.
-    if missed and any(table[level][1] > table[-1][1] for level, table in zip(levels, entries, strict=True)):
-        warnings.warn(_missed(budget, budget.fixed + spent, allocation, rank_multiple), BudgetWarning, stacklevel=2)
-    chosen = [table.choices[own[level]] for table, own, level in zip(tables, useful, levels, strict=True)]
+    several = [budgets] if isinstance(budgets, Budget) else list(budgets)
+    for budget in several:
+        smallest = sum(min(budget.cost(choice) for choice in table.choices) for table in tables)
+        check_reachable(budget, smallest, len(tables), rank_multiple)
+    levels = spent_together(tables, several, allocation)
+    _warn_of_missed(tables, several, levels, allocation, rank_multiple)
+    chosen = [table.choices[level] for table, level in zip(tables, levels, strict=True)]
     return CompressionPlan({name: shape for choice in chosen for name, shape in choice.shapes.items()})
+
+
+def spent_together(tables: Sequence[Table], budgets: Sequence[Budget], allocation: Allocation) -> list[int]:
+    """Which choice of each table is taken.
+
+    A plan for one budget that meets the others as well is the best for all. Otherwise costs are added up, each as a
+    share of its budget, and those that are exceeded count more and more: at the prices of the optimum all that bind
+    are met (Lagrange multipliers).
+
+    Raises:
+        BudgetError: the budgets are within reach, but not together.
+    """
+    costs = [[[budget.cost(choice) for choice in table.choices] for table in tables] for budget in budgets]
+    errors = [[choice.error * table.weight for choice in table.choices] for table in tables]
+
+    def spend(prices: Sequence[float], room: int) -> list[int]:
+        total = [
+            [round(sum(map(operator.mul, prices, one))) for one in zip(*own, strict=True)]
+            for own in zip(*costs, strict=True)
+        ]
+        return spent([list(zip(*own, strict=True)) for own in zip(total, errors, strict=True)], room, allocation)
+
+    def used(levels: list[int]) -> list[float]:
+        return [
+            sum(own[level] for own, level in zip(cost, levels, strict=True)) / max(budget.room, 1)
+            for cost, budget in zip(costs, budgets, strict=True)
+        ]
+
+    def lost(levels: list[int]) -> float:
+        return sum(own[level] for own, level in zip(errors, levels, strict=True))
+
+    for i, budget in enumerate(budgets):
+        levels = spend([float(i == j) for j in range(len(budgets))], budget.room)
+        if len(budgets) == 1 or max(used(levels)) <= 1:
+            return levels
+    found, shares = [], [1.0 / len(budgets)] * len(budgets)
+    for attempt in range(PRICE_STEPS):
+        prices = [PRECISION * share / max(one.room, 1) for share, one in zip(shares, budgets, strict=True)]
+        levels = spend(prices, PRECISION)
+        exceeded = used(levels)
+        if max(exceeded) <= 1:
+            found.append(levels)
+        step = 4.0 / (1 + attempt) ** 0.5
+        shares = [share * math.exp(step * (own - 1)) for share, own in zip(shares, exceeded, strict=True)]
+        shares = [share / sum(shares) for share in shares]
+    if not found:
+        asked = " and ".join(budget.amount(budget.limit) for budget in budgets)
+        raise BudgetError(f"Each of the budgets is within reach, but not {asked} together. Ask for more of one.")
+    return min(found, key=lost)
+
+
+def spent(entries: "Entries", room: int, allocation: Allocation) -> list[int]:
+    """Which choice of each table is taken for one cost.
+
+    Args:
+        entries: in any order.
+    """
+    useful = [_useful(table) for table in entries]
+    kept = [[table[i] for i in indices] for table, indices in zip(entries, useful, strict=True)]
+    levels = (_greedy if allocation == "greedy" else _uniform)(kept, room)
+    return [indices[level] for indices, level in zip(useful, levels, strict=True)]
+
+
+def _warn_of_missed(
+    tables: Sequence[Table], budgets: Sequence[Budget], levels: list[int], allocation: Allocation, rank_multiple: int
+) -> None:
+    """Say where a plan stays further than `KEEP_TOLERANCE` below every budget, unless more would gain nothing."""
+    if not all(budget.exact for budget in budgets):
+        return
+    pairs = list(zip(tables, levels, strict=True))
+    reached = [budget.fixed + sum(budget.cost(table.choices[level]) for table, level in pairs) for budget in budgets]
+    missed = all(
+        budget.limit - own > KEEP_TOLERANCE * budget.limit for budget, own in zip(budgets, reached, strict=True)
+    )
+    # Where only layers that nothing reads are left to buy, more would gain nothing.
+    if missed and any(table.choices[level].error > table.choices[-1].error for table, level in pairs):
+        warnings.warn(_missed(budgets[0], reached[0], allocation, rank_multiple), BudgetWarning, stacklevel=3)
 
 
 def _missed(budget: Budget, reached: int, allocation: Allocation, rank_multiple: int) -> str:
@@ -99,8 +188,9 @@ def _missed(budget: Budget, reached: int, allocation: Allocation, rank_multiple:
     why = " and ".join(causes) or "each rank or width is a large part of this model"
     remedy = f" To come nearer, use {' or '.join(causes.values())}." if causes else ""
     return (
-        f"The nearest plan below the budget has {reached:,} {budget.unit}, {1 - reached / budget.limit:.1%} fewer than "
-        f"the {budget.limit:,} asked for (it keeps {kept:.4f} of the original, not {asked:.4f}), because {why}.{remedy}"
+        f"The nearest plan below the budget has {budget.amount(reached)}, {1 - reached / budget.limit:.1%} fewer than "
+        f"the {budget.amount(budget.limit)} asked for (it keeps {kept:.4f} of the original, not {asked:.4f}), because "
+        f"{why}.{remedy}"
     )
 
 
@@ -119,9 +209,10 @@ def check_reachable(budget: Budget, smallest: int, groups: int, rank_multiple: i
     if lowest <= budget.limit:
         return
     raise BudgetError(
-        f"The budget of {budget.limit:,} {budget.unit} is out of reach: the smallest model with these settings has "
-        f"{lowest:,} (keep ratio {lowest / budget.original:.4f} of {budget.original:,}). {budget.fixed:,} of them lie "
-        f"outside the {groups} groups of layers that may be compressed, and these need {smallest:,} at the lowest "
+        f"The budget of {budget.amount(budget.limit)} is out of reach: the smallest model with these settings has "
+        f"{budget.amount(lowest)} ({lowest / budget.original:.4f} of the dense {budget.amount(budget.original)}). "
+        f"{budget.amount(budget.fixed)} of them lie outside the {groups} groups of layers that may be compressed, and "
+        f"these need {budget.amount(smallest)} at the lowest "
         f"ranks and widths (multiples of {rank_multiple}). Ask for more, lower rank_multiple, or let more layers be "
         "compressed (skip_modules, target_modules, mlp, attention)."
     )

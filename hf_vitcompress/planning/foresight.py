@@ -14,13 +14,14 @@ from ..errors import BudgetError, DataError
 from ..evaluation.reference import check_classes
 from ..images.images import ImageSource
 from ..importance.gates import gated_layers
+from ..profiling.profile import LatencyProfile
 from ..runtime.arguments import require
 from ..runtime.files import check_file
 from ..statistics.statistics import Statistics
 from .allocation import check_reachable
 from .groups.base import Given, LayerGroup
 from .plan import CompressionPlan
-from .planner import make_groups, parameter_budget
+from .planner import make_groups, parameter_budgets
 from .selection import learned_scores
 
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -30,6 +31,7 @@ KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     ),
     "accelerator": (Accelerator, "accelerate.Accelerator() makes one."),
     "image_processor": (Callable, "AutoImageProcessor.from_pretrained loads one."),  # type: ignore[dict-item]
+    "profile": (LatencyProfile, "LatencyProfile.load reads a file."),
     "importance": (Mapping, "Give scores by the name of the layer that reads what they are of."),
     "statistics": (Statistics, "Statistics.load reads a file, and `calibrate` measures them."),
     "plan": (CompressionPlan, "CompressionPlan.load reads a file, and CompressionPlan(layers) makes one of shapes."),
@@ -90,7 +92,7 @@ def check_feasible(
             learned_scores(importance, name, count)
     if plan is not None:
         plan.check(_groups(subject, config))
-    elif config.budget == "max_accuracy_drop":
+    elif config.searches_accuracy:
         check_classes(subject.model)
         if validation is None:
             raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")
@@ -99,16 +101,16 @@ def check_feasible(
 
 
 def check_reach(subject: Subject, config: CompressionConfig) -> None:
-    """Refuse a budget of parameters that no plan can meet; one of multiplications is known after calibration only.
+    """Refuse a budget of parameters that no plan can meet; those of MACs and of time are known after calibration only.
 
     Raises:
         ConfigError: nothing is left to compress.
         BudgetError: the smallest model with these settings has more parameters.
     """
     groups = _groups(subject, config)
-    if config.budget in ("keep_ratio", "max_params"):
-        parameters = sum(parameter.numel() for parameter in subject.model.parameters())
-        budget = parameter_budget(config, parameters, parameters - sum(group.dense_parameters for group in groups))
+    parameters = sum(parameter.numel() for parameter in subject.model.parameters())
+    fixed = parameters - sum(group.dense_parameters for group in groups)
+    for budget in parameter_budgets(config, parameters, fixed):
         check_reachable(budget, _smallest(groups, config), len(groups), config.rank_multiple)
 
 
@@ -118,7 +120,7 @@ def within_reach(subject: Subject, config: CompressionConfig) -> CompressionConf
     Raises:
         ConfigError, BudgetError: see `check_reach`; another budget than the default one was asked for.
     """
-    if config.keep_ratio == DEFAULT_KEEP_RATIO:
+    if config.budgets == {"keep_ratio": DEFAULT_KEEP_RATIO}:
         groups = _groups(subject, config)
         parameters = sum(parameter.numel() for parameter in subject.model.parameters())
         fixed = parameters - sum(group.dense_parameters for group in groups)

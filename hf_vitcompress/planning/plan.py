@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config.reading import read_json
 from ..errors import ConfigError, one_line, shown
+from ..evaluation.latency import LatencyReport
 from ..model.assembly import Shapes
 from ..runtime.files import write_text
 from .groups.base import LayerGroup
@@ -52,6 +53,10 @@ class SearchReport:
         return f"{100 * self.drop:.2f} points" if self.labelled else f"{self.drop:.2%}"
 
 
+MEASURED = ("search", "latency")
+"""Attributes of a plan that are of its model, and in no file."""
+
+
 @dataclass
 class CompressionPlan:
     """Shapes by module name. Modules that are not named stay dense. Plain data: JSON both ways, editable by hand.
@@ -66,6 +71,7 @@ class CompressionPlan:
         keep_ratio: parameters of the compressed model ÷ of the original.
         budget: what was asked for, plain data.
         search: of an accuracy drop, if it chose this plan; in no file, as an edit would belie it.
+        latency: what a budget of time asked for, and what was predicted and measured; in no file either.
     """
 
     layers: Shapes
@@ -74,9 +80,10 @@ class CompressionPlan:
     budget: dict[str, Any] = field(default_factory=dict)
     predicted_interval: tuple[float, float] | None = None
     search: SearchReport | None = field(default=None, init=False, compare=False, repr=False)
+    latency: LatencyReport | None = field(default=None, init=False, compare=False, repr=False)
 
     def to_json(self) -> str:
-        return json.dumps({key: value for key, value in asdict(self).items() if key != "search"}, indent=2) + "\n"
+        return json.dumps({key: value for key, value in asdict(self).items() if key not in MEASURED}, indent=2) + "\n"
 
     def save(self, path: str | Path) -> None:
         write_text(path, self.to_json())

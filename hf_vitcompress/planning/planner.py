@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..architectures.families import Role
+from ..architectures.inputs import image_shape
 from ..architectures.layers import (
     LayerInfo,
     by_block,
@@ -20,7 +21,7 @@ from ..architectures.layers import (
     prunable_heads,
 )
 from ..architectures.subject import Subject
-from ..config import BUDGETS, CompressionConfig
+from ..config import BUDGET_SETTINGS, CompressionConfig
 from ..errors import BudgetError, CalibrationError, ConfigError
 from ..evaluation.costs import Costs, count_costs
 from ..metrics import METRICS
@@ -31,7 +32,8 @@ from ..statistics.identity import subject_identity, weights_in
 from ..statistics.loss_correction import LossCorrection
 from ..statistics.statistics import Statistics
 from .allocation import Budget, Table, make_plan
-from .groups.base import Choice, Given, LayerGroup
+from .clock import Clock
+from .groups.base import COUNTED, Choice, Given, LayerGroup
 from .groups.heads import HeadsGroup
 from .groups.layer import SingleLayerGroup
 from .groups.pair import PairGroup
@@ -64,7 +66,7 @@ class Planner:
     groups: list[LayerGroup]
     costs: Costs
     method: str
-    _choices: dict[int, list[list[Choice]]] = field(default_factory=dict)
+    _choices: dict[tuple[int, int], list[list[Choice]]] = field(default_factory=dict)
 
     @property
     def correction(self) -> LossCorrection:
@@ -78,43 +80,63 @@ class Planner:
         return self.costs.parameters - sum(group.dense_parameters for group in self.groups)
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image's `pixel_values`, as calibration saw it."""
+        return self.statistics.image_shape or image_shape(self.subject.model)
+
+    @property
     def roles(self) -> list[str]:
         return list(dict.fromkeys(group.role for group in self.groups))
 
-    def choices(self, multiple: int) -> list[list[Choice]]:
-        """Of each group."""
-        if multiple not in self._choices:
-            self._choices[multiple] = [group.choices(multiple) for group in self.groups]
-        return self._choices[multiple]
+    def choices(self, multiple: int, clock: Clock | None = None) -> list[list[Choice]]:
+        """Of each group; with a clock, also those that are the best for their time."""
+        key = multiple, 0 if clock is None else id(clock.profile)
+        if key not in self._choices:
+            costs = COUNTED if clock is None else (*COUNTED, clock.cost)
+            self._choices[key] = [group.choices(multiple, costs) for group in self.groups]
+        return self._choices[key]
 
     def lowest_keep_ratio(self, multiple: int) -> float:
         """Every group at its smallest."""
         smallest = sum(min(choice.parameters for choice in choices) for choices in self.choices(multiple))
         return (self.fixed_parameters + smallest) / self.costs.parameters
 
-    def budget(self, config: CompressionConfig) -> Budget:
-        """The bound of `config` on the whole model; not for `max_accuracy_drop`, which has none."""
+    def budgets(self, config: CompressionConfig, clock: Clock | None = None) -> list[Budget]:
+        """The bounds of `config` on the whole model; `max_accuracy_drop` has none.
+
+        Args:
+            clock: predicts latencies, for budgets of time.
+        """
+        found = parameter_budgets(config, self.costs.parameters, self.fixed_parameters)
         if config.max_macs is not None:
             fixed = self.costs.macs - sum(group.choice({}).macs for group in self.groups)
-            return Budget(config.max_macs, self.costs.macs, fixed, "macs")
-        return parameter_budget(config, self.costs.parameters, self.fixed_parameters)
+            found.append(Budget(config.max_macs, self.costs.macs, fixed, "macs"))
+        if config.times:
+            assert clock is not None
+            found.append(clock.budget())
+        return found
 
     def plan(
-        self, config: CompressionConfig, weights: Mapping[str, float] | None = None, exact: bool = True
+        self,
+        config: CompressionConfig,
+        weights: Mapping[str, float] | None = None,
+        exact: bool = True,
+        clock: Clock | None = None,
     ) -> CompressionPlan:
-        """Spend the budget of `config`.
+        """Spend the budgets of `config`.
 
         Args:
             weights: factors on the roles' errors instead of the measured ones.
             exact: whether to warn of a plan that stays further below the budget than its tolerance.
+            clock: predicts latencies, for budgets of time.
         """
-        budget = replace(self.budget(config), exact=exact)
+        budgets = [replace(budget, exact=exact) for budget in self.budgets(config, clock)]
         weights = self.correction.weights if weights is None else weights
         tables = [
             Table(group.name, choices, weights.get(group.role, 1.0))
-            for group, choices in zip(self.groups, self.choices(config.rank_multiple), strict=True)
+            for group, choices in zip(self.groups, self.choices(config.rank_multiple, clock), strict=True)
         ]
-        return self.completed(make_plan(tables, budget, config.allocation, config.rank_multiple), config)
+        return self.completed(make_plan(tables, budgets, config.allocation, config.rank_multiple), config)
 
     def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:
         """The plan with its keep ratio, predicted loss and budget filled in."""
@@ -124,7 +146,7 @@ class Planner:
             plan.layers,
             loss,
             (self.fixed_parameters + kept) / self.costs.parameters,
-            {config.budget: getattr(config, config.budget)},
+            dict(config.budgets),
             None if loss is None else self.correction.interval(loss),
         )
 
@@ -147,17 +169,15 @@ class Planner:
         return curve
 
 
-def parameter_budget(config: CompressionConfig, original: int, fixed: int) -> Budget:
-    """The bound that `max_params` or `keep_ratio` sets.
+def parameter_budgets(config: CompressionConfig, original: int, fixed: int) -> list[Budget]:
+    """The bounds that `max_params` and `keep_ratio` set.
 
     Args:
         original: parameters of the dense model.
         fixed: those of them that no plan changes.
     """
-    if config.max_params is not None:
-        return Budget(config.max_params, original, fixed)
-    assert config.keep_ratio is not None
-    return Budget(int(config.keep_ratio * original), original, fixed)
+    limits = [None if config.keep_ratio is None else int(config.keep_ratio * original), config.max_params]
+    return [Budget(limit, original, fixed) for limit in limits if limit is not None]
 
 
 def make_planner(
@@ -194,7 +214,7 @@ def make_planner(
 
 def _key(config: CompressionConfig, method: str) -> str:
     """All that solutions depend on, besides the moments and weights."""
-    settings = {name: value for name, value in config.to_dict().items() if name not in BUDGETS}
+    settings = {name: value for name, value in config.to_dict().items() if name not in BUDGET_SETTINGS}
     return json.dumps([method, settings], sort_keys=True)
 
 

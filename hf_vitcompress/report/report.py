@@ -13,7 +13,7 @@ from ..config import CompressionConfig
 from ..errors import ReportError
 from ..evaluation.costs import Costs, count_costs
 from ..evaluation.evaluation import Evaluation
-from ..evaluation.latency import Latency
+from ..evaluation.latency import Latency, LatencyReport
 from ..importance.report import GateReport
 from ..planning.plan import CompressionPlan, GroupReport, SearchReport
 from ..planning.planner import Planner
@@ -55,6 +55,7 @@ class CompressionReport:
         compensation: course of the compensation; `None` without compensation.
         gates: how the scores of neurons and heads were learned; `None` if no scores were learned.
         search: what the search of `max_accuracy_drop` found for the plan; `None` for other budgets and given plans.
+        timed: what a budget of time asked for, and what was predicted and measured for the plan; `None` for others.
         origin: where the dense model comes from.
         calibration_dataset: Hub id of the calibration data set; `None` if it has none.
         calibration_split: split of it that was used; `None` if it has only one.
@@ -82,6 +83,7 @@ class CompressionReport:
     compensation: CompensationReport | None = None
     gates: GateReport | None = None
     search: SearchReport | None = None
+    timed: LatencyReport | None = None
     origin: Origin = field(default_factory=Origin)
     calibration_dataset: str | None = None
     calibration_split: str | None = None
@@ -117,6 +119,7 @@ class CompressionReport:
             calibration_dataset=statistics.settings.get("dataset"),
             calibration_split=statistics.settings.get("split"),
             search=plan.search,
+            timed=plan.latency,
             weights=model_digest(small),
             **known,
         )
@@ -161,6 +164,8 @@ class CompressionReport:
         if (found := self.search) is not None:
             known = [found.dataset, found.split and f"split {found.split}", self.search_stage]
             rows.append((found.name, "", found.amount, ", ".join(filter(None, known))))
+        if (timed := self.timed) is not None:
+            rows.append((timed.name, "", timed.amount, timed.origin))
         if self.bad_images:
             total = f"of {self.calibration_images + self.bad_images}"
             rows.append(("left out of calibration", "", str(self.bad_images), total))

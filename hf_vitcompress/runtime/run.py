@@ -45,7 +45,7 @@ class Run:
         if config.compensation != "none":
             learn = (config.compensation_images or STREAM_IMAGES) if config.distills else wanted
             wanted = max(wanted, learn + config.held_out_images)
-        return wanted + (config.validation_images if config.budget == "max_accuracy_drop" else 0)
+        return wanted + (config.validation_images if config.searches_accuracy else 0)
 
     def bar(self, doing: str, unit: str, items: Iterable[Any] | None = None, **settings: Any) -> "tqdm[Any]":
         """A progress bar of the main process, over `items` or by hand.

@@ -12,7 +12,7 @@ A group is one or more linear layers that are compressed together. Its *shapes* 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,7 @@ from ...config import CompressionConfig
 from ...errors import ConfigError, shown
 from ...metrics import METRICS
 from ...model.assembly import Shapes
+from ...profiling.operations import Attention, Operation, Product
 from ...statistics.statistics import Statistics
 from ..closed_form import balanced
 from ..layer_moments import LayerMoments
@@ -39,15 +40,32 @@ class Choice:
         macs: multiply-accumulates per image.
         error: predicted loss increase, in the units of the metric.
         shapes: what the plan says for it; none: dense.
+        operations: what it runs for one image.
     """
 
     parameters: int
     macs: int
     error: float
     shapes: Shapes
+    operations: tuple[Operation, ...] = ()
 
-    def cost(self, unit: str) -> int:
-        return self.macs if unit == "macs" else self.parameters
+
+Cost = Callable[[Choice], int]
+"""What a choice costs in one unit."""
+
+
+def parameters_of(choice: Choice) -> int:
+    """Weight entries and removable biases."""
+    return choice.parameters
+
+
+def macs_of(choice: Choice) -> int:
+    """Multiply-accumulates per image."""
+    return choice.macs
+
+
+COUNTED: tuple[Cost, ...] = (parameters_of, macs_of)
+"""The costs that are counted and not measured."""
 
 
 @dataclass
@@ -139,6 +157,18 @@ class LayerGroup(ABC):
         """Multiply-accumulates per image of one of the products of attention, for each feature: queries × keys."""
         return self.positions * attention_keys(self.model, self.layers[0], self.positions)
 
+    def products_of(self, layer: LayerInfo, inputs: int, outputs: int, rank: int | None) -> list[Operation]:
+        """What a layer of that shape runs for one image."""
+        rows = self.positions_of(layer)
+        if rank is None:
+            return [Product(rows, inputs, outputs)]
+        return [Product(rows, inputs, rank), Product(rows, rank, outputs)]
+
+    def attention_of(self, heads: int, head_dim: int, value_dim: int) -> Attention:
+        """What an attention module of these layers runs for one image between its projections."""
+        keys = attention_keys(self.model, self.layers[0], self.positions)
+        return Attention(self.positions, keys, heads, head_dim, value_dim)
+
     @property
     def dense_parameters(self) -> int:
         """Weight entries, and those biases that shapes may remove."""
@@ -163,8 +193,12 @@ class LayerGroup(ABC):
         """The costly part of the predicted errors, for `solution`."""
 
     @abstractmethod
-    def choices(self, multiple: int) -> list[Choice]:
-        """What the planner may take, dense included; ranks and widths are multiples of `multiple`."""
+    def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
+        """What the planner may take, dense included; ranks and widths are multiples of `multiple`.
+
+        Args:
+            costs: what is beaten in each of them, and in error, is left out.
+        """
 
     @abstractmethod
     def choice(self, shapes: Shapes) -> Choice:

@@ -1,5 +1,7 @@
 """Whole attention heads, pruned."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ...model.assembly import Shapes
 from ..layer_moments import as_matrix
 from ..pruning import cut_errors, group_order, repaired, repaired_errors
 from ..selection import learned_scores
-from .base import Choice, LayerGroup, RegressionTarget, refuse, shifted
+from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, refuse, shifted
 
 
 class HeadsGroup(LayerGroup):
@@ -69,7 +71,10 @@ class HeadsGroup(LayerGroup):
         parameters = self._parameters(kept)
         weights = sum(layer.parameters for layer in self.layers) * kept // self.heads
         macs = weights * self.positions + 2 * self.products * width  # with scores and their use
-        return Choice(parameters, macs, float(self.solution[1][kept]), shapes)
+        operations = [op for one in self.layers[:-1] for op in self.products_of(one, one.in_features, width, None)]
+        operations += self.products_of(self.layers[-1], width, self.layers[-1].out_features, None)
+        operations.append(self.attention_of(kept, self.size, self.size))
+        return Choice(parameters, macs, float(self.solution[1][kept]), shapes, tuple(operations))
 
     def _parameters(self, kept: int) -> int:
         return self.dense_parameters * kept // self.heads
@@ -77,7 +82,7 @@ class HeadsGroup(LayerGroup):
     def smallest(self, multiple: int) -> int:
         return self._parameters(1)
 
-    def choices(self, multiple: int) -> list[Choice]:
+    def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
         return [self.choice(self._shapes(kept)) for kept in range(1, self.heads)] + [self.choice({})]
 
     def _shapes(self, kept: int) -> Shapes:

@@ -1,11 +1,13 @@
 """One layer, factored by itself."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from ...model.assembly import Shapes
 from ..closed_form import Factorization, error_curve, factorize, roots
 from ..pareto import ranks_below
-from .base import Choice, LayerGroup, RegressionTarget, factored, refuse
+from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, factored, refuse
 
 
 class SingleLayerGroup(LayerGroup):
@@ -28,12 +30,14 @@ class SingleLayerGroup(LayerGroup):
         rank = shapes.get(self.layers[0].name, {}).get("rank")
         parameters = self._parameters(rank)
         error = 0.0 if rank is None else float(self.solution[rank])
-        return Choice(parameters, parameters * self.positions, error, shapes)
+        layer = self.layers[0]
+        operations = self.products_of(layer, layer.in_features, layer.out_features, rank)
+        return Choice(parameters, parameters * self.positions, error, shapes, tuple(operations))
 
     def _ranks(self, multiple: int) -> range:
         return ranks_below(self.layers[0].in_features, self.layers[0].out_features, multiple)
 
-    def choices(self, multiple: int) -> list[Choice]:
+    def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
         name = self.layers[0].name
         return [self.choice({name: {"rank": rank}}) for rank in self._ranks(multiple)] + [self.choice({})]
 

@@ -6,6 +6,7 @@ either alone. See `features` for what makes features and what reads them.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,13 +17,14 @@ from ...architectures.layers import LayerInfo, head_dim
 from ...architectures.values import pads_values
 from ...errors import ConfigError
 from ...model.assembly import Shapes
+from ...profiling.operations import Activation, Operation
 from ..closed_form import error_curve, roots, solve
 from ..features import Features, features_between
 from ..layer_moments import as_matrix
 from ..pareto import rank_options, ranks_below, undominated
 from ..pruning import cut_errors, fisher_order, magnitude_order, repaired_errors, value_rotation
 from ..selection import learned_scores
-from .base import Choice, LayerGroup, RegressionTarget, factored, refuse, shifted
+from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, factored, refuse, shifted
 
 FACTORED_WIDTHS = 8
 """Widths at which the planner also sees the layers factored, evenly spaced up to the full one."""
@@ -210,7 +212,19 @@ class PairGroup(LayerGroup):
     def _choice(self, width: int, ranks: Ranks, error: float, shapes: Shapes) -> Choice:
         weights = [width * o if r is None else r * (width + o) for o, r in zip(self._sides, ranks, strict=True)]
         macs = sum(own * self.positions_of(layer) for own, layer in zip(weights, self.layers, strict=True))
-        return Choice(sum(weights) + self._biases(width), macs + self._attention * width, error, shapes)
+        parameters, operations = sum(weights) + self._biases(width), tuple(self._operations(width, ranks))
+        return Choice(parameters, macs + self._attention * width, error, shapes, operations)
+
+    def _operations(self, width: int, ranks: Ranks) -> Iterator[Operation]:
+        for layer, rank in zip(self.layers, ranks, strict=True):
+            reads = layer is self.consumer
+            inputs, outputs = (width, layer.out_features) if reads else (layer.in_features, width)
+            yield from self.products_of(layer, inputs, outputs, rank)
+        if self.role == "mlp":
+            yield Activation(self.positions_of(self.consumer), width)
+        else:
+            size = self.width // self.heads
+            yield self.attention_of(self.heads, size, width // self.heads)
 
     def choice(self, shapes: Shapes) -> Choice:
         width, ranks = self._read(shapes)
@@ -219,8 +233,8 @@ class PairGroup(LayerGroup):
             error += 0.0 if rank is None else float(curve[min(rank, len(curve) - 1)])
         return self._choice(width, ranks, error, shapes)
 
-    def choices(self, multiple: int) -> list[Choice]:
-        """Those that no other beats in error and parameters, or in error and multiplications; and the dense one."""
+    def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
+        """Those that no other beats in error and one of the costs; and the dense one."""
         choices = []
         for width in self._widths(multiple):
             curves, error = self.solution.factored.get(width), self._pruned_error(width)
@@ -228,8 +242,8 @@ class PairGroup(LayerGroup):
                 if shapes := self._shapes(width, ranks):
                     choices.append(self._choice(width, ranks, own, shapes))
         best: set[int] = set()
-        for unit in ("params", "macs"):
-            best |= set(undominated([one.cost(unit) for one in choices], [one.error for one in choices]))
+        for cost in costs:
+            best |= set(undominated([cost(one) for one in choices], [one.error for one in choices]))
         return [
             *sorted((choices[i] for i in sorted(best)), key=lambda one: (one.parameters, one.macs)),
             self.choice({}),

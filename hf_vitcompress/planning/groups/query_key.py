@@ -1,13 +1,16 @@
 """Queries and keys on one shared projection."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ...errors import ConfigError
 from ...model.assembly import Shapes
+from ...profiling.operations import Operation, Product
 from ..closed_form import balanced, error_curve, roots, solve
 from ..pareto import ranks_below
-from .base import Choice, LayerGroup, RegressionTarget, refuse, shifted
+from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, refuse, shifted
 
 
 class QueryKeyGroup(LayerGroup):
@@ -60,9 +63,15 @@ class QueryKeyGroup(LayerGroup):
         rank = shapes.get(self.name, {}).get("qk_rank")
         parameters = self._parameters(rank)
         error = 0.0 if rank is None else float(self.solution[rank])
-        return Choice(parameters, parameters * self.positions, error, shapes)
+        return Choice(parameters, parameters * self.positions, error, shapes, tuple(self._operations(rank)))
 
-    def choices(self, multiple: int) -> list[Choice]:
+    def _operations(self, rank: int | None) -> list[Operation]:
+        inputs = self.layers[0].in_features
+        rows = self.positions
+        shared = [] if rank is None else [Product(rows, inputs, rank)]
+        return [*shared, *(Product(rows, inputs if rank is None else rank, one.out_features) for one in self.layers)]
+
+    def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
         return [self.choice({self.name: {"qk_rank": rank}}) for rank in self._ranks(multiple)] + [self.choice({})]
 
     def smallest(self, multiple: int) -> int:

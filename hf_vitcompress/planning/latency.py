@@ -1,0 +1,176 @@
+"""Plans for a latency: predicted from a profile, timed, and planned again where the two differ."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel
+
+from ..architectures.inputs import example_inputs
+from ..architectures.running import attention_implementations
+from ..config import CompressionConfig
+from ..errors import BudgetError
+from ..evaluation.latency import Latency, LatencyReport, alternate_latency, time_forward
+from ..model.assembly import assembled, empty_model
+from ..profiling.measuring import Bench, take_profile
+from ..profiling.profile import Conditions, LatencyProfile
+from ..runtime.devices import device_name
+from ..runtime.distributed import from_main, local_work
+from ..runtime.run import Run
+from .clock import Clock
+from .groups.base import Choice
+from .plan import CompressionPlan
+from .planner import Planner
+
+TOLERANCE, ATTEMPTS = 0.05, 4
+"""How far a measured latency may be from the predicted one, as a share; and how many plans are timed at most."""
+
+EXCEEDED = 0.02
+"""By how much a measured latency may exceed its budget, as a share: what timing alone can be wrong by."""
+
+ROUNDS = 15
+
+
+def conditions_of(planner: Planner, config: CompressionConfig) -> Conditions:
+    """What a profile for that planner is measured under."""
+    model = planner.subject.model
+    sizes = sorted({(layer.role, layer.in_features, layer.out_features) for layer in planner.layers})
+    described = ", ".join(f"{role} {inputs} × {outputs}" for role, inputs, outputs in sizes)
+    return Conditions(
+        device_name(model.device),
+        torch.get_num_threads(),
+        str(model.dtype).removeprefix("torch."),
+        config.latency_batch_size,
+        planner.image_shape,
+        attention_implementations(model).get("", "eager"),
+        f"{type(model).__name__} of {len(planner.groups)} groups: {described}",
+        torch.__version__,
+    )
+
+
+def profile_of(planner: Planner, run: Run, known: LatencyProfile | None = None) -> LatencyProfile:
+    """Measure what a planner's choices take on this device, or take a known profile of the same.
+
+    Raises:
+        ConfigError: the known one was measured under other conditions.
+    """
+    config, model = run.config, planner.subject.model
+    conditions = conditions_of(planner, config)
+    if known is not None:
+        known.check(conditions)
+        return known
+    with local_work(run.accelerator, "The latency profile"):
+        taken = None
+        if run.is_main:
+            operations = {
+                operation
+                for choices in planner.choices(config.rank_multiple)
+                for choice in choices
+                for operation in choice.operations
+            }
+            bench = Bench(model.device, model.dtype, config.latency_batch_size, conditions.attention != "eager")
+            with run.bar("profiling", "operations") as bar:
+                dense = _own_latency(model, config.latency_batch_size, planner.image_shape)
+                taken = take_profile(bench, operations, dense, conditions, done=lambda: bar.update() and None)
+    return cast(LatencyProfile, from_main(run.accelerator, taken))
+
+
+def plan_for_latency(planner: Planner, run: Run, profile: LatencyProfile) -> CompressionPlan:
+    """The plan of the lowest predicted loss that meets the budgets of `run.config`, those of time as measured.
+
+    Returns:
+        the plan, with what was asked, predicted and measured in `latency`.
+
+    Raises:
+        BudgetError: no plan is fast enough.
+    """
+    dense = [group.choice({}) for group in planner.groups]
+    clock = Clock.of(profile, dense, share_of(run.config, profile.dense))
+    found: list[CompressionPlan] = []
+    with run.bar("timing", "plans", total=ATTEMPTS) as bar:
+        for _ in range(ATTEMPTS):
+            plan = _plan_as_timed(planner, run.config, clock, surely=bool(found))
+            choices = choices_of(planner, plan)
+            measured = _timed(planner, plan, run)
+            asked = share_of(run.config, measured.dense)
+            plan.latency = LatencyReport(asked, clock.ratio(choices), measured)
+            found.append(plan)
+            bar.update()
+            if plan.latency.error <= TOLERANCE and plan.latency.excess <= EXCEEDED:
+                break
+            clock = replace(clock.corrected(choices, measured.ratio), limit=asked)
+    return best_of(found)
+
+
+def _plan_as_timed(planner: Planner, config: CompressionConfig, clock: Clock, surely: bool) -> CompressionPlan:
+    """A plan for what the clock predicts; before anything was timed the fastest one, where none seems fast enough."""
+    try:
+        return planner.plan(config, exact=False, clock=clock)
+    except BudgetError:
+        if surely:
+            raise
+        fastest = [min(own, key=clock.cost) for own in planner.choices(config.rank_multiple, clock)]
+        plan = CompressionPlan({name: shape for choice in fastest for name, shape in choice.shapes.items()})
+        return planner.completed(plan, config)
+
+
+def best_of(plans: Sequence[CompressionPlan]) -> CompressionPlan:
+    """Of those that are fast enough the best, or the fastest of all."""
+
+    def order(plan: CompressionPlan) -> tuple[bool, float]:
+        assert plan.latency is not None
+        late = plan.latency.excess > EXCEEDED
+        return late, plan.latency.measured.ratio if late else plan.predicted_loss or -plan.latency.measured.ratio
+
+    return min(plans, key=order)
+
+
+def share_of(config: CompressionConfig, dense: float) -> float:
+    """Share of the dense model's latency, in seconds for a batch, that `config` leaves a plan."""
+    limits = [1.0]
+    if config.speedup is not None:
+        limits.append(1 / config.speedup)
+    if config.max_latency_ms is not None:
+        limits.append(config.max_latency_ms / 1000 / dense)
+    return min(limits)
+
+
+def choices_of(planner: Planner, plan: CompressionPlan) -> list[Choice]:
+    """What a plan takes of each group."""
+    return [group.choice(plan.shapes_of(group)) for group in planner.groups]
+
+
+def _timed(planner: Planner, plan: CompressionPlan, run: Run) -> Latency:
+    """Latency of a plan's model and of the dense one, alternately; of its shapes, which need no solution."""
+    with local_work(run.accelerator, "Timing a plan"):
+        latency = None
+        if run.is_main:
+            dense, size = planner.subject.model, run.config.latency_batch_size
+            small = _of_any_weights(dense, plan)
+            large, little = (_pass(model, size, planner.image_shape) for model in (dense, small))
+            latency = alternate_latency(large, little, size, ROUNDS, dense.device)
+    return cast(Latency, from_main(run.accelerator, latency))
+
+
+def _of_any_weights(dense: PreTrainedModel, plan: CompressionPlan) -> PreTrainedModel:
+    """The model of a plan with random weights where the plan changes them; the others are the dense model's memory."""
+    kept = {name: tensor.shape for name, tensor in dense.state_dict().items()}
+    state = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device=dense.device).normal_(std=0.02)
+        for name, tensor in empty_model(dense, plan.layers).state_dict().items()
+        if kept.get(name) != tensor.shape
+    }
+    return assembled(dense, plan.layers, state, share_memory=True)
+
+
+def _own_latency(model: PreTrainedModel, batch_size: int, shape: tuple[int, ...]) -> float:
+    """Seconds of one batch, the quickest of some, as operations are timed."""
+    once = _pass(model, batch_size, shape)
+    return min(once() for _ in range(ROUNDS + 2))
+
+
+def _pass(model: PreTrainedModel, batch_size: int, shape: tuple[int, ...]) -> Callable[[], float]:
+    """Runs a batch and gives its seconds."""
+    return functools.partial(time_forward, model, example_inputs(model, batch_size, shape))

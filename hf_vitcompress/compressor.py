@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from .architectures.layers import find_layers
 from .architectures.subject import Subject
 from .compensation.compensator import Compensator
-from .compensation.trials import search_compensated
+from .compensation.trials import plan_for_accuracy
 from .config import CompressionConfig
-from .errors import BudgetError, DataError
+from .errors import DataError
 from .evaluation.labels import checked_labels
-from .evaluation.reference import Reference, check_classes
+from .evaluation.reference import Reference
 from .images.images import ImageSource
 from .images.options import VALIDATION, DataOptions
 from .images.shares import calibration_shares, validation_shares
@@ -29,11 +29,12 @@ from .model.stored import round_weights
 from .model.subject import open_subject
 from .model.towers import put_back
 from .planning.building import build_model
-from .planning.foresight import check_arguments, check_feasible
-from .planning.latency import plan_for_latency, profile_of
+from .planning.foresight import check_arguments, check_feasible, check_search
+from .planning.latency import plan_for_latency
 from .planning.plan import CompressionPlan
 from .planning.planner import Planner, make_planner
-from .planning.search import measure_correction, search_accuracy
+from .planning.profiles import profile_of
+from .planning.search import measure_correction
 from .planning.selection import selection_method
 from .profiling.profile import LatencyProfile
 from .publish.record import CompressionRecord
@@ -91,13 +92,8 @@ class ViTCompressor:
         importance: Mapping[str, Tensor] | None = None,
         profile: LatencyProfile | None = None,
     ) -> None:
-        check_arguments(
-            config=config,
-            accelerator=accelerator,
-            image_processor=image_processor,
-            importance=importance,
-            profile=profile,
-        )
+        check_arguments(config=config, accelerator=accelerator, image_processor=image_processor)
+        check_arguments(importance=importance, profile=profile)
         self.run = Run(config or CompressionConfig(), accelerator or new_accelerator(), progress)
         self.image_processor = image_processor
         self.importance = importance
@@ -281,30 +277,20 @@ class ViTCompressor:
         self.importance = self._learned[key].scores
 
     def _plan(self, planner: Planner, validation: Any, images: Any, checkpoint: str | Path | None) -> CompressionPlan:
-        if self.config.searches_accuracy:
-            check_classes(planner.subject.model)
         with self._timed("plan"):
             if self.config.times:
-                self.profile = profile_of(planner, self.run, self.profile)
+                self.profile = profile_of(planner.subject, self.run, self.profile, planner.image_shape)
                 return plan_for_latency(planner, self.run, self.profile)
             if not self.config.searches_accuracy:
                 return planner.plan(self.config)
-            if validation is None:
-                raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")
-            validation = self.open_images(validation, planner.subject, options=VALIDATION)
-            reference = Reference.of(planner.subject, validation, self.run)
-            plan = search_accuracy(planner, reference, self.run)
-            if self.config.compensation == "none":
-                return plan
-            if images is None:
-                raise BudgetError(
-                    "max_accuracy_drop takes compensation into account and needs the images to compensate on "
-                    '(images=…, --data), or compensation="none".'
-                )
-            compensator = self._compensator(planner, images, checkpoint)
-            plan = search_compensated(compensator, reference, plan)
+            check_search(planner.subject.model, self.config, validation is not None, images is not None)
+            compensates = self.config.compensation != "none"
+            compensator = self._compensator(planner, images, checkpoint) if compensates else None
+            source = self.open_images(validation, planner.subject, options=VALIDATION)
+            plan = plan_for_accuracy(planner, source, self.run, compensator)
+        if compensator is not None:
             self.checkpoints += compensator.checkpoints
-        self.seconds["plan"] += compensator.spent
+            self.seconds["plan"] += compensator.spent
         return plan
 
     def _build(self, planner: Planner, plan: CompressionPlan) -> PreTrainedModel:

@@ -3,13 +3,30 @@
 import json
 
 from ..evaluation.reference import Reference
+from ..images.images import ImageSource
 from ..planning.building import build_model
 from ..planning.plan import CompressionPlan
+from ..planning.planner import Planner
 from ..planning.search import search_accuracy
+from ..runtime.run import Run
 from .compensator import Compensator
 
 TRIAL_SHARE = 1 / 8
 """How much of the compensation each candidate gets."""
+
+
+def plan_for_accuracy(
+    planner: Planner, validation: ImageSource, run: Run, compensator: Compensator | None
+) -> CompressionPlan:
+    """The smallest plan that loses no more than `max_accuracy_drop`.
+
+    Args:
+        validation: images that the loss is measured on.
+        compensator: of candidates, each for a part of the time that the chosen plan will get; `None`: the closed form.
+    """
+    reference = Reference.of(planner.subject, validation, run)
+    plan = search_accuracy(planner, reference, run)
+    return plan if compensator is None else search_compensated(compensator, reference, plan)
 
 
 def search_compensated(compensator: Compensator, reference: Reference, known: CompressionPlan) -> CompressionPlan:

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..architectures.layers import find_layers
 from ..architectures.subject import Subject
@@ -93,11 +94,29 @@ def check_feasible(
     if plan is not None:
         plan.check(_groups(subject, config))
     elif config.searches_accuracy:
-        check_classes(subject.model)
-        if validation is None:
-            raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")
+        check_search(subject.model, config, validation is not None, images is not None)
     else:
         check_reach(subject, config)
+
+
+def check_search(model: PreTrainedModel, config: CompressionConfig, validation: bool, images: bool) -> None:
+    """Refuse a search of `max_accuracy_drop` that has nothing to search on.
+
+    Args:
+        validation: whether there are images to measure on.
+        images: whether there are images to compensate on.
+
+    Raises:
+        BudgetError: the model has no classes, or images are missing.
+    """
+    check_classes(model)
+    if not validation:
+        raise BudgetError("max_accuracy_drop is searched on images: give validation images (validation=…).")
+    if config.compensation != "none" and not images:
+        raise BudgetError(
+            "max_accuracy_drop takes compensation into account and needs the images to compensate on "
+            '(images=…, --data), or compensation="none".'
+        )
 
 
 def check_reach(subject: Subject, config: CompressionConfig) -> None:

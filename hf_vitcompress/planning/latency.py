@@ -1,80 +1,30 @@
 """Plans for a latency: predicted from a profile, timed, and planned again where the two differ."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
 import torch
 from transformers import PreTrainedModel
 
-from ..architectures.inputs import example_inputs
-from ..architectures.running import attention_implementations
 from ..config import CompressionConfig
 from ..errors import BudgetError
-from ..evaluation.latency import Latency, LatencyReport, alternate_latency, time_forward
+from ..evaluation.latency import Latency, LatencyReport, alternate_latency
 from ..model.assembly import assembled, empty_model
-from ..profiling.measuring import Bench, take_profile
-from ..profiling.profile import Conditions, LatencyProfile
-from ..runtime.devices import device_name
+from ..profiling.profile import LatencyProfile
 from ..runtime.distributed import from_main, local_work
 from ..runtime.run import Run
 from .clock import Clock
 from .groups.base import Choice
 from .plan import CompressionPlan
 from .planner import Planner
+from .profiles import ROUNDS, forward_pass
 
 TOLERANCE, ATTEMPTS = 0.05, 4
 """How far a measured latency may be from the predicted one, as a share; and how many plans are timed at most."""
 
 EXCEEDED = 0.02
 """By how much a measured latency may exceed its budget, as a share: what timing alone can be wrong by."""
-
-ROUNDS = 15
-
-
-def conditions_of(planner: Planner, config: CompressionConfig) -> Conditions:
-    """What a profile for that planner is measured under."""
-    model = planner.subject.model
-    sizes = sorted({(layer.role, layer.in_features, layer.out_features) for layer in planner.layers})
-    described = ", ".join(f"{role} {inputs} × {outputs}" for role, inputs, outputs in sizes)
-    return Conditions(
-        device_name(model.device),
-        torch.get_num_threads(),
-        str(model.dtype).removeprefix("torch."),
-        config.latency_batch_size,
-        planner.image_shape,
-        attention_implementations(model).get("", "eager"),
-        f"{type(model).__name__} of {len(planner.groups)} groups: {described}",
-        torch.__version__,
-    )
-
-
-def profile_of(planner: Planner, run: Run, known: LatencyProfile | None = None) -> LatencyProfile:
-    """Measure what a planner's choices take on this device, or take a known profile of the same.
-
-    Raises:
-        ConfigError: the known one was measured under other conditions.
-    """
-    config, model = run.config, planner.subject.model
-    conditions = conditions_of(planner, config)
-    if known is not None:
-        known.check(conditions)
-        return known
-    with local_work(run.accelerator, "The latency profile"):
-        taken = None
-        if run.is_main:
-            operations = {
-                operation
-                for choices in planner.choices(config.rank_multiple)
-                for choice in choices
-                for operation in choice.operations
-            }
-            bench = Bench(model.device, model.dtype, config.latency_batch_size, conditions.attention != "eager")
-            with run.bar("profiling", "operations") as bar:
-                dense = _own_latency(model, config.latency_batch_size, planner.image_shape)
-                taken = take_profile(bench, operations, dense, conditions, done=lambda: bar.update() and None)
-    return cast(LatencyProfile, from_main(run.accelerator, taken))
 
 
 def plan_for_latency(planner: Planner, run: Run, profile: LatencyProfile) -> CompressionPlan:
@@ -149,7 +99,7 @@ def _timed(planner: Planner, plan: CompressionPlan, run: Run) -> Latency:
         if run.is_main:
             dense, size = planner.subject.model, run.config.latency_batch_size
             small = _of_any_weights(dense, plan)
-            large, little = (_pass(model, size, planner.image_shape) for model in (dense, small))
+            large, little = (forward_pass(model, size, planner.image_shape) for model in (dense, small))
             latency = alternate_latency(large, little, size, ROUNDS, dense.device)
     return cast(Latency, from_main(run.accelerator, latency))
 
@@ -163,14 +113,3 @@ def _of_any_weights(dense: PreTrainedModel, plan: CompressionPlan) -> PreTrained
         if kept.get(name) != tensor.shape
     }
     return assembled(dense, plan.layers, state, share_memory=True)
-
-
-def _own_latency(model: PreTrainedModel, batch_size: int, shape: tuple[int, ...]) -> float:
-    """Seconds of one batch, the quickest of some, as operations are timed."""
-    once = _pass(model, batch_size, shape)
-    return min(once() for _ in range(ROUNDS + 2))
-
-
-def _pass(model: PreTrainedModel, batch_size: int, shape: tuple[int, ...]) -> Callable[[], float]:
-    """Runs a batch and gives its seconds."""
-    return functools.partial(time_forward, model, example_inputs(model, batch_size, shape))

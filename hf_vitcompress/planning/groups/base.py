@@ -209,6 +209,10 @@ class LayerGroup(ABC):
         """Fewest parameters of all `choices`; known before `solve`."""
 
     @abstractmethod
+    def spanning(self, multiple: int) -> list[Operation]:
+        """What the smallest and the largest of all `choices` run; known before `solve`."""
+
+    @abstractmethod
     def check(self, shapes: Shapes) -> None:
         """Refuse shapes that the group cannot have.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...architectures.layers import head_dim
 from ...errors import ConfigError
 from ...model.assembly import Shapes
+from ...profiling.operations import Operation
 from ..layer_moments import as_matrix
 from ..pruning import cut_errors, group_order, repaired, repaired_errors
 from ..selection import learned_scores
@@ -71,13 +72,19 @@ class HeadsGroup(LayerGroup):
         parameters = self._parameters(kept)
         weights = sum(layer.parameters for layer in self.layers) * kept // self.heads
         macs = weights * self.positions + 2 * self.products * width  # with scores and their use
+        return Choice(parameters, macs, float(self.solution[1][kept]), shapes, tuple(self._operations(kept)))
+
+    def _operations(self, kept: int) -> list[Operation]:
+        width = kept * self.size
         operations = [op for one in self.layers[:-1] for op in self.products_of(one, one.in_features, width, None)]
         operations += self.products_of(self.layers[-1], width, self.layers[-1].out_features, None)
-        operations.append(self.attention_of(kept, self.size, self.size))
-        return Choice(parameters, macs, float(self.solution[1][kept]), shapes, tuple(operations))
+        return [*operations, self.attention_of(kept, self.size, self.size)]
 
     def _parameters(self, kept: int) -> int:
         return self.dense_parameters * kept // self.heads
+
+    def spanning(self, multiple: int) -> list[Operation]:
+        return [*self._operations(1), *self._operations(self.heads)]
 
     def smallest(self, multiple: int) -> int:
         return self._parameters(1)

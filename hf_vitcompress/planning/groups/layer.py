@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...model.assembly import Shapes
+from ...profiling.operations import Operation
 from ..closed_form import Factorization, error_curve, factorize, roots
 from ..pareto import ranks_below
 from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, factored, refuse
@@ -30,9 +31,11 @@ class SingleLayerGroup(LayerGroup):
         rank = shapes.get(self.layers[0].name, {}).get("rank")
         parameters = self._parameters(rank)
         error = 0.0 if rank is None else float(self.solution[rank])
+        return Choice(parameters, parameters * self.positions, error, shapes, tuple(self._operations(rank)))
+
+    def _operations(self, rank: int | None) -> list[Operation]:
         layer = self.layers[0]
-        operations = self.products_of(layer, layer.in_features, layer.out_features, rank)
-        return Choice(parameters, parameters * self.positions, error, shapes, tuple(operations))
+        return self.products_of(layer, layer.in_features, layer.out_features, rank)
 
     def _ranks(self, multiple: int) -> range:
         return ranks_below(self.layers[0].in_features, self.layers[0].out_features, multiple)
@@ -40,6 +43,10 @@ class SingleLayerGroup(LayerGroup):
     def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
         name = self.layers[0].name
         return [self.choice({name: {"rank": rank}}) for rank in self._ranks(multiple)] + [self.choice({})]
+
+    def spanning(self, multiple: int) -> list[Operation]:
+        ranks = self._ranks(multiple)
+        return [one for rank in (*ranks[:1], *ranks[-1:], None) for one in self._operations(rank)]
 
     def smallest(self, multiple: int) -> int:
         return min(self._parameters(rank) for rank in [*self._ranks(multiple)[:1], None])

@@ -249,6 +249,16 @@ class PairGroup(LayerGroup):
             self.choice({}),
         ]
 
+    def spanning(self, multiple: int) -> list[Operation]:
+        found: list[Operation] = []
+        for width in {min(self._widths(multiple)), self.width}:
+            ranks = [ranks_below(side, width, multiple) for side in self._sides]
+            found += self._operations(width, (None,) * len(ranks))
+            if self.may_factor and all(ranks):
+                found += self._operations(width, tuple(own[0] for own in ranks))
+                found += self._operations(width, tuple(own[-1] for own in ranks))
+        return found
+
     def smallest(self, multiple: int) -> int:
         factored = self._factored_widths() if self.may_factor else []
         return min(

@@ -74,6 +74,10 @@ class QueryKeyGroup(LayerGroup):
     def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
         return [self.choice({self.name: {"qk_rank": rank}}) for rank in self._ranks(multiple)] + [self.choice({})]
 
+    def spanning(self, multiple: int) -> list[Operation]:
+        ranks = self._ranks(multiple)
+        return [one for rank in (*ranks[:1], *ranks[-1:], None) for one in self._operations(rank)]
+
     def smallest(self, multiple: int) -> int:
         return min(self._parameters(rank) for rank in [*self._ranks(multiple)[:1], None])
 

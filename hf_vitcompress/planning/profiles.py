@@ -1,0 +1,108 @@
+"""The latency profile of a model: what its groups may run, measured under conditions that are written down."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..architectures.inputs import example_inputs, image_shape
+from ..architectures.layers import LayerInfo, find_layers
+from ..architectures.running import attention_implementations, evaluating
+from ..architectures.subject import Subject
+from ..config import CompressionConfig
+from ..evaluation.latency import time_forward
+from ..profiling.measuring import Bench, take_profile
+from ..profiling.profile import Conditions, LatencyProfile
+from ..runtime.devices import device_name
+from ..runtime.distributed import from_main, local_work
+from ..runtime.run import Run
+from ..statistics.statistics import Statistics
+from .groups.base import Given, LayerGroup
+from .planner import make_groups
+
+ROUNDS = 15
+"""Forward passes of which the quickest is that of the dense model."""
+
+
+def profile_of(
+    subject: Subject, run: Run, known: LatencyProfile | None = None, shape: tuple[int, ...] | None = None
+) -> LatencyProfile:
+    """Measure what plans of a model may run on this device, or take a known profile of the same.
+
+    Args:
+        known: to use where it was measured under the same conditions.
+        shape: of one image's `pixel_values`; by default that which the model is made for.
+
+    Raises:
+        ConfigError: the known one was measured under other conditions; or nothing is left to compress.
+    """
+    model, config = subject.model, run.config
+    shape = shape or image_shape(model)
+    layers = find_layers(model, config.target_modules, config.skip_modules)
+    conditions = conditions_of(model, layers, config, shape)
+    if known is not None:
+        known.check(conditions)
+        return known
+    with local_work(run.accelerator, "The latency profile"):
+        taken = None
+        if run.is_main:
+            counted = Statistics(images=1, tokens=tokens_of(model, layers, shape))
+            groups = make_groups(layers, Given(model, counted, config))
+            taken = _measured(model, groups, run, conditions)
+    return cast(LatencyProfile, from_main(run.accelerator, taken))
+
+
+def conditions_of(
+    model: PreTrainedModel, layers: Sequence[LayerInfo], config: CompressionConfig, shape: tuple[int, ...]
+) -> Conditions:
+    """What a profile is measured under."""
+    sizes = sorted({(layer.role, layer.in_features, layer.out_features) for layer in layers})
+    described = ", ".join(f"{role} {inputs} × {outputs}" for role, inputs, outputs in sizes)
+    return Conditions(
+        device_name(model.device),
+        torch.get_num_threads(),
+        str(model.dtype).removeprefix("torch."),
+        config.latency_batch_size,
+        tuple(shape),
+        attention_implementations(model).get("", "eager"),
+        f"{type(model).__name__} with {len(layers)} layers: {described}",
+        torch.__version__,
+    )
+
+
+def tokens_of(model: PreTrainedModel, layers: Sequence[LayerInfo], shape: tuple[int, ...]) -> dict[str, int]:
+    """Vectors of one image that each layer reads, by the name of its input."""
+    found: dict[str, int] = {}
+
+    def count(name: str, _: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        found[name] = given[0].numel() // given[0].shape[-1]
+
+    hooks = [
+        model.get_submodule(layer.name).register_forward_pre_hook(functools.partial(count, layer.input_name))
+        for layer in layers
+    ]
+    try:
+        with evaluating(model):
+            model(**example_inputs(model, 1, shape))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _measured(model: PreTrainedModel, groups: Sequence[LayerGroup], run: Run, conditions: Conditions) -> LatencyProfile:
+    config = run.config
+    operations = {one for group in groups for one in group.spanning(config.rank_multiple)}
+    bench = Bench(model.device, model.dtype, config.latency_batch_size, conditions.attention != "eager")
+    once = forward_pass(model, config.latency_batch_size, conditions.image_shape)
+    dense = min(once() for _ in range(ROUNDS + 2))
+    with run.bar("profiling", "operations") as bar:
+        return take_profile(bench, operations, dense, conditions, done=bar.update)
+
+
+def forward_pass(model: PreTrainedModel, batch_size: int, shape: tuple[int, ...]) -> Callable[[], float]:
+    """Runs a batch and gives its seconds."""
+    return functools.partial(time_forward, model, example_inputs(model, batch_size, shape))

@@ -265,8 +265,7 @@ class ViTCompressor:
         self, subject: Subject, images: ImageSource | None, statistics: Statistics, checkpoint: str | Path | None
     ) -> None:
         """Set `importance` to the scores for this model: those that were given, or learned ones."""
-        config = self.config
-        self.importance = self._given_importance
+        config, self.importance = self.config, self._given_importance
         if config.criterion != "gates" or self._given_importance is not None or not gated_layers(subject.model, config):
             return
         if (key := identity_digest(statistics.identity)) not in self._learned:

@@ -235,7 +235,7 @@ class ViTCompressor:
         """The factored model of a plan, with its report in `report`."""
         check_arguments(needed=True, plan=plan)
         planner = self.planner(model, statistics)
-        plan.check(planner.groups)
+        plan.check(planner.groups, planner.subject)
         return self._build(planner, plan)
 
     @independent_of_caller()

@@ -89,7 +89,7 @@ def check_feasible(
         for name, count in gated_layers(subject.model, config).items():
             learned_scores(importance, name, count)
     if plan is not None:
-        plan.check(_groups(subject, config))
+        plan.check(_groups(subject, config), subject)
     elif config.budget == "max_accuracy_drop":
         check_classes(subject.model)
         if validation is None:

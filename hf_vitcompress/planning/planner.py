@@ -126,6 +126,7 @@ class Planner:
             (self.fixed_parameters + kept) / self.costs.parameters,
             {config.budget: getattr(config, config.budget)},
             None if loss is None else self.correction.interval(loss),
+            plan.tokens,
         )
 
     def predicted(self, plan: CompressionPlan, weights: Mapping[str, float]) -> float:

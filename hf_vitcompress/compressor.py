@@ -34,7 +34,7 @@ from .planning.latency import plan_for_latency
 from .planning.plan import CompressionPlan
 from .planning.planner import Planner, make_planner
 from .planning.profiles import profile_of
-from .planning.search import measure_correction
+from .planning.search import is_measured, measure_losses
 from .planning.selection import selection_method
 from .profiling.profile import LatencyProfile
 from .publish.record import CompressionRecord
@@ -200,11 +200,10 @@ class ViTCompressor:
         statistics = self.statistics = calibrate(subject, layers, source, self.run, checkpoint)
         self._choose_importance(subject, source, statistics, checkpoint)
         method = selection_method(config, self.importance)
-        if len(measured) and method not in statistics.corrections:
+        if len(measured) and not is_measured(subject, statistics, method, config):
             planner = self.planner(subject, statistics)
             with self._timed("measure"):
-                reference = Reference.of(subject, measured, self.run)
-                statistics.corrections[method] = measure_correction(planner, reference, self.run)
+                measure_losses(planner, Reference.of(subject, measured, self.run), self.run)
             statistics.timing["measure"] = self.seconds["measure"]
         if checkpoint is not None:
             with local_work(self.accelerator, "Writing the checkpoint"):
@@ -243,7 +242,7 @@ class ViTCompressor:
         """The factored model of a plan, with its report in `report`."""
         check_arguments(needed=True, plan=plan)
         planner = self.planner(model, statistics)
-        plan.check(planner.groups)
+        plan.check(planner.groups, planner.subject)
         return self._build(planner, plan)
 
     @independent_of_caller()

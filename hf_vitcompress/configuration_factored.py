@@ -21,15 +21,17 @@ if TYPE_CHECKING:  # models take seconds to import, and a config needs none
     from transformers import PreTrainedModel
 
 MODELING_FILE = "modeling_factored.py"
-TRAVELLING_FILES = ("configuration_factored.py", "layers_factored.py", MODELING_FILE)
+TRAVELLING_FILES = ("configuration_factored.py", "layers_factored.py", "tokens_factored.py", MODELING_FILE)
 """What loads a checkpoint with `trust_remote_code=True` where the package is not installed."""
 
 MODEL_TYPE_PREFIX = "vitcompress_"
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of `compression` in `config.json`; higher ones are refused."""
-PLAIN_KEYS = {"layers", "target", "version", "guarded"}
-"""What `compression` holds on disk; in memory only the first two."""
+SHAPE_KEYS = ("layers", "tokens", "target")
+"""What `compression` holds in memory."""
+PLAIN_KEYS = {*SHAPE_KEYS, "version", "guarded"}
+"""What it holds on disk."""
 
 # A dense class that is pointed at a factored checkpoint would find none of the factored weights and start from
 # random ones with nothing but a warning. On disk the config and the configs in it therefore carry this text in a field
@@ -45,13 +47,15 @@ GUARD_TEXT = (
 
 
 class FactoredConfigMixin:
-    """Adds `compression` to a config: `{"layers": {module name: shape}}`.
+    """Adds `compression` to a config: `{"layers": {module name: shape}, "tokens": {module name: number}}`.
 
     Shapes are plain data:
 
     * of a linear layer: `{"rank": r}`, a product of two layers; `{"in_features": i}` and `{"out_features": o}`, what
       is left of a layer whose inputs or outputs were pruned; or both;
     * of an attention module: `{"qk_rank": r}`, one `qk_down` for its queries and keys.
+
+    `tokens`, where there are any, holds how many tokens a block merges at its end (see `tokens_factored`).
 
     Names are in-memory module names, with or without the prefix of the base model (`vit.layers.0.mlp.fc1` and
     `layers.0.mlp.fc1` name the same layer of a headed and of a headless model).
@@ -79,7 +83,8 @@ class FactoredConfigMixin:
                 place[field] = GUARD_TEXT
         for field, text in _stand_ins(self.model_type).items():  # type: ignore[attr-defined]
             guarded[field], content[field] = content.get(field), text
-        content["compression"] = {**(content.get("compression") or {}), "version": FORMAT_VERSION, "guarded": guarded}
+        compression = content.get("compression") or {}
+        content["compression"] = {**compression, "version": _format_of(compression), "guarded": guarded}
         content["auto_map"] = self._auto_map()
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -123,7 +128,7 @@ def unguarded(content: dict[str, Any]) -> dict[str, Any]:
             f"A newer hf_vitcompress wrote this checkpoint (its format is {version}, this version reads up to "
             f"{FORMAT_VERSION}). Run `pip install --upgrade hf-vitcompress`."
         )
-    kept = {name: compression[name] for name in ("layers", "target") if name in compression}
+    kept = {name: compression[name] for name in SHAPE_KEYS if name in compression}
     # Before there was a version, the guarded values stood beside `layers`.
     values = guarded or {path: compression[path] for path in compression.keys() - PLAIN_KEYS}
     restored: dict[str, Any] = {**content, "compression": kept}
@@ -136,6 +141,11 @@ def unguarded(content: dict[str, Any]) -> dict[str, Any]:
         if place.get(field) in (GUARD_TEXT, _stand_ins(str(content.get("model_type"))).get(path)):
             place[field] = value
     return restored
+
+
+def _format_of(compression: dict[str, Any]) -> int:
+    """The lowest version that reads it rightly: the first knew no tokens, and would compute them all."""
+    return 2 if compression.get("tokens") else 1
 
 
 def _stand_ins(model_type: str) -> dict[str, str]:
@@ -226,6 +236,15 @@ def made_class(dense: type, mixin: type, name: str, module: str, body: dict[str,
 def path_of(found: type) -> str:
     """Dotted path of a class."""
     return f"{found.__module__}.{found.__qualname__}"
+
+
+def factored_name(path: str) -> str:
+    """What the factored form of the module class at that path is called, everywhere the same.
+
+    The class's own name is enough for those of transformers only; many others have the names of these.
+    """
+    module, _, name = path.rpartition(".")
+    return f"Factored{name}" if module.startswith("transformers.") else f"Factored{name}_{module.replace('.', '_')}"
 
 
 def dense_config_class(model_type: str) -> type[PreTrainedConfig]:

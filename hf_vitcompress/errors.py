@@ -1,6 +1,8 @@
 """The errors that a user can meet. Each names what is wrong, and what to do about it."""
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 _SHORT = reprlib.Repr()
@@ -19,6 +21,12 @@ def one_line(error: BaseException) -> str:
     """What another library says in an error, on one line of at most 300 characters and without a full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return (text if len(text) <= 300 else f"{text[:297]}…").rstrip(".")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The question whether the likest of the known names is meant, after a space; empty where none is like it."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")

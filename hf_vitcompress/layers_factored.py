@@ -1,7 +1,7 @@
 """Layers of factored models: products of two linear layers, and attention whose queries and keys may share one of them.
 
 This file needs torch and transformers only. It is copied beside every saved checkpoint, with
-`configuration_factored.py` and `modeling_factored.py`.
+`modeling_factored.py`.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .configuration_factored import FACTORED, PUBLIC, made_class, path_of
+from .configuration_factored import FACTORED, PUBLIC, factored_name, made_class, path_of
 
 
 class Attention(NamedTuple):
@@ -258,17 +258,8 @@ def attention_class(dense_class: type[nn.Module], layer: str) -> type[nn.Module]
             "eager_attention": staticmethod(module.eager_attention_forward),
             "rotate": staticmethod(vars(module).get("apply_rotary_pos_emb", _no_rotation)),
         }
-        return made_class(dense_class, FactoredAttentionMixin, attention_name(path_of(dense_class)), __name__, body)
+        return made_class(dense_class, FactoredAttentionMixin, factored_name(path_of(dense_class)), __name__, body)
     return FACTORED[dense_class]
-
-
-def attention_name(path: str) -> str:
-    """What the factored form of the attention class at that path is called, everywhere the same.
-
-    The class's own name is enough for those of transformers only; many others have the names of these.
-    """
-    module, _, name = path.rpartition(".")
-    return f"Factored{name}" if module.startswith("transformers.") else f"Factored{name}_{module.replace('.', '_')}"
 
 
 def _no_rotation(*_: Any) -> Any:
@@ -280,6 +271,6 @@ def __getattr__(name: str) -> type:
     if name in PUBLIC:
         return FACTORED[PUBLIC[name]]
     for path in ATTENTIONS:
-        if attention_name(path) == name:
+        if factored_name(path) == name:
             return attention_class(pkgutil.resolve_name(path), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

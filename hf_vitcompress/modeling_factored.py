@@ -1,8 +1,8 @@
 """Factored Vision Transformers: ordinary `transformers` models with smaller linear layers, or products of two of them.
 
 This file needs torch and transformers only. It is copied beside every saved checkpoint, with
-`configuration_factored.py` and `layers_factored.py`, so that `from_pretrained(folder, trust_remote_code=True)` works
-where the package is not installed.
+`configuration_factored.py`, `layers_factored.py` and `tokens_factored.py`, so that
+`from_pretrained(folder, trust_remote_code=True)` works where the package is not installed.
 
 For any model class `X` of transformers, or one that is registered with its Auto classes, there is a class
 `FactoredX(X)` and for its config a `Factored<Config>`, made on first use by `factored_model_class` and
@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, conversion_mapping
 from transformers.models.auto import modeling_auto
 
-from . import configuration_factored, layers_factored
+from . import configuration_factored, layers_factored, tokens_factored
 from .configuration_factored import (
     FACTORED,
     MODEL_TYPE_PREFIX,
@@ -42,6 +42,7 @@ from .layers_factored import (
     resized,
     share_down,
 )
+from .tokens_factored import merge_tokens, merged_names
 
 CARD_FILE = "README.md"
 
@@ -78,15 +79,21 @@ class FactoredModelMixin:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         self.companions: list[Any] = []
         self._resize_layers()
+        merge_tokens(self.find_layer, self, self._compression("tokens"))  # type: ignore[arg-type]
         # A second time: the first saw the dense layers.
         self.post_init()  # type: ignore[attr-defined]
+        self._no_split_modules: set[str] = {*(self._no_split_modules or ()), *merged_names(self)}
+
+    def _compression(self, key: str) -> dict[str, Any]:
+        entries = (getattr(self.config, "compression", None) or {}).get(key, {})  # type: ignore[attr-defined]
+        if not isinstance(entries, dict):
+            wanted = "layers to shapes" if key == "layers" else "blocks to numbers of tokens"
+            raise ValueError(f"config.compression[{key!r}] is a {type(entries).__name__}; it maps {wanted}.")
+        return entries
 
     def _resize_layers(self) -> None:
-        layers = (getattr(self.config, "compression", None) or {}).get("layers", {})  # type: ignore[attr-defined]
-        if not isinstance(layers, dict):
-            raise ValueError(f"config.compression['layers'] is a {type(layers).__name__}; it maps layers to shapes.")
         narrowed = {}
-        for name, shape in layers.items():
+        for name, shape in self._compression("layers").items():
             module_name, module = self.find_layer(name)
             known = isinstance(shape, dict) and bool(shape) and all(type(size) is int for size in shape.values())
             if known and isinstance(module, nn.Linear) and set(shape) <= {"rank", "in_features", "out_features"}:
@@ -278,7 +285,11 @@ def __getattr__(name: str) -> type:
         return factored_model_class(dense)
     if (own := _own_class(name)) is not None:
         return factored_model_class(own)
-    for module in (configuration_factored, layers_factored):  # checkpoints and pickles of old name this file for all
+    for module in (
+        configuration_factored,
+        layers_factored,
+        tokens_factored,
+    ):  # checkpoints and pickles of old name this file for all
         if (found := getattr(module, name, None)) is not None:
             return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

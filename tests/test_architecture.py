@@ -43,6 +43,7 @@ ORDER = [
     ("runtime",),
     ("modeling_timm",),
     ("modeling_factored",),
+    ("tokens_factored",),
     ("layers_factored",),
     ("configuration_timm",),
     ("configuration_factored",),

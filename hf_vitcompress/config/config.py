@@ -1,15 +1,14 @@
 """`CompressionConfig`: the settings of all groups in one flat recipe, checked, saved and loaded."""
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import ConfigError, OutputError, shown
+from ..errors import ConfigError, OutputError, did_you_mean, shown
 from .budgets import BUDGETS, DEFAULT_KEEP_RATIO, BudgetSettings
 from .fields import documented, fields_of
 from .former import updated
@@ -99,7 +98,7 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
         known = [field.name for field in SETTINGS]
         for name in values:
             if name not in known:
-                raise ConfigError(f"Unknown setting {shown(name)}.{_suggestion(name, known)}")
+                raise ConfigError(f"Unknown setting {shown(name)}.{did_you_mean(name, known)}")
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -141,10 +140,5 @@ def load_settings(path: str | Path) -> dict[str, Any]:
 
 def _preset(name: Any) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(f"Unknown preset {shown(name)}.{_suggestion(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
+        raise ConfigError(f"Unknown preset {shown(name)}.{did_you_mean(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
     return PRESETS[name]
-
-
-def _suggestion(name: object, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""

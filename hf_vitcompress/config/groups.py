@@ -15,6 +15,7 @@ CompensationMethod = Literal["none", "residual", "distill", "both"]
 Optimizer = Literal["adamw", "preconditioned"]
 AttentionMethod = Literal["joint", "low_rank", "prune", "none"]
 MlpMethod = Literal["auto", "low_rank", "prune", "none"]
+TokenMethod = Literal["auto", "none"]
 Criterion = Literal["fisher", "magnitude", "gates"]
 CalibrationLoss = Literal["output", "task"]
 
@@ -53,6 +54,13 @@ class MethodSettings:
         Doc(
             'How feed-forward layers are compressed. `"auto"`: per block the cheapest of dense, factored, pruned, and '
             'pruned and factored; `"low_rank"` or `"prune"`: only that; `"none"`: they stay dense.'
+        ),
+    ] = "auto"
+    tokens: Annotated[
+        TokenMethod,
+        Doc(
+            'Whether plans may merge tokens that are alike (arXiv 2210.09461). `"auto"`: where a budget is one of MACs '
+            'or of time and the model can; `"none"`: never.'
         ),
     ] = "auto"
     criterion: Annotated[

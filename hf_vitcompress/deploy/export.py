@@ -21,7 +21,7 @@ from ..architectures.inputs import image_shape, model_inputs
 from ..errors import ConfigError, ExportError
 from ..evaluation.latency import LATENCY_BATCHES, Latency, alternate_latency
 from ..images.unloaded import UnloadedProcessor
-from ..model.assembly import dense_class, dense_config, empty_model
+from ..model.assembly import dense_class, dense_config, empty_model, tokens_in
 from ..model.loading import check_model_type, load_dense_model, load_image_processor
 from ..model.shapes import layout_of
 from ..model.timm import is_wrapper
@@ -220,7 +220,7 @@ def _float32_twin(model: PreTrainedModel) -> PreTrainedModel:
     """The same model in float32 on the CPU, for evaluation, sharing memory where it can; without hooks and the like."""
     if is_wrapper(model):  # whose fused layers stay so: that is how it would be run
         return cast(Any, copy.deepcopy(model)).to("cpu", torch.float32).eval()
-    twin = empty_model(model, layout_of(model))
+    twin = empty_model(model, layout_of(model), tokens_in(model))
     state = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
     twin.load_state_dict(state, assign=True)
     return cast(Any, twin).to("cpu", torch.float32).eval()  # what no checkpoint holds, too

@@ -16,6 +16,9 @@ from .timm import is_wrapper, split_class, split_config
 Shapes = dict[str, dict[str, int]]
 """Module name → its shape, as in `config.compression["layers"]`."""
 
+Tokens = dict[str, int]
+"""Block's module name → how many tokens it merges, as in `config.compression["tokens"]`."""
+
 
 def is_factored(model: nn.Module) -> bool:
     """Whether a model is one of the `Factored…` classes."""
@@ -43,7 +46,17 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return dense
 
 
-def empty_model(model: PreTrainedModel, layers: Shapes) -> PreTrainedModel:
+def shapes_in(model: PreTrainedModel) -> Shapes:
+    """The shapes that the config of a model holds; none of a dense one."""
+    return (getattr(model.config, "compression", None) or {}).get("layers", {})
+
+
+def tokens_in(model: PreTrainedModel) -> Tokens:
+    """The merged tokens that the config of a model holds; none of a dense one."""
+    return (getattr(model.config, "compression", None) or {}).get("tokens", {})
+
+
+def empty_model(model: PreTrainedModel, layers: Shapes, tokens: Tokens | None = None) -> PreTrainedModel:
     """The model that `model` would be with this layout, or dense without any; of a `TimmWrapper`, its split form.
 
     Only the buffers that no checkpoint holds have values, those of `model`; other tensors have no storage.
@@ -51,11 +64,11 @@ def empty_model(model: PreTrainedModel, layers: Shapes) -> PreTrainedModel:
     config, model_class = dense_config(model.config), dense_class(type(model))
     if is_wrapper(model):
         config, model_class = split_config(model), split_class(model)
-    if layers:
+    if layers or tokens:
         values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
         factored = factored_config_class(config.model_type.removeprefix(MODEL_TYPE_PREFIX))
         name = config.name_or_path
-        config = factored.from_dict({**values, "compression": {"layers": layers}})
+        config = factored.from_dict({**values, "compression": _compression(layers, tokens)})
         config.name_or_path, model_class = name, factored_model_class(model_class)
     return _built_like(model, model_class, config)
 
@@ -66,14 +79,15 @@ def assembled(
     state: dict[str, Tensor],
     share_memory: bool = False,
     target: str | None = None,
+    tokens: Tokens | None = None,
 ) -> PreTrainedModel:
-    """A factored model of these shapes and tensors; the others are those of `model`."""
+    """A factored model of these shapes, merged tokens and tensors; the other tensors are those of `model`."""
     values = {name: value for name, value in model.config.to_dict().items() if name != "model_type"}
-    values["compression"] = {"layers": {name: dict(shape) for name, shape in layers.items()}}
+    values["compression"] = _compression(layers, tokens)
     if target is not None:
         values["compression"]["target"] = target
-    config = factored_config_class(model.config.model_type).from_dict(values)
-    small = _built_like(model, factored_model_class(type(model)), config)
+    config = factored_config_class(model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)).from_dict(values)
+    small = _built_like(model, factored_model_class(dense_class(type(model))), config)
     new = small.state_dict().keys() - state.keys()
     for name, tensor in model.state_dict().items():
         if name in new:
@@ -83,6 +97,12 @@ def assembled(
     if getattr(model, "generation_config", None) is not None:
         small.generation_config = model.generation_config
     return cast(Any, small).to(model.device).train(model.training)
+
+
+def _compression(layers: Shapes, tokens: Tokens | None) -> dict[str, Any]:
+    """A copy of the shapes, and of the merged tokens where there are any."""
+    shapes: dict[str, Any] = {"layers": {name: dict(shape) for name, shape in layers.items()}}
+    return {**shapes, "tokens": dict(tokens)} if tokens else shapes
 
 
 def _built_like(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..layers_factored import Attention, FactoredLinear, attention_names
-from .assembly import Shapes, dense_class, empty_model, is_factored
+from .assembly import Shapes, dense_class, empty_model, is_factored, tokens_in
 from .shapes import infer_layers, layout_of, linear_names, owner_of, shapes_of, take_current_names
 from .timm import is_wrapper, split_class
 from .timm_forms import rows_by_role, split_in_place
@@ -238,8 +238,11 @@ def _take_layout(model: PreTrainedModel, state: dict[str, Any], prefix: str, *_:
 
 
 def take_layout(model: PreTrainedModel, layers: Shapes) -> None:
-    """Give `model` a layout; layers that differ from it are 0 until values are loaded into them."""
-    _restructure(model, empty_model(model, layers), set())
+    """Give `model` a layout; layers that differ from it are 0 until values are loaded into them.
+
+    It merges the tokens that it merged before, which no tensor tells of.
+    """
+    _restructure(model, empty_model(model, layers, tokens_in(model)), set())
     device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

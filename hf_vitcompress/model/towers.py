@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from ..architectures.families import row_of
 from ..architectures.subject import Reading, Subject
 from ..errors import ConfigError
-from .assembly import assembled
+from .assembly import assembled, shapes_in, tokens_in
 from .loading import load_processor
 
 
@@ -74,9 +74,10 @@ def put_back(subject: Subject, small: PreTrainedModel) -> PreTrainedModel:
     It shares no memory with the dense model; it takes over the tensors and the companions of `small`, and gets the
     processor beside the dense model, which prepares texts, too.
     """
-    layers = {f"{subject.name}.{layer}": shape for layer, shape in small.config.compression["layers"].items()}
+    layers = {f"{subject.name}.{layer}": shape for layer, shape in shapes_in(small).items()}
     state = {f"{subject.name}.{key}": tensor.detach() for key, tensor in small.state_dict().items()}
-    whole: Any = assembled(subject.whole, layers, state, target=subject.name)
+    tokens = {f"{subject.name}.{block}": count for block, count in tokens_in(small).items()}
+    whole: Any = assembled(subject.whole, layers, state, target=subject.name, tokens=tokens)
     processor = load_processor(subject.whole)
     if subject.processor is not None and hasattr(processor, "image_processor"):
         processor.image_processor = subject.processor  # one that was given goes before the one beside the model
@@ -102,5 +103,6 @@ def compressed_part(model: PreTrainedModel, compressed: PreTrainedModel, process
     part = part_of(model, target, processor)
     if model is not compressed:
         return part
-    layers = {name.removeprefix(f"{target}."): s for name, s in compressed.config.compression["layers"].items()}
-    return part.like(assembled(part.model, layers, dict(part.model.state_dict())))
+    layers = {name.removeprefix(f"{target}."): shape for name, shape in shapes_in(compressed).items()}
+    tokens = {name.removeprefix(f"{target}."): count for name, count in tokens_in(compressed).items()}
+    return part.like(assembled(part.model, layers, dict(part.model.state_dict()), tokens=tokens))

@@ -6,7 +6,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from ..architectures.layers import linear_layer
-from ..model.assembly import assembled
+from ..architectures.merging import check_tokens
+from ..model.assembly import assembled, shapes_in
 from ..runtime.distributed import from_owner
 from .groups.base import LayerGroup
 from .plan import CompressionPlan
@@ -35,4 +36,18 @@ def build_model(
         for name, tensor in group.tensors(plan.shapes_of(group)).items():
             own = tensor.detach().to(device=model.device, dtype=dtype, copy=True).contiguous()
             state[name] = own if accelerator is None else from_owner(accelerator, own, 0)
-    return assembled(model, plan.layers, state, share_memory)
+    return assembled(model, plan.layers, state, share_memory, tokens=plan.tokens)
+
+
+def merged_model(model: PreTrainedModel, tokens: dict[str, int]) -> PreTrainedModel:
+    """`model` with merged tokens: another model on the same memory, to be looked at.
+
+    Args:
+        model: dense or factored; tokens that it merges already are merged as `tokens` says instead.
+        tokens: block → how many tokens it merges, as in `CompressionPlan.tokens`.
+
+    Raises:
+        UnsupportedModelError, ConfigError: see `merging.check_tokens`.
+    """
+    check_tokens(model, tokens)
+    return assembled(model, shapes_in(model), {}, share_memory=True, tokens=tokens)

@@ -20,9 +20,10 @@ from ..runtime.arguments import require
 from ..runtime.files import check_file
 from ..statistics.statistics import Statistics
 from .allocation import check_reachable
+from .grouping import make_groups
 from .groups.base import Given, LayerGroup
 from .plan import CompressionPlan
-from .planner import make_groups, parameter_budgets
+from .planner import parameter_budgets
 from .selection import learned_scores
 
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -92,7 +93,7 @@ def check_feasible(
         for name, count in gated_layers(subject.model, config).items():
             learned_scores(importance, name, count)
     if plan is not None:
-        plan.check(_groups(subject, config))
+        plan.check(_groups(subject, config), subject)
     elif config.searches_accuracy:
         check_search(subject.model, config, validation is not None, images is not None)
     else:

@@ -15,7 +15,6 @@ from ..profiling.profile import LatencyProfile
 from ..runtime.distributed import from_main, local_work
 from ..runtime.run import Run
 from .clock import Clock
-from .groups.base import Choice
 from .plan import CompressionPlan
 from .planner import Planner
 from .profiles import ROUNDS, forward_pass
@@ -42,7 +41,7 @@ def plan_for_latency(planner: Planner, run: Run, profile: LatencyProfile) -> Com
     with run.bar("timing", "plans", total=ATTEMPTS) as bar:
         for _ in range(ATTEMPTS):
             plan = _plan_as_timed(planner, run.config, clock, surely=bool(found))
-            choices = choices_of(planner, plan)
+            choices = planner.taken(plan)
             measured = _timed(planner, plan, run)
             asked = share_of(run.config, measured.dense)
             plan.latency = LatencyReport(asked, clock.ratio(choices), measured)
@@ -87,11 +86,6 @@ def share_of(config: CompressionConfig, dense: float) -> float:
     return min(limits)
 
 
-def choices_of(planner: Planner, plan: CompressionPlan) -> list[Choice]:
-    """What a plan takes of each group."""
-    return [group.choice(plan.shapes_of(group)) for group in planner.groups]
-
-
 def _timed(planner: Planner, plan: CompressionPlan, run: Run) -> Latency:
     """Latency of a plan's model and of the dense one, alternately; of its shapes, which need no solution."""
     with local_work(run.accelerator, "Timing a plan"):
@@ -109,7 +103,7 @@ def _of_any_weights(dense: PreTrainedModel, plan: CompressionPlan) -> PreTrained
     kept = {name: tensor.shape for name, tensor in dense.state_dict().items()}
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device=dense.device).normal_(std=0.02)
-        for name, tensor in empty_model(dense, plan.layers).state_dict().items()
+        for name, tensor in empty_model(dense, plan.layers, plan.tokens).state_dict().items()
         if kept.get(name) != tensor.shape
     }
-    return assembled(dense, plan.layers, state, share_memory=True)
+    return assembled(dense, plan.layers, state, share_memory=True, tokens=plan.tokens)

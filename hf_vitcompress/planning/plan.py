@@ -1,6 +1,5 @@
 """The plan: which module gets which shape, and what each group of layers became."""
 
-import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -8,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..architectures.merging import check_tokens
+from ..architectures.subject import Subject
 from ..config.reading import read_json
-from ..errors import ConfigError, one_line, shown
+from ..errors import ConfigError, did_you_mean, one_line, shown
 from ..evaluation.latency import LatencyReport
 from ..model.assembly import Shapes
 from ..runtime.files import write_text
@@ -65,6 +66,7 @@ class CompressionPlan:
         layers: module name → shape, exactly as in `config.compression["layers"]` (see `modeling_factored`): of a linear
             layer `{"rank": r}`, `{"in_features": i}`, `{"out_features": o}` or several of them, of attention
             `{"qk_rank": r}`.
+        tokens: block's module name → how many tokens it merges at its end, as in `config.compression["tokens"]`.
         predicted_loss: predicted loss increase (KL from the dense model, nats per image), scaled to measured losses;
             `None` where the metric predicts no loss, or after an edit.
         predicted_interval: its 95 % interval, as far as the images differ that it was measured on.
@@ -79,6 +81,7 @@ class CompressionPlan:
     keep_ratio: float | None = None
     budget: dict[str, Any] = field(default_factory=dict)
     predicted_interval: tuple[float, float] | None = None
+    tokens: dict[str, int] = field(default_factory=dict)
     search: SearchReport | None = field(default=None, init=False, compare=False, repr=False)
     latency: LatencyReport | None = field(default=None, init=False, compare=False, repr=False)
 
@@ -122,6 +125,10 @@ class CompressionPlan:
                 raise ConfigError(
                     f'The plan gives {shown(name)} the shape {shown(shape)}; a shape is like {{"rank": 48}}.'
                 )
+        if not isinstance(self.tokens, dict):
+            raise ConfigError(
+                f"The plan's tokens must be a mapping of blocks to numbers of tokens, not {shown(self.tokens)}."
+            )
         for key in ("predicted_loss", "keep_ratio"):
             value = getattr(self, key)
             if value is not None and not _is_number(value):
@@ -133,23 +140,27 @@ class CompressionPlan:
         """What the plan says about one group."""
         return {name: self.layers[name] for name in group.module_names if name in self.layers}
 
-    def check(self, groups: Sequence[LayerGroup]) -> None:
-        """Refuse shapes that the model cannot have.
+    def check(self, groups: Sequence[LayerGroup], subject: Subject) -> None:
+        """Refuse shapes and merged tokens that the model cannot have.
+
+        Args:
+            groups: of the layers of `subject`.
 
         Raises:
-            ConfigError: a module is unknown, or cannot have the shape.
+            ConfigError: a module is unknown, or cannot have the shape or merge so many tokens.
+            UnsupportedModelError: the tokens of the model cannot be merged.
         """
         self.check_types()
         known = [name for group in groups for name in group.module_names]
         for name in self.layers:
             if name not in known:
-                close = difflib.get_close_matches(str(name), known, n=1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise ConfigError(
-                    f"The plan names {shown(name)}, which the model does not have (or which is skipped).{hint}"
+                    f"The plan names {shown(name)}, which the model does not have (or which is skipped)."
+                    f"{did_you_mean(name, known)}"
                 )
         for group in groups:
             group.check(self.shapes_of(group))
+        check_tokens(subject.model, self.tokens, subject.reading)
 
 
 def is_plan(path: str | Path) -> bool:

@@ -7,24 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..architectures.families import Role
 from ..architectures.inputs import image_shape
 from ..architectures.layers import (
     LayerInfo,
-    by_block,
     feature_pairs,
     find_layers,
-    has_standard_attention,
-    may_narrow_values,
-    prunable_heads,
 )
 from ..architectures.subject import Subject
 from ..config import BUDGET_SETTINGS, CompressionConfig
-from ..errors import BudgetError, CalibrationError, ConfigError
+from ..errors import BudgetError, CalibrationError
 from ..evaluation.costs import Costs, count_costs
 from ..metrics import METRICS
+from ..model.assembly import Tokens
 from ..runtime.distributed import deal, gather_objects, local_work
 from ..runtime.identity import differences
 from ..runtime.run import Run
@@ -33,18 +28,13 @@ from ..statistics.loss_correction import LossCorrection
 from ..statistics.statistics import Statistics
 from .allocation import Budget, Table, make_plan
 from .clock import Clock
+from .grouping import make_groups
 from .groups.base import COUNTED, Choice, Given, LayerGroup
-from .groups.heads import HeadsGroup
-from .groups.layer import SingleLayerGroup
-from .groups.pair import PairGroup
-from .groups.query_key import QueryKeyGroup
 from .plan import CompressionPlan
 from .selection import selection_method
+from .tokens import NOTHING_MERGED, Merged, wants_merging, with_fewer_tokens
 
 BUDGET_CURVE_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2)
-
-Members = tuple[type[LayerGroup], Sequence[LayerInfo]]
-"""Layers that are compressed together, and as what."""
 
 
 @dataclass
@@ -130,25 +120,77 @@ class Planner:
             exact: whether to warn of a plan that stays further below the budget than its tolerance.
             clock: predicts latencies, for budgets of time.
         """
+        best, failure = None, None
+        for merged in self._schedules(config):
+            try:
+                plan = self._planned(config, weights, exact and best is None, clock, merged)
+            except BudgetError as error:
+                failure = failure or error
+                continue
+            if best is None or (plan.predicted_loss or 0.0) < (best.predicted_loss or 0.0):
+                best = plan
+        if best is None:
+            assert failure is not None
+            raise failure
+        return best
+
+    def _schedules(self, config: CompressionConfig) -> list[Merged]:
+        """Nothing merged first, and what was measured where that lowers a cost of the budget."""
+        if not self.statistics.merging or not wants_merging(self.subject, config):
+            return [NOTHING_MERGED]
+        model = self.subject.model
+        return [NOTHING_MERGED, *(Merged.of(model, one.tokens, one.loss) for one in self.statistics.merging)]
+
+    def _planned(
+        self,
+        config: CompressionConfig,
+        weights: Mapping[str, float] | None,
+        exact: bool,
+        clock: Clock | None,
+        merged: Merged,
+    ) -> CompressionPlan:
+        """The plan with these tokens merged."""
         budgets = [replace(budget, exact=exact) for budget in self.budgets(config, clock)]
         weights = self.correction.weights if weights is None else weights
         tables = [
-            Table(group.name, choices, weights.get(group.role, 1.0))
+            Table(
+                group.name,
+                [with_fewer_tokens(choice, merged.gone(group.layers[0])) for choice in choices],
+                weights.get(group.role, 1.0),
+            )
             for group, choices in zip(self.groups, self.choices(config.rank_multiple, clock), strict=True)
         ]
-        return self.completed(make_plan(tables, budgets, config.allocation, config.rank_multiple), config)
+        plan = make_plan(tables, budgets, config.allocation, config.rank_multiple)
+        return self.completed(replace(plan, tokens=dict(merged.tokens)), config)
+
+    def taken(self, plan: CompressionPlan) -> list[Choice]:
+        """What a plan takes of each group, with the tokens that it leaves."""
+        merged = Merged.of(self.subject.model, plan.tokens, 0.0) if plan.tokens else NOTHING_MERGED
+        return [
+            with_fewer_tokens(group.choice(plan.shapes_of(group)), merged.gone(group.layers[0]))
+            for group in self.groups
+        ]
 
     def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:
         """The plan with its keep ratio, predicted loss and budget filled in."""
         kept = sum(group.choice(plan.shapes_of(group)).parameters for group in self.groups)
         loss = self.correction.loss(self.predicted(plan, self.correction.weights))
+        merging = self._loss_of_merging(plan.tokens)
+        loss = None if loss is None or merging is None else loss + merging
         return CompressionPlan(
             plan.layers,
             loss,
             (self.fixed_parameters + kept) / self.costs.parameters,
             dict(config.budgets),
             None if loss is None else self.correction.interval(loss),
+            plan.tokens,
         )
+
+    def _loss_of_merging(self, tokens: Tokens) -> float | None:
+        """As it was measured with dense weights; `None` where it was not."""
+        if not tokens:
+            return 0.0
+        return next((one.loss for one in self.statistics.merging if one.tokens == tokens), None)
 
     def predicted(self, plan: CompressionPlan, weights: Mapping[str, float]) -> float:
         """The sum of the plan's weighted errors, not yet scaled to measured losses."""
@@ -216,57 +258,6 @@ def _key(config: CompressionConfig, method: str) -> str:
     """All that solutions depend on, besides the moments and weights."""
     settings = {name: value for name, value in config.to_dict().items() if name not in BUDGET_SETTINGS}
     return json.dumps([method, settings], sort_keys=True)
-
-
-def make_groups(layers: Sequence[LayerInfo], given: Given) -> list[LayerGroup]:
-    """The groups of every block, as the config's `attention` and `mlp` want them, not yet solved.
-
-    Layers whose partners are skipped are factored alone.
-
-    Raises:
-        ConfigError: nothing is left to compress, or attention that is to lose heads cannot.
-    """
-    model, config = given.model, given.config
-    pairs = {pair[0].block: pair for pair in feature_pairs(layers, config)}
-    groups: list[Members] = []
-    for block, members in by_block(layers).items():
-        groups += _attention_groups(model, members, config)
-        if block in pairs:
-            groups.append((PairGroup, pairs[block]))
-        elif config.mlp in ("auto", "low_rank"):
-            groups += _alone(members, ("gate", "fc1", "fc2"))
-    if not groups:
-        raise ConfigError(
-            f"attention={config.attention!r} and mlp={config.mlp!r} leave nothing of the {len(layers)} layers to "
-            "compress."
-        )
-    return [kind(together, given) for kind, together in groups]
-
-
-def _attention_groups(
-    model: PreTrainedModel, members: Mapping[Role, LayerInfo], config: CompressionConfig
-) -> list[Members]:
-    """Of a block's layers by role."""
-    if config.attention == "none":
-        return []
-    if config.attention == "prune":
-        heads = prunable_heads(model, members)
-        return [(HeadsGroup, heads)] if heads else []
-    left, groups = dict(members), []
-    first = members.get("q") or members.get("v")
-    if config.attention == "joint" and first is not None and has_standard_attention(model, first.parent):
-        pairs: tuple[tuple[type[LayerGroup], tuple[Role, Role]], ...] = (
-            (QueryKeyGroup, ("q", "k")),
-            (PairGroup, ("v", "o")),
-        )
-        for kind, roles in pairs:
-            if set(roles) <= set(left) and (kind is QueryKeyGroup or may_narrow_values(model, left["v"], left["o"])):
-                groups.append((kind, [left.pop(role) for role in roles]))
-    return groups + _alone(left, ("qkv", "qk", "kv", "q", "k", "v", "o"))
-
-
-def _alone(members: Mapping[Role, LayerInfo], roles: Sequence[Role]) -> list[Members]:
-    return [(SingleLayerGroup, [members[role]]) for role in roles if role in members]
 
 
 def _solve_all(groups: Sequence[LayerGroup], run: Run) -> None:

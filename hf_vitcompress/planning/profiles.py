@@ -20,8 +20,8 @@ from ..runtime.devices import device_name
 from ..runtime.distributed import from_main, local_work
 from ..runtime.run import Run
 from ..statistics.statistics import Statistics
+from .grouping import make_groups
 from .groups.base import Given, LayerGroup
-from .planner import make_groups
 
 ROUNDS = 15
 """Forward passes of which the quickest is that of the dense model."""

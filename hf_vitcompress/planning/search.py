@@ -6,17 +6,35 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..architectures.subject import Subject
+from ..config import CompressionConfig
 from ..evaluation.reference import Reference, check_classes
 from ..metrics import METRICS
 from ..runtime.run import Run
 from ..statistics.loss_correction import LossCorrection
+from ..statistics.statistics import Statistics
 from .building import build_model
 from .correction import fewest_measurements, fit_correction
 from .plan import CompressionPlan, SearchReport
 from .planner import Planner
+from .tokens import measure_merging, wants_merging
 
 KEEP_RATIO_STEP = 0.01
 """How finely `max_accuracy_drop` searches."""
+
+
+def is_measured(subject: Subject, statistics: Statistics, method: str, config: CompressionConfig) -> bool:
+    """Whether statistics hold all measured losses that plans of `config` are made with."""
+    return method in statistics.corrections and bool(statistics.merging or not wants_merging(subject, config))
+
+
+def measure_losses(planner: Planner, reference: Reference, run: Run) -> None:
+    """Measure what the planner's statistics lack: the correction of predicted losses, and losses of merged tokens."""
+    statistics = planner.statistics
+    if planner.method not in statistics.corrections:
+        statistics.corrections[planner.method] = measure_correction(planner, reference, run)
+    if not statistics.merging and wants_merging(planner.subject, run.config):
+        statistics.merging = measure_merging(reference, run)
 
 
 def measure_correction(planner: Planner, reference: Reference, run: Run) -> LossCorrection:

@@ -32,6 +32,19 @@ from .moments import GradientMoment, Moment
 from .sealed_file import damaged, read_sealed, write_sealed
 
 
+@dataclass(frozen=True)
+class Merging:
+    """What merged tokens were measured to lose.
+
+    Attributes:
+        tokens: block's module name → how many tokens it merges, as in `config.compression["tokens"]`.
+        loss: divergence from the dense model, nats per image, with the dense model's weights.
+    """
+
+    tokens: dict[str, int]
+    loss: float
+
+
 @dataclass
 class Statistics:
     """Everything calibration learnt about a model; one serves any number of budgets.
@@ -49,6 +62,7 @@ class Statistics:
         identity: what they were made from: the model's weights and config, the image processor, the images and the
             version of this package, as digests and short texts.
         corrections: of the predicted losses, by `selection.selection_method`, once they are measured.
+        merging: losses of merged tokens, once they are measured.
         timing: seconds by stage, plain data.
         solutions: what the planner's groups of layers have solved from these moments, by what it depends on; kept in
             memory, so that further budgets take seconds, and not saved.
@@ -63,6 +77,7 @@ class Statistics:
     settings: dict[str, Any] = field(default_factory=dict)
     identity: Identity = field(default_factory=dict)
     corrections: dict[str, LossCorrection] = field(default_factory=dict)
+    merging: list[Merging] = field(default_factory=list)
     timing: dict[str, float] = field(default_factory=dict)
     solutions: dict[str, list[Any]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -100,6 +115,7 @@ class Statistics:
         }
         plain = {name: getattr(self, name) for name in PLAIN}
         plain["corrections"] = {method: asdict(correction) for method, correction in self.corrections.items()}
+        plain["merging"] = [asdict(measured) for measured in self.merging]
         write_sealed(path, tensors, plain)
 
     @classmethod
@@ -116,6 +132,7 @@ class Statistics:
                 plain["corrections"][method] = LossCorrection(**{**correction, "points": points})
             moments: dict[str, Any] = {kind: _moments_from(tensors, kind, make) for kind, make in _KINDS.items()}
             values = {name: plain[name] for name in PLAIN}
+            values["merging"] = [Merging(dict(one["tokens"]), float(one["loss"])) for one in plain.get("merging", [])]
             _check_forms(values, PLAIN)
             _check_forms(values["settings"], SETTING_FORMS)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -28,6 +28,7 @@ EVERY_FIELD = {
     "metric": "activation",
     "attention": "prune",
     "mlp": "low_rank",
+    "tokens": "none",
     "criterion": "magnitude",
     "gate_duration": "1.5 epochs",
     "gate_l1": 1e-4,

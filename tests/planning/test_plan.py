@@ -143,7 +143,8 @@ def test_plan_that_the_model_cannot_have_is_refused(
 
 def test_plan_for_a_skipped_layer_is_refused(vit: PreTrainedModel, statistics: Statistics) -> None:
     plan = CompressionPlan({FC1: {"rank": 4}})
-    plan.check(compressor().planner(vit, statistics).groups)
+    planner = compressor().planner(vit, statistics)
+    plan.check(planner.groups, planner.subject)
     with pytest.raises(ConfigError, match="skipped"):
         compressor(skip_modules=["fc1"]).compress(vit, statistics=statistics, plan=plan)
 

@@ -35,7 +35,8 @@ from hf_vitcompress.planning.groups.heads import HeadsGroup
 from hf_vitcompress.planning.groups.layer import SingleLayerGroup
 from hf_vitcompress.planning.groups.query_key import QueryKeyGroup
 from hf_vitcompress.planning.layer_moments import LayerMoments
-from hf_vitcompress.planning.planner import Planner, make_groups, make_planner
+from hf_vitcompress.planning.grouping import make_groups
+from hf_vitcompress.planning.planner import Planner, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.groups import HEADS, HIDDEN, IMAGES, SIZE, WIDTH, calibrated, config_of, flow, kl, prepared, weight_of
 from support.problems import METRICS, optimal_errors

@@ -19,7 +19,7 @@ def recipe_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Compre
 
     seen: list[CompressionConfig] = []
 
-    def remember(config: CompressionConfig, _: bool) -> None:
+    def remember(config: CompressionConfig, *_: object) -> None:
         seen.append(config)
         raise StopHereError
 

@@ -30,12 +30,12 @@ from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.importance.gates import gated_layers
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.closed_form import factorize
+from hf_vitcompress.planning.grouping import make_groups
 from hf_vitcompress.planning.groups.base import COUNTED, Given, LayerGroup
 from hf_vitcompress.planning.groups.heads import HeadsGroup
 from hf_vitcompress.planning.groups.layer import SingleLayerGroup
 from hf_vitcompress.planning.groups.query_key import QueryKeyGroup
 from hf_vitcompress.planning.layer_moments import LayerMoments
-from hf_vitcompress.planning.grouping import make_groups
 from hf_vitcompress.planning.planner import Planner, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.groups import HEADS, HIDDEN, IMAGES, SIZE, WIDTH, calibrated, config_of, flow, kl, prepared, weight_of

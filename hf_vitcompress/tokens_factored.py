@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .configuration_factored import FACTORED, PUBLIC, factored_name, made_class, path_of
 
@@ -113,7 +112,7 @@ def merged(hidden_states: Tensor, origin: Tensor, count: int, prefix: int) -> tu
     Returns:
         hidden states (n, tokens − count, d), in their order, and their origin.
     """
-    images, tokens, width = hidden_states.shape
+    images, tokens, _ = hidden_states.shape
     if (count := min(count, (tokens - prefix) // 2)) <= 0:
         return hidden_states, origin
     gone, partner = closest(hidden_states, count, prefix)
@@ -125,23 +124,33 @@ def merged(hidden_states: Tensor, origin: Tensor, count: int, prefix: int) -> tu
     place = place.scatter(1, gone, into)
     size = sizes(origin, tokens).to(hidden_states.dtype)
     share = size.gather(1, gone) / size.scatter_add(1, partner, size.gather(1, gone)).gather(1, partner)
-
-    def rows(of: Tensor) -> Tensor:
-        return hidden_states.gather(1, of[..., None].expand(-1, -1, width))
-
     # The mean of all that come together, as what each of them adds to the one that stays.
-    change = (rows(gone) - rows(partner)) * share[..., None]
-    result = rows(kept).scatter_add(1, into[..., None].expand(-1, -1, width), change)
+    change = (rows(hidden_states, gone) - rows(hidden_states, partner)) * share[..., None]
+    result = rows(hidden_states, kept)
+    result.flatten(0, 1).index_add_(0, _flat(into, tokens - count), change.flatten(0, 1))
     return result, place.gather(1, origin)
+
+
+def rows(of: Tensor, places: Tensor) -> Tensor:
+    """The vectors (n, k, d) at `places` (n, k) of each image in `of` (n, tokens, d)."""
+    # Whole rows at once: `gather` would look up every number by itself.
+    return of.flatten(0, 1).index_select(0, _flat(places, of.shape[1])).unflatten(0, places.shape)
+
+
+def _flat(places: Tensor, tokens: int) -> Tensor:
+    """The same places (n · k,) in the tokens of all images, one image after the other."""
+    return (places + tokens * torch.arange(places.shape[0], device=places.device)[:, None]).flatten()
 
 
 def closest(hidden_states: Tensor, count: int, prefix: int) -> tuple[Tensor, Tensor]:
     """The places (n, count) of the tokens that are merged, and those of the tokens that they are merged into."""
     patches = hidden_states[:, prefix:].detach()
     # Half precision has too few digits to tell which of two neighbours is closer.
-    directions = functional.normalize(patches if patches.dtype == torch.float64 else patches.float(), dim=-1)
-    likeness, partner = (directions[:, ::2] @ directions[:, 1::2].transpose(1, 2)).max(-1)
-    chosen = likeness.topk(count, dim=-1).indices
+    patches = patches if patches.dtype == torch.float64 else patches.float()
+    lengths = torch.linalg.vector_norm(patches, dim=-1).clamp_min(torch.finfo(patches.dtype).tiny)
+    products = patches[:, ::2] @ patches[:, 1::2].transpose(1, 2)
+    likeness, partner = (products / lengths[:, None, 1::2]).max(-1)
+    chosen = (likeness / lengths[:, ::2]).topk(count, dim=-1).indices
     return prefix + 2 * chosen, prefix + 2 * partner.gather(1, chosen) + 1
 
 
@@ -172,7 +181,7 @@ def proportional_mask(hidden_states: Tensor, origin: Tensor, mask: Tensor | None
 
 def restored(hidden_states: Tensor, origin: Tensor) -> Tensor:
     """The hidden state (n, tokens of the embeddings, d) of the token that each is in."""
-    return hidden_states.gather(1, origin[..., None].expand(-1, -1, hidden_states.shape[-1]))
+    return rows(hidden_states, origin)
 
 
 def config_of(block: nn.Module) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..architectures.inputs import image_shape
 from ..architectures.layers import (
     LayerInfo,
+    block_names,
     feature_pairs,
     find_layers,
 )
@@ -138,8 +139,11 @@ class Planner:
         """Nothing merged first, and what was measured where that lowers a cost of the budget."""
         if not self.statistics.merging or not wants_merging(self.subject, config):
             return [NOTHING_MERGED]
-        model = self.subject.model
-        return [NOTHING_MERGED, *(Merged.of(model, one.tokens, one.loss) for one in self.statistics.merging)]
+        return [NOTHING_MERGED, *(self._merged(one.tokens, one.loss) for one in self.statistics.merging)]
+
+    def _merged(self, tokens: Tokens, loss: float = 0.0) -> Merged:
+        rows = dict.fromkeys(block_names(self.subject.model), self.groups[0].positions)
+        return Merged.of(tokens, loss, rows, self.groups[0].layers[0].in_features) if tokens else NOTHING_MERGED
 
     def _planned(
         self,
@@ -150,7 +154,10 @@ class Planner:
         merged: Merged,
     ) -> CompressionPlan:
         """The plan with these tokens merged."""
-        budgets = [replace(budget, exact=exact) for budget in self.budgets(config, clock)]
+        budgets = [
+            replace(budget, exact=exact, fixed=budget.fixed + budget.cost(merged.own))
+            for budget in self.budgets(config, clock)
+        ]
         weights = self.correction.weights if weights is None else weights
         tables = [
             Table(
@@ -164,12 +171,10 @@ class Planner:
         return self.completed(replace(plan, tokens=dict(merged.tokens)), config)
 
     def taken(self, plan: CompressionPlan) -> list[Choice]:
-        """What a plan takes of each group, with the tokens that it leaves."""
-        merged = Merged.of(self.subject.model, plan.tokens, 0.0) if plan.tokens else NOTHING_MERGED
-        return [
-            with_fewer_tokens(group.choice(plan.shapes_of(group)), merged.gone(group.layers[0]))
-            for group in self.groups
-        ]
+        """What a plan takes of each group, with the tokens that it leaves, and what merging them takes."""
+        merged = self._merged(plan.tokens)
+        choices = [(group.choice(plan.shapes_of(group)), merged.gone(group.layers[0])) for group in self.groups]
+        return [*(with_fewer_tokens(*choice) for choice in choices), merged.own]
 
     def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:
         """The plan with its keep ratio, predicted loss and budget filled in."""

@@ -15,6 +15,7 @@ from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..evaluation.latency import time_forward
 from ..profiling.measuring import Bench, take_profile
+from ..profiling.operations import Merge, Operation
 from ..profiling.profile import Conditions, LatencyProfile
 from ..runtime.devices import device_name
 from ..runtime.distributed import from_main, local_work
@@ -22,6 +23,7 @@ from ..runtime.run import Run
 from ..statistics.statistics import Statistics
 from .grouping import make_groups
 from .groups.base import Given, LayerGroup
+from .tokens import merges_tokens
 
 ROUNDS = 15
 """Forward passes of which the quickest is that of the dense model."""
@@ -58,7 +60,7 @@ def profile_of(
         if run.is_main:
             counted = Statistics(images=1, tokens=tokens_of(model, layers, shape))
             groups = make_groups(layers, Given(model, counted, config))
-            taken = _measured(model, groups, run, conditions)
+            taken = _measured(model, groups, run, conditions, merges_tokens(subject, config))
     return cast(LatencyProfile, from_main(run.accelerator, taken))
 
 
@@ -110,9 +112,13 @@ def tokens_of(model: PreTrainedModel, layers: Sequence[LayerInfo], shape: tuple[
     return found
 
 
-def _measured(model: PreTrainedModel, groups: Sequence[LayerGroup], run: Run, conditions: Conditions) -> LatencyProfile:
+def _measured(
+    model: PreTrainedModel, groups: Sequence[LayerGroup], run: Run, conditions: Conditions, merges: bool
+) -> LatencyProfile:
     config = run.config
-    operations = {one for group in groups for one in group.spanning(config.rank_multiple)}
+    operations: set[Operation] = {one for group in groups for one in group.spanning(config.rank_multiple)}
+    if merges:
+        operations |= {Merge(group.positions, group.layers[0].in_features) for group in groups}
     bench = Bench(model.device, model.dtype, config.latency_batch_size, conditions.attention != "eager")
     once = forward_pass(model, config.latency_batch_size, conditions.image_shape)
     dense = min(once() for _ in range(ROUNDS + 2))

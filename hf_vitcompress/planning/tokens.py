@@ -16,19 +16,24 @@ from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..evaluation.reference import Reference
 from ..model.assembly import Tokens
-from ..profiling.operations import macs_of_operation, without_tokens
+from ..profiling.operations import Merge, Operation, macs_of_operation, without_tokens
 from ..runtime.run import Run
 from ..statistics.statistics import Merging
 from .building import merged_model
 from .groups.base import Choice
 
-STARTS = (0.25, 0.5, 0.75)
-"""Where in the stack of blocks merging may begin, as a share of them."""
+STARTS, STRIDES = (0.25, 0.5), (1, 3)
+"""Where in the stack of blocks merging may begin, as a share of them, and every how many blocks it happens.
 
-TOTALS = (0.15, 0.3, 0.45, 0.6, 0.75)
+The more often, the less is lost; and the more time merging itself takes."""
+
+TOTALS = (0.15, 0.3, 0.45, 0.6)
 """Shares of the patch tokens that may be merged by the end."""
 
-WORST_LOSS = 0.1
+MEASURED_IMAGES = 128
+"""Images that losses of merged tokens are measured on, at most."""
+
+WORST_LOSS = 0.03
 """Nats from which on more merging is not measured; plans of any use lose less."""
 
 
@@ -40,50 +45,63 @@ class Merged:
         tokens: block's module name → how many it merges at its end.
         loss: measured, nats per image.
         before: block's module name → how many are gone when it begins.
+        own: what merging itself costs.
     """
 
     tokens: Tokens
     loss: float
     before: Mapping[str, int]
+    own: Choice
 
     @classmethod
-    def of(cls, model: PreTrainedModel, tokens: Tokens, loss: float) -> "Merged":
+    def of(cls, tokens: Tokens, loss: float, rows: Mapping[str, int], width: int) -> "Merged":
+        """Of a schedule.
+
+        Args:
+            rows: block's module name → tokens of an image that it reads in the dense model; all blocks, in their order.
+            width: features of a token.
+        """
         before, gone = {}, 0
-        for name in merging_blocks(model):
+        operations: list[Operation] = []
+        for name, count in rows.items():
             before[name] = gone
-            gone += tokens.get(name, 0)
-            last = name
-        if tokens:
-            stack, _, place = last.rpartition(".")
-            before[f"{stack}.{int(place) + 1}"] = gone
-        return cls(tokens, loss, before)
+            if own := tokens.get(name, 0):
+                operations.append(Merge(count - gone, width))
+            gone += own
+        macs = sum(map(macs_of_operation, operations))
+        return cls(tokens, loss, before, Choice(0, macs, loss, {}, tuple(operations)))
 
     def gone(self, layer: LayerInfo) -> int:
         """Tokens that a layer does not see."""
         return self.before.get(layer.block_name, 0)
 
 
-NOTHING_MERGED = Merged({}, 0.0, {})
+NOTHING_MERGED = Merged({}, 0.0, {}, Choice(0, 0, 0.0, {}))
 
 
 def wants_merging(subject: Subject, config: CompressionConfig) -> bool:
     """Whether tokens are worth measuring: merged ones lower no number of parameters."""
-    by_cost = config.max_macs is not None or config.times
-    return config.tokens == "auto" and by_cost and why_not_merge(subject.model, subject.reading) is None
+    return (config.max_macs is not None or config.times) and merges_tokens(subject, config)
+
+
+def merges_tokens(subject: Subject, config: CompressionConfig) -> bool:
+    """Whether plans may merge tokens at all."""
+    return config.tokens == "auto" and why_not_merge(subject.model, subject.reading) is None
 
 
 def schedules(model: PreTrainedModel) -> list[list[Tokens]]:
-    """From each start, schedules of more and more merged tokens, evenly over the blocks from there on."""
+    """Of each start and stride, schedules of more and more merged tokens, evenly over the blocks that merge."""
     blocks = merging_blocks(model)
     patches = patches_of(model, blocks[0]) if blocks else None
     if patches is None or len({name.rpartition(".")[0] for name in blocks}) > 1:
         return []
-    found = []
-    for start in dict.fromkeys(int(share * (len(blocks) + 1)) for share in STARTS):
-        own = blocks[start:]
-        even = [_evenly(own, round(total * patches)) for total in TOTALS]
-        found.append([tokens for tokens in even if tokens and _fits(tokens, patches)])
-    return found
+    starts = dict.fromkeys(int(share * (len(blocks) + 1)) for share in STARTS)
+    ladders = []
+    for start, stride in itertools.product(starts, STRIDES):
+        own = blocks[start::stride]
+        even = [_evenly(own, round(total * patches)) for total in TOTALS] if own else []
+        ladders.append([tokens for tokens in even if tokens and _fits(tokens, patches)])
+    return ladders
 
 
 def _evenly(blocks: Sequence[str], total: int) -> Tokens:
@@ -104,6 +122,9 @@ def _fits(tokens: Tokens, patches: int) -> bool:
 def measure_merging(reference: Reference, run: Run) -> list[Merging]:
     """What schedules lose on the dense model's weights; from each start until they lose too much."""
     found: list[Merging] = []
+    if len(reference.source) > MEASURED_IMAGES:
+        fewer = reference.source.sample(MEASURED_IMAGES, run.config.seed)
+        reference = Reference.of(reference.subject, fewer, run)
     model = reference.subject.model
     ladders = schedules(model)
     with run.bar("merging", "schedules", total=sum(map(len, ladders))) as bar:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .operations import Activation, Attention, Operation, Product
+from ..tokens_factored import merged, proportional_mask
+from .operations import Activation, Attention, Merge, Operation, Product
 from .profile import STEP, Conditions, Grid, LatencyProfile, Steps
 
 COLD_BYTES, COLD_ROWS = 2**24, 2**13
@@ -91,7 +92,17 @@ def time_operation(bench: Bench, operation: Operation) -> float:
             query = bench.random(windows, min(rows, keys), heads * head_dim)
             key, value = (bench.random(windows, keys, heads * size) for size in (head_dim, value_dim))
             return bench.seconds([functools.partial(_attend, query, key, value, heads, bench.fused)] * 4)
+        case Merge(rows, width):
+            given = bench.random(bench.batch_size, rows, width)
+            origin = torch.arange(rows, device=bench.device).expand(bench.batch_size, -1)
+            return bench.seconds([functools.partial(_merge, given, origin)] * 4)
     raise TypeError(f"{operation!r} is no operation.")
+
+
+def _merge(hidden_states: Tensor, origin: Tensor) -> None:
+    """As a block of a factored model merges, with the weights of tokens for the attention after it."""
+    merged(hidden_states, origin, max(1, hidden_states.shape[1] // 16), prefix=1)
+    proportional_mask(hidden_states, origin, None)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, heads: int, fused: bool) -> Tensor:
@@ -114,7 +125,6 @@ def take_profile(
     operations: Iterable[Operation],
     dense: float,
     conditions: Conditions,
-    merges: bool = False,
     done: Callable[[], object] = lambda: None,
 ) -> LatencyProfile:
     """Measure what operations take; a minute or less.
@@ -122,7 +132,6 @@ def take_profile(
     Args:
         operations: all that choices may ask for; their sizes span the grid.
         dense: seconds of the dense model for a batch.
-        merges: whether tokens may be merged, so that operations may have fewer rows.
         done: called after every measurement, for a progress bar.
     """
 
@@ -131,8 +140,9 @@ def take_profile(
         done()
         return seconds
 
-    shares = TOKEN_SHARES if merges else TOKEN_SHARES[:1]
     asked = set(operations)
+    merges = [one for one in asked if isinstance(one, Merge)]
+    shares = TOKEN_SHARES if merges else TOKEN_SHARES[:1]
     products = [one for one in asked if isinstance(one, Product)]
     activations = [one for one in asked if isinstance(one, Activation)]
     attentions = [one for one in asked if isinstance(one, Attention)]
@@ -145,6 +155,7 @@ def take_profile(
             dim: _attention_grid([one for one in attentions if one.head_dim == dim], shares, timed)
             for dim in sorted({one.head_dim for one in attentions})
         },
+        _merging_grid(merges, shares, timed) if merges else None,
         _steps(products, timed) if products else Steps(),
     )
 
@@ -186,6 +197,11 @@ def _attention_grid(attentions: Sequence[Attention], shares: Sequence[float], ti
         timed(Attention(rows, keys, heads, dim, values)) for rows, keys, heads, values in itertools.product(*axes)
     ]
     return Grid(axes, tuple(seconds))
+
+
+def _merging_grid(merges: Sequence[Merge], shares: Sequence[float], timed: Timed) -> Grid:
+    axes = _rows([one.rows for one in merges], shares), _ends(one.width for one in merges)
+    return Grid(axes, tuple(timed(Merge(*sizes)) for sizes in itertools.product(*axes)))
 
 
 def _steps(products: Sequence[Product], timed: Timed) -> Steps:

@@ -50,7 +50,19 @@ class Attention(NamedTuple):
     value_dim: int
 
 
-Operation = Product | Activation | Attention
+class Merge(NamedTuple):
+    """Tokens that are alike become one, at the end of a block (see `tokens_factored`).
+
+    Attributes:
+        rows: tokens of one image before that.
+        width: features of each.
+    """
+
+    rows: int
+    width: int
+
+
+Operation = Product | Activation | Attention | Merge
 
 
 def without_tokens(operation: Operation, merged: int) -> Operation:
@@ -70,5 +82,8 @@ def macs_of_operation(operation: Operation) -> int:
             return rows * inputs * outputs
         case Attention(rows, keys, heads, head_dim, value_dim):
             return rows * keys * heads * (head_dim + value_dim)
-        case _:
+        case Merge(rows, width):
+            return (rows // 2) * (rows - rows // 2) * width
+        case Activation():
             return 0
+    raise TypeError(f"{operation!r} is no operation.")

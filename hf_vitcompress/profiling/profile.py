@@ -15,7 +15,7 @@ from typing import Any
 from ..config.reading import read_json
 from ..errors import ConfigError, shown
 from ..runtime.files import write_text
-from .operations import Activation, Attention, Operation, Product
+from .operations import Activation, Attention, Merge, Operation, Product
 
 STEP = 64
 """Sizes on the grid are multiples of this number where they can be; remainders are counted from it."""
@@ -95,6 +95,7 @@ class LatencyProfile:
         products: by vectors that pass through for one image, the grid over inputs and outputs.
         activations: over rows and width.
         attentions: by features of a query in one head, the grid over rows, keys, heads and features of a value.
+        merging: over rows and width; `None` where tokens are not merged.
         steps: what odd sizes of a product cost.
     """
 
@@ -103,6 +104,7 @@ class LatencyProfile:
     products: dict[int, Grid]
     activations: Grid | None = None
     attentions: dict[int, Grid] = field(default_factory=dict)
+    merging: Grid | None = None
     steps: Steps = Steps()
     _known: dict[Operation, float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -122,6 +124,8 @@ class LatencyProfile:
             case Attention(rows, keys, heads, head_dim, value_dim):
                 grid = self.attentions.get(head_dim)
                 return 0.0 if grid is None else grid.at((rows, keys, heads, value_dim))
+            case Merge(rows, width):
+                return 0.0 if self.merging is None else self.merging.at((rows, width))
         raise TypeError(f"{operation!r} is no operation.")
 
     def _by_rows(self, rows: int, sizes: tuple[float, float]) -> float:

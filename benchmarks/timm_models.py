@@ -147,7 +147,7 @@ def training_row(name: str, training: dict[str, Any], result: dict[str, Any]) ->
     return [
         name,
         f"`{training['architecture']}`",
-        training["differs"],
+        FAMILIES[name].differs,
         f"{training['parameters'] / 1e6:.1f} M",
         f"{training['top1_before']:.1%}",
         f"{result['reference_top1']['value']:.1%}",
@@ -168,14 +168,13 @@ def markdown(content: dict[str, Any]) -> str:
         f"split`), and with queries, keys and values in one layer (`timm fused`). Closed form alone, calibrated on "
         f"{CALIBRATION_IMAGES} images of {content['calibration']}, seed {content['seed']}, float32, on "
         f"{content['test_images']} images of {content['test']}; KL and drop, with 95 % intervals, are from the dense "
-        f"model.\n\n{markdown_table(header, layouts)}\n\n"
+        f"model.\n\n{markdown_table(header, layouts)}\n"
         f"## Other families\n\nEach was built at the sizes of {content['model']}, took what it has a place for of its "
         f"weights, and was trained on those images of {content['calibration']} that calibration does not see. These "
-        f"are not the published weights, and the features that a gate multiplies, which a ViT lacks, began as a constant "
-        f"with little beside it. Top-1 is of the dense model, on the test images.\n\n"
-        f"{markdown_table(TRAINING_HEADER, trainings)}\n\n"
-        f"Compressed as above, with the default settings of attention:\n\n"
-        f"{markdown_table(header, [row(result) for result in families])}\n"
+        f"are not the published weights. Top-1 is of the dense model, on the test images.\n\n"
+        f"{markdown_table(TRAINING_HEADER, trainings)}\n"
+        f"Compressed as above; queries and keys share a projection:\n\n"
+        f"{markdown_table(header, [row(result) for result in families])}"
     )
 
 

@@ -24,7 +24,7 @@ from hf_vitcompress.images.images import Batch, ImageSource
 QUICK_GELU = 1.702
 """GELU is about x · sigmoid(1.702 x)."""
 
-BATCH, LEARNING_RATE = 32, 5e-5
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ class Family:
         architecture: timm's name.
         differs: from a plain ViT, in words.
         arguments: of `timm.create_model`, beyond those that all have.
-        epochs: of its training.
+        epochs, learning_rate: of its training.
     """
 
     architecture: str
     differs: str
     arguments: Mapping[str, Any]
-    epochs: int
+    epochs: float
+    learning_rate: float
 
 
 FAMILIES = {
@@ -50,12 +51,15 @@ FAMILIES = {
         "rotary positions beside the learned ones, layer scales",
         {"init_values": 1.0},
         epochs=2,
+        learning_rate=5e-5,
     ),
     "EVA-02": Family(
         "eva02_small_patch14_224",
-        "rotary positions beside the learned ones, gated feed-forwards, no bias of the keys",
+        "rotary positions beside the learned ones, no bias of the keys, gated feed-forwards, in which what the gate "
+        "multiplies began nearly constant",
         {},
-        epochs=1,
+        epochs=0.5,
+        learning_rate=2e-5,
     ),
 }
 
@@ -69,15 +73,14 @@ def trained(
     subject = Subject.alone(subject.model, vit.processor)
     subject.model.set_attn_implementation("eager")  # the faster one for backward passes on a CPU
     before, start = top1(subject, test), time.perf_counter()
-    train(subject.model, examples(images, vit.processor), family.epochs, seed)
+    train(subject.model, examples(images, vit.processor), family, seed)
     return subject, {
         "architecture": family.architecture,
-        "differs": family.differs,
         "parameters": sum(parameter.numel() for parameter in subject.model.parameters()),
         "top1_before": before,
         "images": len(images),
         "epochs": family.epochs,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": family.learning_rate,
         "seconds": time.perf_counter() - start,
         "environment": environment(),
     }
@@ -139,13 +142,13 @@ def examples(images: ImageSource, processor: Any) -> list[dict[str, Tensor]]:
     return found
 
 
-def train(model: PreTrainedModel, images: list[dict[str, Tensor]], epochs: int, seed: int) -> None:
+def train(model: PreTrainedModel, images: list[dict[str, Tensor]], family: Family, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
-            num_train_epochs=epochs,
+            num_train_epochs=family.epochs,
             per_device_train_batch_size=BATCH,
-            learning_rate=LEARNING_RATE,
+            learning_rate=family.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=10,
             seed=seed,

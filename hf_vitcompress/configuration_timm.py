@@ -3,9 +3,11 @@
 This file needs transformers only. It is copied beside every saved checkpoint of a timm model, with `modeling_timm.py`.
 """
 
+import copy
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import strict
 
 from .configuration_factored import OWN_TYPES, OwnType, factored_config_class
@@ -22,12 +24,15 @@ ARCHITECTURE = (
 """The `architecture` on disk. timm looks up what stands before the first dot; where it does not know it, its
 error shows the whole. It holds no colon and no slash: to timm they are signs of a path."""
 
-FILES = ("configuration_timm.py", "modeling_timm.py")
+FILES = ("configuration_timm.py", "modeling_timm_backbone.py", "modeling_timm.py")
 
 
 @strict
-class TimmViTConfig(PreTrainedConfig):
-    """Config of `modeling_timm.TimmViTModel` and of its classifier.
+class TimmViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Config of `modeling_timm.TimmViTModel`, of its classifier, and of its backbone.
+
+    A backbone has `out_indices`, and `out_features`, names of the same stages: timm's names, as in `"blocks.2"`. Any
+    folder of a compressed model can be opened as one; it needs one of the two, or gives its last stage.
 
     Attributes:
         architecture: name of the model in timm.
@@ -53,10 +58,47 @@ class TimmViTConfig(PreTrainedConfig):
     pretrained_cfg: dict[str, Any] | None = None
     image_processor_type: str = "TimmWrapperImageProcessor"
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
+        super().__post_init__(**kwargs)
+
+    def set_output_features_output_indices(self, out_features: Any, out_indices: Any) -> None:
+        """As in transformers, once the model has named its stages; until then what is given stays as it is."""
+        if getattr(self, "stage_names", None) is not None:
+            super().set_output_features_output_indices(out_features, out_indices)
+            return
+        self._out_features = out_features
+        self._out_indices = list(out_indices) if isinstance(out_indices, tuple) else out_indices
+
+
+def merged_config(config: TimmViTConfig) -> PreTrainedConfig:
+    """The config of the `TimmWrapper` in which the layers are fused again."""
+    from transformers import TimmWrapperConfig
+
+    left_out = ["model_type", "architectures", "image_size", "patch_size", "num_channels", "stage_names"]
+    if config.image_processor_type == TimmViTConfig.image_processor_type:  # which is understood
+        left_out.append("image_processor_type")
+    known = {name: value for name, value in vars(config).items() if not name.startswith("_") and name not in left_out}
+    merged = TimmWrapperConfig(**copy.deepcopy(known))
+    merged.name_or_path = config.name_or_path
+    return merged
+
+
+def merged_backbone_config(config: TimmViTConfig) -> PreTrainedConfig:
+    """The config of the `TimmBackbone`; it has no place for `model_args`, which that takes beside it."""
+    from transformers import TimmBackboneConfig
+
+    merged = TimmBackboneConfig(
+        backbone=config.architecture, num_channels=config.num_channels, out_indices=list(config.out_indices)
+    )
+    merged.name_or_path = config.name_or_path
+    return merged
+
 
 HEADS: dict[str, tuple[str, ...]] = {
-    "AutoModel": ("TimmViTModel",),
+    "AutoModel": ("TimmViTModel", "TimmViTBackbone"),
     "AutoModelForImageClassification": ("TimmViTForImageClassification",),
+    "AutoBackbone": ("TimmViTBackbone",),
 }
 
 OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, HEADS, FILES, {"architecture": ARCHITECTURE})

@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 from accelerate import Accelerator
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -33,6 +34,7 @@ from .making import MAKING
 from .plain import check_plain, unwrapped
 from .quantizing import quantizable, spare_layers_with_biases_beside, spare_narrow_layers, write_readably
 from .timm import is_timm_module, wrapped
+from .timm_features import BACKBONE, feature_maps_of, from_its_folder, gives_features
 from .timm_images import timm_processor
 
 logger = logging.get_logger(__name__)
@@ -67,9 +69,9 @@ def load_model(
             )
         chosen = model_class(config)
         check_size(str(name), chosen, config)
-        loaded_by, narrow, beside = chosen, [], []
+        loaded_by, narrow, beside = from_its_folder(chosen), [], []
         if quantization_config is not None:
-            loaded_by, narrow = quantizable(chosen), spare_narrow_layers(quantization_config, chosen, config)
+            loaded_by, narrow = quantizable(loaded_by), spare_narrow_layers(quantization_config, chosen, config)
             beside = spare_layers_with_biases_beside(quantization_config, chosen, config)
         with MAKING, without_report():
             loaded: Any = loaded_by.from_pretrained(
@@ -110,7 +112,10 @@ def load_dense_model(model: str | Path | PreTrainedModel, accelerator: Accelerat
         UnsupportedModelError: see `load_model` and `check_model`.
     """
     loaded = load_model(model, accelerator) if isinstance(model, str | Path) else unwrapped(model)
-    loaded = wrapped(loaded) if is_timm_module(loaded) else loaded
+    if isinstance(loaded, nn.Module) and gives_features(loaded):
+        loaded = feature_maps_of(loaded)
+    elif is_timm_module(loaded):
+        loaded = wrapped(loaded)
     check_model(loaded)
     return loaded
 
@@ -246,7 +251,7 @@ def check_model_type(config: PreTrainedConfig) -> None:
         UnsupportedModelError: it is not.
     """
     dense_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    if not (set(_model_types(config)) & {*FAMILIES, WRAPPER}):
+    if dense_type != BACKBONE and not (set(_model_types(config)) & {*FAMILIES, WRAPPER}):
         raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported(config)}")
 
 

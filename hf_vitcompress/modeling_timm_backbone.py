@@ -1,0 +1,106 @@
+"""Feature maps of timm's models, as a backbone of `transformers` that a config describes wholly.
+
+This file needs torch, transformers and timm. It is copied beside every saved checkpoint of a timm model, with
+`modeling_timm.py`.
+"""
+
+import copy
+import re
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import BackboneOutput
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
+from transformers.utils import requires_backends
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_timm import TimmViTConfig
+
+
+class TimmFeatureMaps(BackboneMixin, TimmWrapperPreTrainedModel):
+    """What `TimmBackbone` of transformers computes, from timm's module under the names that it has in `TimmWrapper`.
+
+    Like timm's feature extractors it has no head and no layers after the last map. It opens the folder of a whole
+    model, too: what it has no use for is left out.
+    """
+
+    config_class = TimmViTConfig
+
+    def __init__(self, config: TimmViTConfig) -> None:
+        requires_backends(self, ["vision", "timm"])
+        import timm
+        from timm.models._features import FeatureGetterNet
+
+        module = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        before = dict(module.named_modules())
+        extractor = FeatureGetterNet(module, _indices(config, module))
+        after = dict(module.named_modules())
+        gone = [name for name, part in before.items() if type(after.get(name)) is not type(part)]
+        super().__init__(_without_layers(config, gone), timm_backbone=extractor)
+        self.timm_model = module
+        patterns = [rf"^timm_model\.{re.escape(name)}\." for name in gone]
+        self._keys_to_ignore_on_load_unexpected = patterns
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> BackboneOutput:
+        """Feature maps (n, channels, height, width) of the stages in `out_indices`, as they leave these.
+
+        Args:
+            pixel_values: (n, channels, height, width).
+            output_hidden_states: whether to return the maps of the stages before and between them, too.
+
+        Raises:
+            ValueError: attentions are asked for, which timm does not give.
+        """
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError("Cannot set `output_attentions` for timm models.")
+        indices: list[int] = list(self.out_indices)
+        every = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        maps = self.timm_model.forward_intermediates(
+            pixel_values.to(self.device, self.dtype),
+            indices=list(range(indices[-1] + 1)) if every else indices,
+            norm=False,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        chosen = [maps[index] for index in indices] if every else maps
+        return BackboneOutput(feature_maps=tuple(chosen), hidden_states=tuple(maps) if every else None)
+
+
+def _indices(config: TimmViTConfig, module: Any) -> list[int]:
+    """The stages whose maps are given, the last one by default.
+
+    Raises:
+        ValueError: timm makes no feature maps of the model, or it has no stage of that name.
+    """
+    if not hasattr(module, "forward_intermediates") or not getattr(module, "feature_info", None):
+        raise ValueError(f"timm makes no feature maps of {config.architecture}, so that it cannot be a backbone.")
+    if config.out_indices is not None:
+        return list(config.out_indices)
+    if config.out_features is None:
+        return [-1]
+    names = [stage["module"] for stage in module.feature_info]
+    if unknown := [name for name in config.out_features if name not in names]:
+        raise ValueError(f"out_features names {unknown[0]!r}; {config.architecture} has {', '.join(names)}.")
+    return [names.index(name) for name in config.out_features]
+
+
+def _without_layers(config: TimmViTConfig, gone: Collection[str]) -> TimmViTConfig:
+    """The config without the shapes of compressed layers that are in these modules of timm's."""
+    compression = getattr(config, "compression", None) or {}
+    layers, prefixes = compression.get("layers"), tuple(f"timm_model.{name}." for name in gone)
+    if not isinstance(layers, dict) or not any(f"{layer}.".startswith(prefixes) for layer in layers):
+        return config
+    fewer = copy.deepcopy(config)
+    kept = {layer: shape for layer, shape in layers.items() if not f"{layer}.".startswith(prefixes)}
+    fewer.compression = {**compression, "layers": kept}  # type: ignore[attr-defined]
+    return fewer

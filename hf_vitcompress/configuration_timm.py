@@ -44,6 +44,7 @@ class TimmViTConfig(BackboneConfigMixin, PreTrainedConfig):
         num_channels: of the images.
         pretrained_cfg: what timm says about the weights: mean, standard deviation, interpolation, crop.
         image_processor_type: what `AutoImageProcessor` makes of `pretrained_cfg`.
+        last_stage: the last one that a backbone has; its folder holds no weights of those after it.
     """
 
     model_type = MODEL_TYPE
@@ -57,25 +58,36 @@ class TimmViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_channels: int = 3
     pretrained_cfg: dict[str, Any] | None = None
     image_processor_type: str = "TimmWrapperImageProcessor"
+    last_stage: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         super().__post_init__(**kwargs)
 
     def set_output_features_output_indices(self, out_features: Any, out_indices: Any) -> None:
-        """As in transformers, once the model has named its stages; until then what is given stays as it is."""
-        if getattr(self, "stage_names", None) is not None:
-            super().set_output_features_output_indices(out_features, out_indices)
+        """As in transformers, once the model has named its stages; until then what is given stays as it is.
+
+        Raises:
+            ValueError: a stage is chosen that there is none of, or that the backbone does not have.
+        """
+        if (names := getattr(self, "stage_names", None)) is None:
+            self._out_features = out_features
+            self._out_indices = list(out_indices) if isinstance(out_indices, tuple) else out_indices
             return
-        self._out_features = out_features
-        self._out_indices = list(out_indices) if isinstance(out_indices, tuple) else out_indices
+        super().set_output_features_output_indices(out_features, out_indices)
+        chosen = max(index % len(names) for index in self._out_indices)
+        if self.last_stage is not None and chosen > self.last_stage:
+            raise ValueError(
+                f"This backbone ends with the stage {self.last_stage} ({names[self.last_stage]}), and {chosen} "
+                f"({names[chosen]}) is asked for. Take it from the whole model."
+            )
 
 
 def merged_config(config: TimmViTConfig) -> PreTrainedConfig:
     """The config of the `TimmWrapper` in which the layers are fused again."""
     from transformers import TimmWrapperConfig
 
-    left_out = ["model_type", "architectures", "image_size", "patch_size", "num_channels", "stage_names"]
+    left_out = ["model_type", "architectures", "image_size", "patch_size", "num_channels", "stage_names", "last_stage"]
     if config.image_processor_type == TimmViTConfig.image_processor_type:  # which is understood
         left_out.append("image_processor_type")
     known = {name: value for name, value in vars(config).items() if not name.startswith("_") and name not in left_out}

@@ -3,6 +3,7 @@
 timm keeps a block's queries, keys and values in one layer, `qkv`, and some feed-forwards keep gate and features in one,
 too. `split_layers` puts a module in its place that holds the parts, ordinary linear layers, and gives what the layer
 gave. timm's own forward passes stay: norms of queries and keys, rotary embeddings, position biases, windows.
+
 This file needs torch, transformers and timm. It is copied beside every saved checkpoint of a timm model.
 """
 
@@ -27,7 +28,7 @@ from .configuration_factored import OWN_MODELS, path_of
 from .configuration_timm import MODEL_TYPE, TimmViTConfig, merged_backbone_config, merged_config
 from .layers_factored import ATTENTIONS, Attention
 from .modeling_factored import factored_model_class
-from .modeling_timm_backbone import TimmFeatureMaps
+from .modeling_timm_backbone import TimmFeatureMaps, check_holds
 
 FUSED: dict[str, bool] = {
     "layers.attention.Attention": True,
@@ -276,8 +277,7 @@ class SplitMixin:
     merged_prefix = "timm_model."
 
     def __init__(self, config: TimmViTConfig) -> None:
-        if not config.num_labels and isinstance(self, TimmWrapperForImageClassification):
-            raise ValueError("This model has no classifier: load it with AutoModel, or give num_labels for a new one.")
+        check_holds(self, config)
         super().__init__(config)  # type: ignore[call-arg]
         self.split()
 

@@ -33,13 +33,14 @@ class TimmFeatureMaps(BackboneMixin, TimmWrapperPreTrainedModel):
         import timm
         from timm.models._features import FeatureGetterNet
 
-        module = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        module = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
         before = dict(module.named_modules())
+        module.reset_classifier(0)
         extractor = FeatureGetterNet(module, _indices(config, module))
         after = dict(module.named_modules())
         gone = [name for name, part in before.items() if type(after.get(name)) is not type(part)]
         super().__init__(_without_layers(config, gone), timm_backbone=extractor)
-        self.timm_model = module
+        self.timm_model, self.config.last_stage = module, max(extractor.out_indices)
         patterns = [rf"^timm_model\.{re.escape(name)}\." for name in gone]
         self._keys_to_ignore_on_load_unexpected = patterns
         self.post_init()
@@ -80,15 +81,17 @@ def _indices(config: TimmViTConfig, module: Any) -> list[int]:
     """The stages whose maps are given, the last one by default.
 
     Raises:
-        ValueError: timm makes no feature maps of the model, or it has no stage of that name.
+        ValueError: timm makes no feature maps of the model, or it has no such stage.
     """
     if not hasattr(module, "forward_intermediates") or not getattr(module, "feature_info", None):
         raise ValueError(f"timm makes no feature maps of {config.architecture}, so that it cannot be a backbone.")
+    names = [stage["module"] for stage in module.feature_info]
     if config.out_indices is not None:
+        if wrong := [index for index in config.out_indices if not -len(names) <= index < len(names)]:
+            raise ValueError(f"out_indices holds {wrong[0]}, and {config.architecture} has {len(names)} stages.")
         return list(config.out_indices)
     if config.out_features is None:
         return [-1]
-    names = [stage["module"] for stage in module.feature_info]
     if unknown := [name for name in config.out_features if name not in names]:
         raise ValueError(f"out_features names {unknown[0]!r}; {config.architecture} has {', '.join(names)}.")
     return [names.index(name) for name in config.out_features]
@@ -104,3 +107,20 @@ def _without_layers(config: TimmViTConfig, gone: Collection[str]) -> TimmViTConf
     kept = {layer: shape for layer, shape in layers.items() if not f"{layer}.".startswith(prefixes)}
     fewer.compression = {**compression, "layers": kept}  # type: ignore[attr-defined]
     return fewer
+
+
+def check_holds(model: object, config: TimmViTConfig) -> None:
+    """That a config is for a model of that kind.
+
+    Raises:
+        ValueError: it is that of a headless model or of a backbone, and the model has what those lack.
+    """
+    if isinstance(model, TimmFeatureMaps):
+        return
+    if any(name.endswith("TimmViTBackbone") for name in config.architectures or ()):
+        raise ValueError(
+            "This model is a backbone, without the layers after its last feature map: load it with AutoModel or "
+            "AutoBackbone."
+        )
+    if not config.num_labels and type(model).__name__.endswith("ForImageClassification"):
+        raise ValueError("This model has no classifier: load it with AutoModel, or give num_labels for a new one.")

@@ -25,6 +25,13 @@ ADVICE = (
 """What to do about a model that its config does not build."""
 
 
+FOR_FEATURES = (
+    "Make the feature extractor by timm.create_model(NAME, features_only=True, …) with the arguments that build it, or "
+    "compress the whole model."
+)
+"""What to do about a feature extractor that its config does not build."""
+
+
 def check_timm() -> None:
     """That timm is installed, and torchvision, which it needs.
 
@@ -98,6 +105,7 @@ def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
     module = cast(Any, wrapper).timm_model
     classes = classes_of(module)
     advice = f"Set model.config.num_labels={classes}." if classes not in (0, config.num_labels) else ADVICE
+    advice = FOR_FEATURES if isinstance(config, TimmViTConfig) else advice
     name = f"{type(module).__name__} of timm"
     check_as_built(wrapper, Naming(name, creation(config), "timm builds", "timm_model.", advice))
     check_pooled(wrapper)

@@ -16,7 +16,7 @@ BACKBONE = "timm_backbone"
 """Model type of what transformers makes of a feature extractor of timm."""
 
 WHOLE = (
-    "Compress the whole model, ViTCompressor().compress(timm.create_model(NAME, pretrained=True), images), and take "
+    "compress the whole model, ViTCompressor().compress(timm.create_model(NAME, pretrained=True), images), and take "
     'feature maps from the result: after `import hf_vitcompress.timm`, timm.create_model("local-dir:FOLDER", '
     "pretrained=True, features_only=True)."
 )
@@ -73,7 +73,10 @@ def feature_maps_of(model: nn.Module) -> PreTrainedModel:
     extractor: Any = extractor_in(model)
     name = type(extractor).__name__
     if not extracts(extractor):
-        raise UnsupportedModelError(f"A {name} of timm is put together from the parts of a model. {WHOLE}")
+        raise UnsupportedModelError(
+            f"This feature extractor of timm, a {name}, is put together from the parts of a model. Make it with "
+            f'feature_cls="getter", which holds the model and gives maps (n, channels, height, width), or {WHOLE}'
+        )
     if extractor.norm or extractor.output_fmt != "NCHW":
         raise UnsupportedModelError(
             f"This {name} of timm gives normalized features, or features in another order than (n, channels, height, "
@@ -85,7 +88,7 @@ def feature_maps_of(model: nn.Module) -> PreTrainedModel:
             backbone: Any = TimmFeatureMaps(config)
     except Exception as error:  # of any constructor, on arguments that were read off a module that people may change
         raise UnsupportedModelError(
-            f"This {name} of timm is not what timm.create_model makes: {one_line(error)}. {WHOLE}"
+            f"transformers makes no backbone of this feature extractor of timm: {one_line(error)}. Instead, {WHOLE}"
         ) from error
     backbone.timm_model = extractor.model
     _note_images(backbone)

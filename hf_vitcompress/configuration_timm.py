@@ -75,7 +75,7 @@ class TimmViTConfig(BackboneConfigMixin, PreTrainedConfig):
             self._out_indices = list(out_indices) if isinstance(out_indices, tuple) else out_indices
             return
         super().set_output_features_output_indices(out_features, out_indices)
-        chosen = max(index % len(names) for index in self._out_indices)
+        chosen = max(index % len(names) for index in self._out_indices or [0])
         if self.last_stage is not None and chosen > self.last_stage:
             raise ValueError(
                 f"This backbone ends with the stage {self.last_stage} ({names[self.last_stage]}), and {chosen} "
@@ -100,17 +100,16 @@ def merged_backbone_config(config: TimmViTConfig) -> PreTrainedConfig:
     """The config of the `TimmBackbone`; it has no place for `model_args`, which that takes beside it."""
     from transformers import TimmBackboneConfig
 
-    merged = TimmBackboneConfig(
-        backbone=config.architecture, num_channels=config.num_channels, out_indices=list(config.out_indices)
-    )
+    merged = TimmBackboneConfig(backbone=config.architecture, num_channels=config.num_channels)
+    merged.out_indices = list(config.out_indices)
     merged.name_or_path = config.name_or_path
     return merged
 
 
 HEADS: dict[str, tuple[str, ...]] = {
-    "AutoModel": ("TimmViTModel", "TimmViTBackbone"),
-    "AutoModelForImageClassification": ("TimmViTForImageClassification",),
     "AutoBackbone": ("TimmViTBackbone",),
+    "AutoModel": ("TimmViTModel", "TimmViTBackbone"),  # AutoBackbone opens no folder on this disk
+    "AutoModelForImageClassification": ("TimmViTForImageClassification",),
 }
 
 OWN_TYPES[MODEL_TYPE] = OwnType(TimmViTConfig, HEADS, FILES, {"architecture": ARCHITECTURE})

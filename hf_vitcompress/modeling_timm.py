@@ -28,7 +28,7 @@ from .configuration_factored import OWN_MODELS, path_of
 from .configuration_timm import MODEL_TYPE, TimmViTConfig, merged_backbone_config, merged_config
 from .layers_factored import ATTENTIONS, Attention
 from .modeling_factored import factored_model_class
-from .modeling_timm_backbone import TimmFeatureMaps, check_holds
+from .modeling_timm_backbone import FusedTimmBackbone, check_holds
 
 FUSED: dict[str, bool] = {
     "layers.attention.Attention": True,
@@ -331,7 +331,7 @@ class TimmViTForImageClassification(SplitMixin, TimmWrapperForImageClassificatio
     merged_class = TimmWrapperForImageClassification
 
 
-class TimmViTBackbone(SplitMixin, TimmFeatureMaps):
+class TimmViTBackbone(SplitMixin, FusedTimmBackbone):
     """A backbone: feature maps of a timm model whose fused layers are split, those that `TimmBackbone` gives."""
 
     merged_class = TimmBackbone

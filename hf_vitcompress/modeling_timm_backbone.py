@@ -7,11 +7,12 @@ This file needs torch, transformers and timm. It is copied beside every saved ch
 import copy
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
+from transformers.models.timm_wrapper import modeling_timm_wrapper
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 from transformers.utils import requires_backends
 from transformers.utils.generic import can_return_tuple
@@ -19,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_timm import TimmViTConfig
 
 
-class TimmFeatureMaps(BackboneMixin, TimmWrapperPreTrainedModel):
+class FusedTimmBackbone(BackboneMixin, TimmWrapperPreTrainedModel):
     """What `TimmBackbone` of transformers computes, from timm's module under the names that it has in `TimmWrapper`.
 
     Like timm's feature extractors it has no head and no layers after the last map. It opens the folder of a whole
@@ -30,19 +31,23 @@ class TimmFeatureMaps(BackboneMixin, TimmWrapperPreTrainedModel):
 
     def __init__(self, config: TimmViTConfig) -> None:
         requires_backends(self, ["vision", "timm"])
-        import timm
-        from timm.models._features import FeatureGetterNet
-
+        timm = cast(Any, modeling_timm_wrapper).timm  # imported by transformers
         module = timm.create_model(config.architecture, num_classes=config.num_labels, **(config.model_args or {}))
         before = dict(module.named_modules())
+        stages, indices = _stages(config, module)
         module.reset_classifier(0)
-        extractor = FeatureGetterNet(module, _indices(config, module))
+        if hasattr(module, "prune_intermediate_layers"):
+            module.prune_intermediate_layers(indices, prune_norm=True)
         after = dict(module.named_modules())
         gone = [name for name, part in before.items() if type(after.get(name)) is not type(part)]
-        super().__init__(_without_layers(config, gone), timm_backbone=extractor)
-        self.timm_model, self.config.last_stage = module, max(extractor.out_indices)
-        patterns = [rf"^timm_model\.{re.escape(name)}\." for name in gone]
-        self._keys_to_ignore_on_load_unexpected = patterns
+        config = _without_layers(config, gone)
+        config.stage_names = [stage["module"] for stage in stages]
+        config.set_output_features_output_indices(None, indices)
+        config.last_stage = max(indices)
+        super().__init__(config)
+        self.num_features = [stage["num_chs"] for stage in stages]
+        self.timm_model = module
+        self._keys_to_ignore_on_load_unexpected = [rf"^timm_model\.{re.escape(name)}\." for name in gone]
         self.post_init()
 
     @can_return_tuple
@@ -77,24 +82,25 @@ class TimmFeatureMaps(BackboneMixin, TimmWrapperPreTrainedModel):
         return BackboneOutput(feature_maps=tuple(chosen), hidden_states=tuple(maps) if every else None)
 
 
-def _indices(config: TimmViTConfig, module: Any) -> list[int]:
-    """The stages whose maps are given, the last one by default.
+def _stages(config: TimmViTConfig, module: Any) -> tuple[list[dict[str, Any]], list[int]]:
+    """What timm says of each stage, and which of them give their maps, the last one by default.
 
     Raises:
         ValueError: timm makes no feature maps of the model, or it has no such stage.
     """
-    if not hasattr(module, "forward_intermediates") or not getattr(module, "feature_info", None):
+    stages: list[dict[str, Any]] = list(getattr(module, "feature_info", ()))
+    if not stages or not hasattr(module, "forward_intermediates"):
         raise ValueError(f"timm makes no feature maps of {config.architecture}, so that it cannot be a backbone.")
-    names = [stage["module"] for stage in module.feature_info]
     if config.out_indices is not None:
-        if wrong := [index for index in config.out_indices if not -len(names) <= index < len(names)]:
-            raise ValueError(f"out_indices holds {wrong[0]}, and {config.architecture} has {len(names)} stages.")
-        return list(config.out_indices)
+        if wrong := [index for index in config.out_indices if not -len(stages) <= index < len(stages)]:
+            raise ValueError(f"out_indices holds {wrong[0]}, and {config.architecture} has {len(stages)} stages.")
+        return stages, [index % len(stages) for index in config.out_indices]
     if config.out_features is None:
-        return [-1]
+        return stages, [len(stages) - 1]
+    names = [stage["module"] for stage in stages]
     if unknown := [name for name in config.out_features if name not in names]:
         raise ValueError(f"out_features names {unknown[0]!r}; {config.architecture} has {', '.join(names)}.")
-    return [names.index(name) for name in config.out_features]
+    return stages, [names.index(name) for name in config.out_features]
 
 
 def _without_layers(config: TimmViTConfig, gone: Collection[str]) -> TimmViTConfig:
@@ -105,7 +111,7 @@ def _without_layers(config: TimmViTConfig, gone: Collection[str]) -> TimmViTConf
         return config
     fewer = copy.deepcopy(config)
     kept = {layer: shape for layer, shape in layers.items() if not f"{layer}.".startswith(prefixes)}
-    fewer.compression = {**compression, "layers": kept}  # type: ignore[attr-defined]
+    fewer.compression = {**compression, "layers": kept}
     return fewer
 
 
@@ -115,7 +121,7 @@ def check_holds(model: object, config: TimmViTConfig) -> None:
     Raises:
         ValueError: it is that of a headless model or of a backbone, and the model has what those lack.
     """
-    if isinstance(model, TimmFeatureMaps):
+    if isinstance(model, FusedTimmBackbone):
         return
     if any(name.endswith("TimmViTBackbone") for name in config.architectures or ()):
         raise ValueError(

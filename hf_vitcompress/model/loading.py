@@ -70,8 +70,13 @@ def load_model(
         chosen = model_class(config)
         check_size(str(name), chosen, config)
         loaded_by, narrow, beside = from_its_folder(chosen), [], []
+        if quantization_config is not None and config.model_type == BACKBONE:
+            raise QuantizationError(
+                f"The model {str(name)!r} is a TimmBackbone, which transformers loads from no folder, quantized or "
+                "not. Quantize the folder of its compressed form."
+            )
         if quantization_config is not None:
-            loaded_by, narrow = quantizable(loaded_by), spare_narrow_layers(quantization_config, chosen, config)
+            loaded_by, narrow = quantizable(chosen), spare_narrow_layers(quantization_config, chosen, config)
             beside = spare_layers_with_biases_beside(quantization_config, chosen, config)
         with MAKING, without_report():
             loaded: Any = loaded_by.from_pretrained(
@@ -93,6 +98,8 @@ def load_model(
         remark = " ".join(said for said in remarks if said) or None
         if remark is not None and place.is_main_process:
             logger.warning(remark)
+        if chosen is not loaded_by and quantization_config is None:
+            model = feature_maps_of(model)
         return model.to(place.device).eval()
 
 

@@ -55,7 +55,7 @@ def is_wrapper(model: Any) -> bool:
     """Whether it is a model around one of timm whose fused layers are not split: a `TimmWrapper`, or feature maps."""
     if not isinstance(model, PreTrainedModel):
         return False
-    return model.config.model_type == WRAPPER or type(model).__name__ == "TimmFeatureMaps"
+    return model.config.model_type == WRAPPER or type(model).__name__ == "FusedTimmBackbone"
 
 
 def wrapped(module: nn.Module) -> PreTrainedModel:
@@ -147,7 +147,7 @@ def split_class(wrapper: PreTrainedModel) -> type[PreTrainedModel]:
     """The class of the split form."""
     from ..modeling_timm import TimmViTBackbone, TimmViTForImageClassification, TimmViTModel
 
-    headless = {"TimmWrapperModel": TimmViTModel, "TimmFeatureMaps": TimmViTBackbone}
+    headless = {"TimmWrapperModel": TimmViTModel, "FusedTimmBackbone": TimmViTBackbone}
     return headless.get(type(wrapper).__name__, TimmViTForImageClassification)
 
 

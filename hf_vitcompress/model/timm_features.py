@@ -24,7 +24,7 @@ WHOLE = (
 
 
 def check_dense(model: Any) -> None:
-    """That a model of timm is not compressed; anything else passes.
+    """That a model of timm is not compressed, and is no part of another; anything else passes.
 
     Raises:
         UnsupportedModelError: it is.
@@ -38,6 +38,12 @@ def check_dense(model: Any) -> None:
             f"This {type(model).__name__} is compressed already. Compress the dense model it came from, at the budget "
             "you want now."
         )
+    if not gives_features(model) and any(map(extracts, model.modules())):
+        raise UnsupportedModelError(
+            f"This {type(model).__name__} reads a feature extractor of timm. Compress that by itself, "
+            "ViTCompressor().compress(TimmBackbone.from_pretrained(NAME, out_indices=…), images), build the larger "
+            "model with backbone_config=compressed.config, and put the compressed backbone into it."
+        )
 
 
 def gives_features(module: nn.Module) -> bool:
@@ -46,7 +52,7 @@ def gives_features(module: nn.Module) -> bool:
 
 
 def extractor_in(model: nn.Module) -> nn.Module | None:
-    """timm's feature extractor that a model is, or wraps; `None` of any other model."""
+    """The feature extractor of timm that a model is, or wraps; `None` of any other model."""
     parts = (model, getattr(model, "_backbone", None), getattr(model, "timm_model", None))
     return next((part for part in parts if type(part).__module__.startswith("timm.models._features")), None)
 
@@ -55,8 +61,10 @@ def from_its_folder(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]
     """A class to load a model by: that of `TimmBackbone` takes the name of any folder for one of timm's models."""
     if cast(Any, model_class.config_class).model_type != BACKBONE:
         return model_class
-    loading = classmethod(cast(Any, PreTrainedModel.from_pretrained).__func__)
-    return type(model_class.__name__, (model_class,), {"__module__": model_class.__module__, "from_pretrained": loading})
+    loading: Any = classmethod(cast(Any, PreTrainedModel.from_pretrained).__func__)
+    return type(
+        model_class.__name__, (model_class,), {"__module__": model_class.__module__, "from_pretrained": loading}
+    )
 
 
 def feature_maps_of(model: nn.Module) -> PreTrainedModel:
@@ -68,7 +76,7 @@ def feature_maps_of(model: nn.Module) -> PreTrainedModel:
     Raises:
         UnsupportedModelError: the extractor holds parts of a model, or does not say which it is of.
     """
-    from ..modeling_timm_backbone import TimmFeatureMaps
+    from ..modeling_timm_backbone import FusedTimmBackbone
 
     extractor: Any = extractor_in(model)
     name = type(extractor).__name__
@@ -85,7 +93,7 @@ def feature_maps_of(model: nn.Module) -> PreTrainedModel:
     config = _config_of(extractor)
     try:
         with on_meta():
-            backbone: Any = TimmFeatureMaps(config)
+            backbone: Any = FusedTimmBackbone(config)
     except Exception as error:  # of any constructor, on arguments that were read off a module that people may change
         raise UnsupportedModelError(
             f"transformers makes no backbone of this feature extractor of timm: {one_line(error)}. Instead, {WHOLE}"
@@ -104,14 +112,17 @@ def _config_of(extractor: Any) -> TimmViTConfig:
             f"This {type(extractor).__name__} of timm does not say which architecture it is of (pretrained_cfg). Make "
             "it by timm.create_model(NAME, features_only=True)."
         )
+    stages = extractor.feature_info.info
     left_out = ("num_classes", "label_names")
-    return TimmViTConfig(
+    build: Any = TimmViTConfig
+    config: TimmViTConfig = build(
         architecture=settings["architecture"],
         model_args=arguments_of(extractor, settings["architecture"]),
         num_labels=0,
         pretrained_cfg={name: value for name, value in dict(settings).items() if name not in left_out},
-        out_indices=sorted(extractor.out_indices),
+        out_indices=sorted(index % len(stages) for index in extractor.feature_info.out_indices),
     )
+    return config
 
 
 def _note_images(backbone: Any) -> None:

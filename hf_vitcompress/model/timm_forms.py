@@ -46,9 +46,8 @@ def merged_form(split: PreTrainedModel) -> PreTrainedModel:
     from ..modeling_timm import merged_state
 
     own: Any = split
-    config, beside = own.merged_config(own.config), {}
-    if config.model_type == BACKBONE:
-        beside = own.config.model_args or {}
+    config = own.merged_config(own.config)
+    beside: dict[str, Any] = (own.config.model_args or {}) if config.model_type == BACKBONE else {}
     whole = without_storage(own.merged_class, config, {"": "sdpa"}, split.dtype, **beside)
     module: Any = whole.get_submodule(own.merged_prefix.rstrip("."))
     take_buffers(module, own.timm_model)

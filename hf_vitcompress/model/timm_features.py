@@ -38,7 +38,7 @@ def check_dense(model: Any) -> None:
             f"This {type(model).__name__} is compressed already. Compress the dense model it came from, at the budget "
             "you want now."
         )
-    if not gives_features(model) and any(map(extracts, model.modules())):
+    if isinstance(model, PreTrainedModel) and not gives_features(model) and any(map(extracts, model.modules())):
         raise UnsupportedModelError(
             f"This {type(model).__name__} reads a feature extractor of timm. Compress that by itself, "
             "ViTCompressor().compress(TimmBackbone.from_pretrained(NAME, out_indices=…), images), build the larger "

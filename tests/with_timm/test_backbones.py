@@ -52,6 +52,14 @@ def same(model: Any, other: Any, images: Tensor) -> bool:
     return equal(maps(model, images), maps(other, images))
 
 
+def check_loaded(model: Any, other: Any, images: Tensor) -> None:
+    """That all weights are equal; a file's lie elsewhere in memory, and sums of products are rounded in another way."""
+    state = other.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    for one, expected in zip(maps(model, images), maps(other, images), strict=True):
+        torch.testing.assert_close(one, expected)
+
+
 def backbone(name: str = VIT, out_indices: Any = (0, 2), **arguments: Any) -> Any:
     torch.manual_seed(0)
     config = TimmBackboneConfig(backbone=name, out_indices=list(out_indices))
@@ -119,6 +127,11 @@ def test_a_wrapper_of_feature_maps_goes_in_as_a_backbone() -> None:
     assert equal(maps(open_subject(wrapper).model, pixels(VIT)), expected)
 
 
+def test_what_wraps_an_extractor_is_taken_off() -> None:
+    dense = timm.create_model(VIT, **FEATURES).eval()
+    assert same(open_subject(torch.nn.DataParallel(dense)).model, dense, pixels(VIT))
+
+
 def test_an_extractor_that_holds_its_model_is_taken_of_any_family() -> None:
     dense = timm.create_model(SWIN, **ARGUMENTS[SWIN], features_only=True, feature_cls="getter", out_indices=STAGES)
     assert same(open_subject(dense.eval()).model, dense, pixels(SWIN))
@@ -128,10 +141,11 @@ def test_it_loads_and_saves(small: Any, folder: Path, tmp_path: Path) -> None:
     assert type(small) is FactoredTimmViTBackbone
     loaded = AutoModel.from_pretrained(folder)
     assert type(loaded) is type(small)
-    assert same(loaded, small, pixels(VIT))
+    check_loaded(loaded, small, pixels(VIT))
     assert (loaded.out_features, loaded.channels) == (["blocks.0", "blocks.2"], [32, 32])
     loaded.save_pretrained(tmp_path)
-    assert equal(maps(AutoModel.from_pretrained(tmp_path, out_indices=[2]), pixels(VIT)), maps(small, pixels(VIT))[1:])
+    last = AutoModel.from_pretrained(tmp_path, out_indices=[2])
+    torch.testing.assert_close(maps(last, pixels(VIT)), maps(small, pixels(VIT))[1:])
     assert AutoImageProcessor.from_pretrained(folder).data_config["input_size"] == (3, 32, 32)
 
 
@@ -174,7 +188,7 @@ def test_its_card_says_how_it_is_loaded(folder: Path) -> None:
 
 def test_an_auto_class_loads_it_from_the_hub(hub: FakeHub, small: Any, folder: Path) -> None:
     hub.add_repo("me/x", {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
-    assert same(AutoBackbone.from_pretrained("me/x"), small, pixels(VIT))
+    check_loaded(AutoBackbone.from_pretrained("me/x"), small, pixels(VIT))
 
 
 @pytest.mark.parametrize("name", [VIT, SWIN, EVA])
@@ -186,7 +200,7 @@ def test_a_whole_model_is_opened_as_a_backbone(name: str, tmp_path: Path) -> Non
     assert opened.config.compression["layers"] == model.config.compression["layers"]
     with torch.no_grad():
         expected = model.timm_model.forward_intermediates(pixels(name), indices=[0], intermediates_only=True)
-    assert equal(maps(opened, pixels(name)), expected)
+    torch.testing.assert_close(maps(opened, pixels(name)), expected)
 
 
 def test_layers_after_the_last_map_are_left_out(tmp_path: Path) -> None:
@@ -196,7 +210,8 @@ def test_layers_after_the_last_map_are_left_out(tmp_path: Path) -> None:
     assert opened.out_indices == [1]
     assert {layer.split(".")[2] for layer in opened.config.compression["layers"]} == {"0", "1"}
     assert len(model.config.compression["layers"]) > len(opened.config.compression["layers"])
-    assert same(opened, TimmBackbone.from_pretrained(f"local-dir:{tmp_path}", out_indices=[1]).eval(), pixels(VIT))
+    of_timm = TimmBackbone.from_pretrained(f"local-dir:{tmp_path}", out_indices=[1]).eval()
+    torch.testing.assert_close(maps(opened, pixels(VIT)), maps(of_timm, pixels(VIT)))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +241,7 @@ def test_a_detector_is_built_on_it(small: Any, folder: Path, tmp_path: Path) -> 
     detector.save_pretrained(tmp_path)
     again: Any = DetrForObjectDetection.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        assert same(again.model.backbone.model, small, pixels(VIT))
+        check_loaded(again.model.backbone.model, small, pixels(VIT))
         torch.testing.assert_close(again(pixels(VIT)).logits, detector(pixels(VIT)).logits)
 
 
@@ -234,8 +249,9 @@ def test_a_dense_backbone_is_opened_from_its_folder(tmp_path: Path) -> None:
     dense = TimmBackbone(TimmBackboneConfig(backbone=VIT, out_indices=[0])).eval()
     dense.save_pretrained(tmp_path / "timm")
     split: Any = open_subject(tmp_path / "timm").model
-    assert same(split, dense, pixels(VIT, 1, 224))
+    torch.testing.assert_close(maps(split, pixels(VIT, 1, 224)), maps(dense, pixels(VIT, 1, 224)))
     with pytest.raises(QuantizationError, match="TimmBackbone, which transformers loads from no folder"):
         quantize(tmp_path / "timm")
     split.save_pretrained(tmp_path / "again")
-    assert same(load_dense_model(tmp_path / "again"), dense, pixels(VIT, 1, 224))
+    again = load_dense_model(tmp_path / "again")
+    torch.testing.assert_close(maps(again, pixels(VIT, 1, 224)), maps(dense, pixels(VIT, 1, 224)))

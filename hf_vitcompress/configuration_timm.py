@@ -63,6 +63,8 @@ class TimmViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.set_output_features_output_indices(kwargs.pop("out_features", None), kwargs.pop("out_indices", None))
         super().__post_init__(**kwargs)
+        if self.architectures is None:  # over which AutoModel stumbles where it has several classes for a config
+            self.architectures = []
 
     def set_output_features_output_indices(self, out_features: Any, out_indices: Any) -> None:
         """As in transformers, once the model has named its stages; until then what is given stays as it is.

@@ -179,6 +179,13 @@ def test_its_folder_is_no_other_model(folder: Path) -> None:
         TimmViTModel.from_pretrained(folder)
 
 
+def test_a_config_of_no_class_makes_a_whole_model(whole: Path) -> None:
+    config = AutoConfig.from_pretrained(whole)
+    config.architectures = []
+    made = AutoModel.from_config(type(config).from_dict({**config.to_dict(), "architectures": None}))
+    assert type(made).__name__ == type(AutoModel.from_config(config)).__name__ == "FactoredTimmViTModel"
+
+
 def test_its_card_says_how_it_is_loaded(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     assert 'AutoBackbone.from_pretrained("' in card

@@ -91,9 +91,9 @@ class FactoredConfigMixin:
 
     def _auto_map(self) -> dict[str, str]:
         own = own_type(self.model_type)  # type: ignore[attr-defined]
-        configs, models = own.files if own else (MODELING_FILE, MODELING_FILE)
-        module = models.removesuffix(".py")
-        auto_map = {"AutoConfig": f"{configs.removesuffix('.py')}.{type(self).__name__}"}
+        files = own.files if own else (MODELING_FILE,)
+        module = files[-1].removesuffix(".py")
+        auto_map = {"AutoConfig": f"{files[0].removesuffix('.py')}.{type(self).__name__}"}
         for auto_class, dense_names in head_names_of(self.model_type).items():  # type: ignore[attr-defined]
             names = [f"Factored{dense}" for dense in dense_names]
             chosen = [name for name in names if name in (self.architectures or [])]  # type: ignore[attr-defined]
@@ -187,13 +187,13 @@ class OwnType:
         config: its config class.
         heads: names of the classes that each Auto class builds; where there are several, the first is the default.
         files: beside `TRAVELLING_FILES`, what a checkpoint needs to be loaded without the package: the file of the
-            config first, and that of the models.
+            config first, and that of the models last.
         stand_ins: what stands on disk in place of a field of the config, for another library that reads it.
     """
 
     config: type[PreTrainedConfig]
     heads: dict[str, tuple[str, ...]]
-    files: tuple[str, str]
+    files: tuple[str, ...]
     stand_ins: dict[str, str] = dataclasses.field(default_factory=dict)
 
 

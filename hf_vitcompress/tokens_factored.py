@@ -166,13 +166,19 @@ def proportional_mask(hidden_states: Tensor, origin: Tensor, mask: Tensor | None
             f"Merged tokens need one attention mask (images, 1, 1, tokens) for all heads and queries, not {mask.shape}."
         )
     weights = mask[:, 0, 0].to(dtype) if mask.dtype == torch.bool else mask[:, 0, 0].to(dtype).exp()
-    counted = weights.new_zeros(*hidden_states.shape[:2]).scatter_add(1, origin, weights.expand(len(origin), -1))
+    counted = weights.new_zeros(*hidden_states.shape[:2]).scatter_add(1, origin, weights.expand_as(origin))
     return counted.log().clamp_min(torch.finfo(dtype).min)[:, None, None]
 
 
 def restored(hidden_states: Tensor, origin: Tensor) -> Tensor:
     """The hidden state (n, tokens of the embeddings, d) of the token that each is in."""
     return hidden_states.gather(1, origin[..., None].expand(-1, -1, hidden_states.shape[-1]))
+
+
+def of_every_token(values: Tensor, hidden_states: Tensor) -> Tensor:
+    """`values` (n, tokens, …) of the tokens of `hidden_states`, for every token of the embeddings."""
+    origin = getattr(hidden_states, ORIGIN, None)
+    return values if origin is None else restored(values, origin)
 
 
 def config_of(block: nn.Module) -> Any:

@@ -119,7 +119,8 @@ class Planner:
     def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:
         """The plan with its keep ratio, predicted loss and budget filled in."""
         kept = sum(group.choice(plan.shapes_of(group)).parameters for group in self.groups)
-        loss = self.correction.loss(self.predicted(plan, self.correction.weights))
+        # What merged tokens cost is no part of the groups' errors.
+        loss = None if plan.tokens else self.correction.loss(self.predicted(plan, self.correction.weights))
         return CompressionPlan(
             plan.layers,
             loss,

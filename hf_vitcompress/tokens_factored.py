@@ -43,8 +43,8 @@ those in their embeddings, with the number of tokens before the patches, registe
 ORIGIN = "token_origin"
 """Attribute of hidden states (n, tokens, d): the token that each token of the embeddings is in, (n, tokens there)."""
 
-TAKING_NUMBERS = (None, "eager", "sdpa")
-"""Attention implementations whose mask may be numbers."""
+WITHOUT_NUMBERS = ("flash", "flex", "paged", "/")
+"""In the names of attention implementations that take no mask of numbers, the last in those of kernels on the Hub."""
 
 
 class MergedTokensMixin:
@@ -92,9 +92,14 @@ class MergedTokensMixin:
         return config_of(cast(nn.Module, self))._attn_implementation  # which may change after the block was made
 
 
+def can_weigh(implementation: str | None) -> bool:
+    """Whether an attention implementation takes a mask of numbers."""
+    return not any(part in (implementation or "") for part in WITHOUT_NUMBERS)
+
+
 def check_attention(implementation: str | None, name: str) -> None:
     """Refuse attention that cannot weigh tokens."""
-    if implementation not in TAKING_NUMBERS:
+    if not can_weigh(implementation):
         raise ValueError(
             f"{name} weighs merged tokens by a mask of numbers, which attn_implementation={implementation!r} does not "
             'take. Load the model with attn_implementation="sdpa".'

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_factored import MODEL_TYPE_PREFIX
 from ..errors import ConfigError, UnsupportedModelError, did_you_mean, shown
-from ..tokens_factored import TAKING_NUMBERS, config_of, prefix_tokens
+from ..tokens_factored import can_weigh, config_of, prefix_tokens
 from .inputs import height_and_width
 from .running import attention_implementations
 from .subject import Reading
@@ -65,9 +65,9 @@ def _reason(model: PreTrainedModel, reading: Reading | None) -> str | None:
                 return REASONS[model_type]
     if not _stacks(model):
         return "the blocks of its class are not known to take tokens of different weight"
-    others = set(attention_implementations(model).values()) - set(TAKING_NUMBERS)
-    if others:
-        return f"attn_implementation={min(others)!r} takes no weights of tokens; load it with 'sdpa'"
+    unable = [name for name in attention_implementations(model).values() if not can_weigh(name)]
+    if unable:
+        return f"attn_implementation={unable[0]!r} takes no weights of tokens; load it with 'sdpa'"
     return None
 
 

@@ -51,11 +51,11 @@ VYAS = """@misc{vyas2024soap,
             Brandfonbrener, David and Janson, Lucas and Kakade, Sham},
   year = {2024}, eprint = {2409.11321}, archivePrefix = {arXiv}
 }"""
-BOLYA = """@inproceedings{bolya2023token,
+BOLYA = """@misc{bolya2022token,
   title = {Token Merging: Your ViT But Faster},
   author = {Bolya, Daniel and Fu, Cheng-Yang and Dai, Xiaoliang and Zhang, Peizhao and Feichtenhofer, Christoph and
             Hoffman, Judy},
-  booktitle = {International Conference on Learning Representations}, year = {2023}
+  year = {2022}, eprint = {2210.09461}, archivePrefix = {arXiv}
 }"""
 WIGHTMAN = """@misc{wightman2019timm,
   title = {PyTorch Image Models},

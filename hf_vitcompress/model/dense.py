@@ -23,6 +23,8 @@ from .timm_forms import is_split, merged_form, take_split_names
 def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     """The dense model that computes the same: factors are multiplied out, pruned features are filled with zeros.
 
+    Tokens are no longer merged, so that of a model which merges some it is the same one before that.
+
     Args:
         model: compressed or dense. Anything set on the object, such as hooks or a wrapped `forward`, is left behind.
 

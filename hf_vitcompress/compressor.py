@@ -96,13 +96,12 @@ class ViTCompressor:
         check_arguments(importance=importance, profile=profile)
         self.run = Run(config or CompressionConfig(), accelerator or new_accelerator(), progress)
         self.image_processor = image_processor
-        self.importance = importance
-        self.profile = profile
+        self.importance, self.profile = importance, profile
         self.report: CompressionReport | None = None
         self.statistics: Statistics | None = None
         self.checkpoints: list[Path] = []
         self.seconds: dict[str, float] = {}
-        self._given_importance = importance
+        self._given_importance, self._given_profile = importance, profile
         self._learned: dict[str, LearnedImportance] = {}  # by identity of the statistics they were learned with
 
     @property
@@ -155,7 +154,7 @@ class ViTCompressor:
             source, held_out = (own and self.open_images(own, subject) for own in (source, held_out))
             if searched and held_out is None and source is not None:
                 held_out, source = validation_shares(source, self.config)
-            check_feasible(subject, self.config, plan, source, held_out, self._given_importance)
+            check_feasible(subject, self.config, plan, source, held_out, self._given_importance, self._given_profile)
         if statistics is None:
             statistics = self.calibrate(subject, source, checkpoint=checkpoint)
         else:
@@ -264,8 +263,7 @@ class ViTCompressor:
         self, subject: Subject, images: ImageSource | None, statistics: Statistics, checkpoint: str | Path | None
     ) -> None:
         """Set `importance` to the scores for this model: those that were given, or learned ones."""
-        config = self.config
-        self.importance = self._given_importance
+        config, self.importance = self.config, self._given_importance
         if config.criterion != "gates" or self._given_importance is not None or not gated_layers(subject.model, config):
             return
         if (key := identity_digest(statistics.identity)) not in self._learned:
@@ -278,7 +276,8 @@ class ViTCompressor:
     def _plan(self, planner: Planner, validation: Any, images: Any, checkpoint: str | Path | None) -> CompressionPlan:
         with self._timed("plan"):
             if self.config.times:
-                self.profile = profile_of(planner.subject, self.run, self.profile, planner.image_shape)
+                earlier = None if self._given_profile else self.profile
+                self.profile = profile_of(planner.subject, self.run, self._given_profile, planner.image_shape, earlier)
                 return plan_for_latency(planner, self.run, self.profile)
             if not self.config.searches_accuracy:
                 return planner.plan(self.config)

@@ -32,6 +32,7 @@ ORDER = [
     ("report",),
     ("compensation",),
     ("planning",),
+    ("profiling",),
     ("importance",),
     ("evaluation",),
     ("model",),

@@ -1,4 +1,4 @@
-"""The terminal: `vitcompress compress | inspect | plan | evaluate | quantize | export | convert | push`."""
+"""The terminal: `vitcompress compress | inspect | profile | plan | evaluate | quantize | export | convert | push`."""
 
 import sys
 from typing import Annotated
@@ -25,6 +25,7 @@ from .evaluation import evaluate_checkpoint
 from .export import export_checkpoint
 from .help import GROUPED, Commands
 from .hints import hints
+from .profiling import profile_model
 from .publishing import push_checkpoint
 from .quantization import quantize_checkpoint
 
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command("compress", **GROUPED)(compress)
 app.command("inspect", **GROUPED)(inspect_model)
+app.command("profile", **GROUPED)(profile_model)
 app.command("plan", **GROUPED)(plan_budget)
 app.command("evaluate", **GROUPED)(evaluate_checkpoint)
 app.command("quantize", **GROUPED)(quantize_checkpoint)

@@ -12,7 +12,7 @@ from ..runtime.files import LONGEST_NAME
 LONGEST_PATH = 4095
 """Bytes that file systems take."""
 
-PATHS = ("model", "data", "against", "test", "validation", "folder", "plan", "config_file", "metric")
+PATHS = ("model", "data", "against", "test", "validation", "folder", "plan", "profile", "config_file", "metric")
 """Arguments that name what is read."""
 
 OUTPUTS = ("output", "statistics", "figure", "json_file")

@@ -14,6 +14,7 @@ from .ending import goes_on_from
 from .help import IMAGES_PANEL
 from .judging import judge, judging_images, saved_unjudged
 from .options import Quiet, say_stale_programs, silence_libraries
+from .profiling import ProfileFile
 from .recipe import with_recipe
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def compress(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the compressed model.")],
     data: Data = None,
     statistics: StatisticsFile = None,
+    profile: ProfileFile = None,
     plan: Annotated[Path | None, typer.Option(help="Use this plan (JSON, maybe edited) instead of planning.")] = None,
     validation: Validation = None,
     test: Annotated[
@@ -82,12 +84,13 @@ def compress(
     beside = work_path(output, ".calibration.safetensors")
     checkpoint = statistics or beside
     goes_on_from(checkpoint)
-    compressor = _compressor(config, quiet)
+    compressor = _compressor(config, quiet, profile)
     accelerator = compressor.accelerator
     inputs = {
         MODEL: model,
         IMAGES: data,
         "the statistics (--statistics)": statistics,
+        "the profile (--profile)": profile,
         "the plan (--plan)": plan,
         "the validation images (--validation)": validation,
         "the test images (--test)": test,
@@ -135,6 +138,7 @@ def inspect_model(
     options: "DataOptions",
     data: Data = None,
     statistics: StatisticsFile = None,
+    profile: ProfileFile = None,
     figure: Annotated[
         Path | None, typer.Option(help="PNG of loss over budgets and of what is left of each part.")
     ] = Path("inspection.png"),
@@ -142,9 +146,13 @@ def inspect_model(
 ) -> None:
     """Show the loss to expect over budgets and by part, from one calibration, without compressing.
 
+    With --profile, or a budget of time, losses over latencies as well.
+
     Example: vitcompress inspect my-vit --data photos/ --statistics my-vit.safetensors
     """
+    from ..planning.curves import latency_curve, point_of
     from ..planning.foresight import within_reach
+    from ..planning.profiles import check_profile, profile_of
     from ..report.figures import check_figure, compression_figure, is_our_figure, save_figure
     from ..report.report import group_reports
     from ..report.tables import PartsTable, show, table
@@ -154,32 +162,48 @@ def inspect_model(
 
     check_inspection(config)
     goes_on_from(statistics)
-    compressor = _compressor(config, quiet)
+    compressor = _compressor(config, quiet, profile)
     with local_work(compressor.accelerator, "The start"):
         if statistics is not None:
             _check_statistics(statistics, model, data)
         if figure is not None:
             check_figure(figure)
-            inputs = {MODEL: model, IMAGES: data, "the statistics (--statistics)": statistics}
+            inputs = {
+                MODEL: model,
+                IMAGES: data,
+                "the statistics (--statistics)": statistics,
+                "the profile (--profile)": profile,
+            }
             check_file(figure, inputs, beside=(MODEL,), renews=is_our_figure)
         images = _opened(compressor, data, options, compressor.run.images_wanted)
         subject = compressor.open(model)
         known = _known_statistics(statistics) if data is None else None
+        if compressor.profile is not None:
+            check_profile(subject, config, compressor.profile)
         config = within_reach(subject, config)
-    compressor = _compressor(config, quiet)
+    compressor = _compressor(config, quiet, profile)
     known = known or compressor.calibrate(subject, images, statistics)
     plan = compressor.plan(subject, known)
+    planner = compressor.planner(subject, known)
+    clocked = compressor.profile and profile_of(subject, compressor.run, compressor.profile, planner.image_shape)
     if not compressor.accelerator.is_main_process:
         return
-    planner = compressor.planner(subject, known)
     parts, curve = group_reports(planner, plan), planner.budget_curve(config)
+    timed = [] if clocked is None else latency_curve(planner, config, clocked, plan)
     rows = [(f"{ratio:.2f}", loss_text(loss)) for ratio, loss in curve]
     show(table(("keep ratio", "predicted KL"), rows, title="over budgets"))
+    if clocked is not None:
+        over_time = [(f"{one.speedup:.2f}", f"{one.milliseconds:.3g}", loss_text(one.loss)) for one in timed]
+        title = f"over latencies, batch {clocked.conditions.batch_size} (dense {1000 * clocked.dense:.3g} ms)"
+        show(table(("predicted speed-up", "ms", "predicted KL"), over_time, title=title))
     title = f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"
     show(PartsTable(parts, title))
+    if plan.latency is not None:
+        print(f"{plan.latency.name}: {plan.latency.amount} ({plan.latency.origin})")
     if figure is not None:
         point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
-        save_figure(compression_figure(title, parts, curve, point), figure)
+        over_time_too = [(one.milliseconds, one.loss) for one in timed], point_of(plan, timed)
+        save_figure(compression_figure(title, parts, curve, point, (), *over_time_too), figure)
         print(f"figure in {printable(str(figure))}")
 
 
@@ -190,6 +214,7 @@ def plan_budget(
     config: CompressionConfig,
     options: "DataOptions",
     statistics: Annotated[Path, typer.Option("--statistics", help="File written by compress or inspect.")],
+    profile: ProfileFile = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file; by default it is printed.")] = None,
     data: Annotated[
         str | None,
@@ -205,6 +230,7 @@ def plan_budget(
     """
     from ..images.options import VALIDATION
     from ..planning.plan import is_plan
+    from ..planning.profiles import check_profile
     from ..report.report import group_reports
     from ..report.tables import PartsTable, show
     from ..runtime.distributed import local_work
@@ -212,19 +238,22 @@ def plan_budget(
     from ..runtime.text import loss_text
 
     check_use_of(validation, config)
-    compressor = _compressor(config, quiet)
+    compressor = _compressor(config, quiet, profile)
     with local_work(compressor.accelerator, "The start"):
         if output is not None:
             inputs = {
                 MODEL: model,
                 IMAGES: data,
                 "the statistics (--statistics)": statistics,
+                "the profile (--profile)": profile,
                 "the validation images (--validation)": validation,
             }
             check_file(output, inputs, beside=(MODEL,), renews=lambda file: overwrite and is_plan(file))
         images = _opened(compressor, data, options, compressor.run.images_wanted)
         held_out = _opened(compressor, validation, options_beside(options, validation == data, VALIDATION))
         subject, known = compressor.open(model), _known_statistics(statistics)
+        if compressor.profile is not None:
+            check_profile(subject, config, compressor.profile)
     plan = compressor.plan(subject, known, held_out, images)
     if not compressor.accelerator.is_main_process:
         return
@@ -238,15 +267,19 @@ def plan_budget(
             print(f"predicted KL {loss_text(plan.predicted_loss, plan.predicted_interval)}")
         if plan.search is not None:
             print(f"{plan.search.name}: {plan.search.amount}")
+        if plan.latency is not None:
+            print(f"{plan.latency.name}: {plan.latency.amount} ({plan.latency.origin})")
         print(f"saved to {printable(str(output))}")
 
 
-def _compressor(config: CompressionConfig, quiet: bool) -> "ViTCompressor":
+def _compressor(config: CompressionConfig, quiet: bool, profile: Path | None) -> "ViTCompressor":
     from ..compressor import ViTCompressor
+    from ..profiling.profile import LatencyProfile
 
     if quiet:
         silence_libraries()
-    return ViTCompressor(config, progress=not quiet)
+    known = None if profile is None else LatencyProfile.load(profile)
+    return ViTCompressor(config, progress=not quiet, profile=known)
 
 
 def _opened(

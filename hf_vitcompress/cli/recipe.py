@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -25,6 +25,8 @@ RECIPE_PANEL = "Recipe"
 PANELS = (RECIPE_PANEL, *GROUPS)
 """Titles of the flags of a recipe."""
 
+CONFIG_HELP = "YAML or JSON file of settings; flags win over it, and a flag of a budget over all its budgets."
+
 PRESET_HELP = (
     f"Named recipe. This package's own: {', '.join(OWN_PRESETS)}. Baselines (other people's methods): "
     f"{', '.join(BASELINES)}."
@@ -34,37 +36,49 @@ PRESET_HELP = (
 def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command a flag for every setting of `CompressionConfig`, and pass it the config they make.
 
-    Flags win over `--config`, which wins over `--preset`.
+    Flags win over `--config`, which wins over `--preset`. Budgets that are given as flags are all that hold: those of
+    the file are left out, because they would bound the new ones.
     """
-    names = [field.name for field in SETTINGS]
+    return _with_flags(command, [field.name for field in SETTINGS], help_all=True)
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`with_recipe` with flags for these settings alone; the others are those of `--config` and `--preset`."""
+    return functools.partial(_with_flags, names=names, help_all=False)
+
+
+def _with_flags(command: Callable[..., None], names: Sequence[str], help_all: bool) -> Callable[..., None]:
+    """Args: help_all: whether the command has so many flags that `--help` shows a few."""
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:
         flags = {name: arguments.pop(name) for name in names}
         file, preset = arguments.pop("config_file"), arguments.pop("preset")
-        del arguments["help_all"]  # which has been answered
+        arguments.pop("help_all", None)  # which has been answered
         settings = {} if file is None else load_settings(file)
         if preset is not None:
             settings["preset"] = preset
-        if any(flags[name] is not None for name in BUDGETS):
+        if any(flags.get(name) is not None for name in BUDGETS):
             settings = {name: value for name, value in settings.items() if name not in BUDGETS}
         given = {name: value for name, value in flags.items() if value is not None and value != []}
         command(config=CompressionConfig.from_dict({**settings, **given}), **arguments)
 
     own = [p for p in inspect.signature(command).parameters.values() if p.name != "config"]
-    help_all = inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*own, help_all, *_recipe_options()]]
+    all_flags = inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
+    shown = [*own, *([all_flags] if help_all else []), *_recipe_options(names)]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in shown]
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
 
 
-def _recipe_options() -> Iterator[inspect.Parameter]:
-    yield _option("config_file", Path, "--config", "YAML or JSON file of settings; flags win over it.", RECIPE_PANEL)
+def _recipe_options(names: Sequence[str]) -> Iterator[inspect.Parameter]:
+    yield _option("config_file", Path, "--config", CONFIG_HELP, RECIPE_PANEL)
     yield _option("preset", str, "--preset", PRESET_HELP, RECIPE_PANEL)
     for title, group in GROUPS.items():
         for field in fields_of(group):
-            yield _option(field.name, field.type, _flags(field), _help(field), title)
+            if field.name in names:
+                yield _option(field.name, field.type, _flags(field), _help(field), title)
 
 
 def _flags(field: SettingField) -> str:

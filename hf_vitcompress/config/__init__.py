@@ -1,15 +1,12 @@
 """What a user asks for: `CompressionConfig`, its presets, and its settings in five groups."""
 
+from .budgets import BUDGET_SETTINGS, BUDGETS, DEFAULT_KEEP_RATIO, LATENCY_BUDGETS, BudgetSettings
 from .config import SETTINGS, CompressionConfig, load_settings
 from .fields import Doc, Range, SettingField, fields_of
 from .former import renamed
 from .groups import (
-    BUDGET_SETTINGS,
-    BUDGETS,
-    DEFAULT_KEEP_RATIO,
     GROUPS,
     Allocation,
-    BudgetSettings,
     CalibrationSettings,
     CompensationSettings,
     MethodSettings,
@@ -25,6 +22,7 @@ __all__ = [
     "BUDGET_SETTINGS",
     "DEFAULT_KEEP_RATIO",
     "GROUPS",
+    "LATENCY_BUDGETS",
     "OWN_PRESETS",
     "PRESETS",
     "SETTINGS",

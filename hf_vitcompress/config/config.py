@@ -9,17 +9,10 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError, OutputError, did_you_mean, shown
+from .budgets import BUDGETS, DEFAULT_KEEP_RATIO, BudgetSettings
 from .fields import documented, fields_of
 from .former import updated
-from .groups import (
-    BUDGETS,
-    DEFAULT_KEEP_RATIO,
-    BudgetSettings,
-    CalibrationSettings,
-    CompensationSettings,
-    MethodSettings,
-    RunSettings,
-)
+from .groups import CalibrationSettings, CompensationSettings, MethodSettings, RunSettings
 from .presets import PRESETS
 from .reading import read_json, read_yaml
 

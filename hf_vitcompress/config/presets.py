@@ -19,10 +19,11 @@ BASELINES = {
 """Other people's methods, each with its source."""
 
 # The further a start is from the dense model, the larger the steps that train it best.
-_LOW_RANK = {"attention": "low_rank", "mlp": "low_rank", "learning_rate": 3e-5}
+_LOW_RANK = {"attention": "low_rank", "mlp": "low_rank", "tokens": "none", "learning_rate": 3e-5}
 _GATED = {
     "metric": "weight",
     "mlp": "prune",
+    "tokens": "none",
     "criterion": "gates",
     "repair": False,
     "allocation": "uniform",

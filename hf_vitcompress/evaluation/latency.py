@@ -82,10 +82,9 @@ class LatencyReport:
 
     @property
     def origin(self) -> str:
-        """What was asked and predicted, and on which machine."""
+        """What was asked and predicted, and on which device, with its threads."""
         asked, predicted = 1 / self.asked, 1 / self.predicted
-        threads = f"{self.measured.threads} thread{'' if self.measured.threads == 1 else 's'}"
-        return f"asked {asked:.2f}, predicted {predicted:.2f}; {self.measured.device}, {threads}"
+        return f"asked {asked:.2f}, predicted {predicted:.2f}; {self.measured.device}"
 
 
 def measure_latency(

@@ -75,6 +75,14 @@ class Budget:
         """For messages."""
         return f"{count / 1e6:,.3g} ms" if self.unit == NANOSECONDS else f"{count:,} {self.unit}"
 
+    def least(self, lowest: int) -> tuple[str, str]:
+        """For the message that a bound is out of reach: what the smallest model has, and what to ask for."""
+        if self.unit == NANOSECONDS:
+            gain = f"speed-up {self.original / max(lowest, 1):.2f} over the dense {self.amount(self.original)}"
+            return f"the fastest model with these settings takes {self.amount(lowest)} ({gain})", "more time"
+        share = f"keep ratio {lowest / self.original:.4f} of {self.original:,}"
+        return f"the smallest model with these settings has {self.amount(lowest)} ({share})", "more"
+
 
 def make_plan(
     tables: Sequence[Table], budgets: Budget | Sequence[Budget], allocation: Allocation, rank_multiple: int = 8
@@ -189,7 +197,7 @@ def _missed(budget: Budget, reached: int, allocation: Allocation, rank_multiple:
     remedy = f" To come nearer, use {' or '.join(causes.values())}." if causes else ""
     return (
         f"The nearest plan below the budget has {budget.amount(reached)}, {1 - reached / budget.limit:.1%} fewer than "
-        f"the {budget.amount(budget.limit)} asked for (it keeps {kept:.4f} of the original, not {asked:.4f}), because "
+        f"the {budget.limit:,} asked for (it keeps {kept:.4f} of the original, not {asked:.4f}), because "
         f"{why}.{remedy}"
     )
 
@@ -208,13 +216,12 @@ def check_reachable(budget: Budget, smallest: int, groups: int, rank_multiple: i
     lowest = budget.fixed + smallest
     if lowest <= budget.limit:
         return
+    what, more = budget.least(lowest)
     raise BudgetError(
-        f"The budget of {budget.amount(budget.limit)} is out of reach: the smallest model with these settings has "
-        f"{budget.amount(lowest)} ({lowest / budget.original:.4f} of the dense {budget.amount(budget.original)}). "
-        f"{budget.amount(budget.fixed)} of them lie outside the {groups} groups of layers that may be compressed, and "
-        f"these need {budget.amount(smallest)} at the lowest "
-        f"ranks and widths (multiples of {rank_multiple}). Ask for more, lower rank_multiple, or let more layers be "
-        "compressed (skip_modules, target_modules, mlp, attention)."
+        f"The budget of {budget.amount(budget.limit)} is out of reach: {what}. {budget.amount(budget.fixed)} of them "
+        f"lie outside the {groups} groups of layers that may be compressed, and these need {budget.amount(smallest)} "
+        f"at the lowest ranks and widths (multiples of {rank_multiple}). Ask for {more}, lower rank_multiple, or let "
+        "more layers be compressed (skip_modules, target_modules, mlp, attention)."
     )
 
 

@@ -24,6 +24,7 @@ from .grouping import make_groups
 from .groups.base import Given, LayerGroup
 from .plan import CompressionPlan
 from .planner import parameter_budgets
+from .profiles import check_profile
 from .selection import learned_scores
 
 KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -69,6 +70,7 @@ def check_feasible(
     images: ImageSource | None,
     validation: ImageSource | None,
     importance: Mapping[str, Tensor] | None = None,
+    profile: LatencyProfile | None = None,
 ) -> None:
     """Refuse what no calibration could help.
 
@@ -77,10 +79,11 @@ def check_feasible(
         images: to compensate on.
         validation: images to search `max_accuracy_drop` on.
         importance: scores that were given; by default they are learned.
+        profile: latency profile that was given; by default it is measured.
 
     Raises:
         ConfigError: the plan names modules or shapes that the model cannot have, or nothing is left to compress;
-            or scores are missing or not finite.
+            or scores are missing or not finite; or the profile is of another model or device.
         BudgetError: see `check_reach`; or there is no accuracy to lose, or there are no images to lose it on.
         DataError: there are no images to compensate on.
     """
@@ -92,6 +95,8 @@ def check_feasible(
     if config.criterion == "gates" and importance is not None:
         for name, count in gated_layers(subject.model, config).items():
             learned_scores(importance, name, count)
+    if profile is not None:
+        check_profile(subject, config, profile)
     if plan is not None:
         plan.check(_groups(subject, config), subject)
     elif config.searches_accuracy:

@@ -1,5 +1,6 @@
 """Plans for a latency: predicted from a profile, timed, and planned again where the two differ."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -7,8 +8,8 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel
 
-from ..config import CompressionConfig
-from ..errors import BudgetError
+from ..config import LATENCY_BUDGETS, CompressionConfig
+from ..errors import BudgetError, BudgetWarning
 from ..evaluation.latency import Latency, LatencyReport, alternate_latency
 from ..model.assembly import assembled, empty_model
 from ..profiling.profile import LatencyProfile
@@ -50,7 +51,17 @@ def plan_for_latency(planner: Planner, run: Run, profile: LatencyProfile) -> Com
             if plan.latency.error <= TOLERANCE and plan.latency.excess <= EXCEEDED:
                 break
             clock = replace(clock.corrected(choices, measured.ratio), limit=asked)
-    return best_of(found)
+    best = best_of(found)
+    assert best.latency is not None
+    if best.latency.excess > EXCEEDED:
+        warnings.warn(
+            f"The fastest of {len(found)} plans that were timed reaches a speed-up of "
+            f"{1 / best.latency.measured.ratio:.2f}, and {1 / best.latency.asked:.2f} was asked for. If other work "
+            "kept the device busy, try again without it.",
+            BudgetWarning,
+            stacklevel=2,
+        )
+    return best
 
 
 def _plan_as_timed(planner: Planner, config: CompressionConfig, clock: Clock, surely: bool) -> CompressionPlan:
@@ -58,7 +69,7 @@ def _plan_as_timed(planner: Planner, config: CompressionConfig, clock: Clock, su
     try:
         return planner.plan(config, exact=False, clock=clock)
     except BudgetError:
-        if surely:
+        if surely or set(config.budgets) - set(LATENCY_BUDGETS):
             raise
         fastest = [min(own, key=clock.cost) for own in planner.choices(config.rank_multiple, clock)]
         plan = CompressionPlan({name: shape for choice in fastest for name, shape in choice.shapes.items()})

@@ -30,24 +30,31 @@ ROUNDS = 15
 
 
 def profile_of(
-    subject: Subject, run: Run, known: LatencyProfile | None = None, shape: tuple[int, ...] | None = None
+    subject: Subject,
+    run: Run,
+    given: LatencyProfile | None = None,
+    shape: tuple[int, ...] | None = None,
+    earlier: LatencyProfile | None = None,
 ) -> LatencyProfile:
     """Measure what plans of a model may run on this device, or take a known profile of the same.
 
     Args:
-        known: to use where it was measured under the same conditions.
+        given: to use, and nothing else.
         shape: of one image's `pixel_values`; by default that which the model is made for.
+        earlier: to use where it was measured under the same conditions.
 
     Raises:
-        ConfigError: the known one was measured under other conditions; or nothing is left to compress.
+        ConfigError: the given one was measured under other conditions; or nothing is left to compress.
     """
     model, config = subject.model, run.config
     shape = shape or image_shape(model)
     layers = find_layers(model, config.target_modules, config.skip_modules)
     conditions = conditions_of(model, layers, config, shape)
-    if known is not None:
-        known.check(conditions)
-        return known
+    if given is not None:
+        given.check(conditions)
+        return given
+    if earlier is not None and earlier.conditions == conditions:
+        return earlier
     with local_work(run.accelerator, "The latency profile"):
         taken = None
         if run.is_main:
@@ -55,6 +62,16 @@ def profile_of(
             groups = make_groups(layers, Given(model, counted, config))
             taken = _measured(model, groups, run, conditions, merges_tokens(subject, config))
     return cast(LatencyProfile, from_main(run.accelerator, taken))
+
+
+def check_profile(subject: Subject, config: CompressionConfig, given: LatencyProfile) -> None:
+    """Refuse a profile of another model or device; the size of the images is known after calibration.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    layers = find_layers(subject.model, config.target_modules, config.skip_modules)
+    given.check(conditions_of(subject.model, layers, config, given.conditions.image_shape))
 
 
 def conditions_of(

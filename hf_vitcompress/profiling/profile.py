@@ -187,6 +187,15 @@ class LatencyProfile:
                 )
 
 
+def is_profile(path: str | Path) -> bool:
+    """Whether a file is a latency profile."""
+    try:
+        LatencyProfile.load(path)
+    except (ConfigError, OSError):
+        return False
+    return True
+
+
 def _text(value: Any) -> str:
     return " × ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 

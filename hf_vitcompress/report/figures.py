@@ -28,23 +28,30 @@ def compression_figure(
     budget_curve: Sequence[tuple[float, float]] = (),
     point: tuple[float, float] | None = None,
     compensation: Sequence["CompensationPoint"] = (),
+    latency_curve: Sequence[tuple[float, float]] = (),
+    latency_point: tuple[float, float] | None = None,
 ) -> "Figure":
-    """What is left of each part; beside it predicted loss over keep ratios, `point` marked.
+    """What is left of each part; beside it predicted loss over keep ratios and over milliseconds, the plan marked.
 
     And held-out loss over the seconds of compensation, where there was one.
     """
     from matplotlib.figure import Figure
 
-    panels = 1 + bool(budget_curve) + bool(compensation)
+    panels = 1 + bool(budget_curve) + bool(latency_curve) + bool(compensation)
     figure = Figure(figsize=(7 + 4 * (panels - 1), 4.2), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     kept_by_group(axes.pop(0), parts)
-    if budget_curve:
-        over_budget = axes.pop(0)
-        loss_over_budget(over_budget, budget_curve)
-        if point is not None:
-            over_budget.plot(*point, "o", color="C3", label="this plan")
-            over_budget.legend(frameon=False)
+    curves = (
+        (budget_curve, point, "keep ratio (whole model)"),
+        (latency_curve, latency_point, "milliseconds for a batch"),
+    )
+    for curve, own, bound in curves:
+        if curve:
+            over_budget = axes.pop(0)
+            loss_over_budget(over_budget, curve, bound)
+            if own is not None:
+                over_budget.plot(*own, "o", color="C3", label="this plan")
+                over_budget.legend(frameon=False)
     if compensation:
         loss_over_seconds(axes.pop(0), compensation)
     figure.suptitle(title)
@@ -80,12 +87,12 @@ def _short(part: "GroupReport") -> str:
     return "\n".join(lines + [f"r {rank}" for rank in ranks])
 
 
-def loss_over_budget(axes: "Axes", curve: Sequence[tuple[float, float]]) -> None:
-    """Predicted loss over keep ratios, of (keep ratio, loss) pairs."""
+def loss_over_budget(axes: "Axes", curve: Sequence[tuple[float, float]], bound: str) -> None:
+    """Predicted loss over what a budget bounds, of (bound, loss) pairs."""
     axes.plot(*zip(*curve, strict=True), marker=".")
     axes.set_yscale("log")
     axes.grid(alpha=0.3, which="both")
-    axes.set_xlabel("keep ratio (whole model)")
+    axes.set_xlabel(bound)
     axes.set_ylabel("predicted KL from the dense model (nats)")
     axes.set_title("predicted loss, scaled to measured losses")
 

@@ -19,7 +19,7 @@ def recipe_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Compre
 
     seen: list[CompressionConfig] = []
 
-    def remember(config: CompressionConfig, _: bool) -> None:
+    def remember(config: CompressionConfig, *_: object) -> None:
         seen.append(config)
         raise StopHereError
 
@@ -38,13 +38,30 @@ def write(path: Path, **settings: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("flag", [["--max-params", 9], ["--max-macs", 9], ["--max-accuracy-drop", 0.5]])
+@pytest.mark.parametrize(
+    "flag",
+    [["--max-params", 9], ["--max-macs", 9], ["--speedup", 2], ["--max-latency-ms", 9], ["--max-accuracy-drop", 0.5]],
+)
 def test_a_budget_flag_beats_the_budget_of_the_file(
     flag: list[Any], recipe_of: Callable[..., CompressionConfig], tmp_path: Path
 ) -> None:
-    config = recipe_of("--config", write(tmp_path / "r.json", keep_ratio=0.3, seed=5), *flag)
-    assert config.budget == flag[0].removeprefix("--").replace("-", "_")
-    assert config.seed == 5
+    file = write(tmp_path / "r.json", keep_ratio=0.3, max_latency_ms=80, latency_batch_size=8, seed=5)
+    config = recipe_of("--config", file, *flag)
+    assert list(config.budgets) == [flag[0].removeprefix("--").replace("-", "_")]
+    assert (config.seed, config.latency_batch_size) == (5, 8)
+
+
+def test_budgets_of_flags_hold_together(recipe_of: Callable[..., CompressionConfig]) -> None:
+    config = recipe_of("--speedup", 2, "--keep-ratio", 0.5, "--latency-batch-size", 32)
+    assert config.budgets == {"keep_ratio": 0.5, "speedup": 2.0}
+    assert config.latency_batch_size == 32
+
+
+def test_a_batch_size_is_no_budget_and_leaves_those_of_the_file(
+    recipe_of: Callable[..., CompressionConfig], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "r.json", speedup=2.0, keep_ratio=0.5)
+    assert recipe_of("--config", file, "--latency-batch-size", 4).budgets == {"keep_ratio": 0.5, "speedup": 2.0}
 
 
 def test_flags_beat_the_file_which_beats_the_preset(

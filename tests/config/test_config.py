@@ -23,9 +23,12 @@ from hf_vitcompress.errors import ConfigError
 
 EVERY_FIELD = {
     "max_params": 12345,
+    "speedup": 1.5,
+    "latency_batch_size": 32,
     "metric": "activation",
     "attention": "prune",
     "mlp": "low_rank",
+    "tokens": "none",
     "criterion": "magnitude",
     "gate_duration": "1.5 epochs",
     "gate_l1": 1e-4,
@@ -63,21 +66,40 @@ EVERY_FIELD = {
 
 def test_without_a_budget_half_the_parameters_are_kept() -> None:
     config = CompressionConfig()
-    assert config.budget == "keep_ratio"
+    assert config.budgets == {"keep_ratio": 0.5}
     assert config.keep_ratio == DEFAULT_KEEP_RATIO == 0.5
 
 
 @pytest.mark.parametrize("name", BUDGETS)
 def test_one_budget_is_the_budget_in_force(name: str) -> None:
     config = CompressionConfig(**{name: 1})
-    assert config.budget == name
+    assert config.budgets == {name: 1}
     assert [other for other in BUDGETS if getattr(config, other) is not None] == [name]
 
 
-@pytest.mark.parametrize("second", BUDGETS[1:])
-def test_two_budgets_contradict_each_other(second: str) -> None:
-    with pytest.raises(ConfigError, match=f"keep_ratio and {second}"):
-        CompressionConfig(keep_ratio=0.5, **{second: 1})
+@pytest.mark.parametrize("second", BUDGETS[1:-1])
+def test_several_budgets_hold_at_once(second: str) -> None:
+    config = CompressionConfig(keep_ratio=0.5, **{second: 1})
+    assert config.budgets == {"keep_ratio": 0.5, second: 1}
+    assert CompressionConfig(**dict.fromkeys(BUDGETS[:-1], 1)).budgets == dict.fromkeys(BUDGETS[:-1], 1)
+
+
+@pytest.mark.parametrize("second", BUDGETS[:-1])
+def test_an_accuracy_drop_stands_alone(second: str) -> None:
+    with pytest.raises(ConfigError, match=f"{second} and max_accuracy_drop.*stands alone"):
+        CompressionConfig(max_accuracy_drop=0.01, **{second: 1})
+
+
+@pytest.mark.parametrize(("name", "times"), [("speedup", True), ("max_latency_ms", True), ("max_macs", False)])
+def test_budgets_of_time_are_known_as_such(name: str, times: bool) -> None:
+    assert CompressionConfig(**{name: 9}).times is times
+    assert CompressionConfig(keep_ratio=0.5, **{name: 9}).times is times
+    assert not CompressionConfig(latency_batch_size=4).times
+
+
+def test_another_budget_keeps_the_batch_that_latency_is_of() -> None:
+    config = CompressionConfig(speedup=2.0, keep_ratio=0.5, latency_batch_size=32).with_budget(max_latency_ms=3.5)
+    assert config == CompressionConfig(max_latency_ms=3.5, latency_batch_size=32)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +115,15 @@ def test_two_budgets_contradict_each_other(second: str) -> None:
         ("max_params", 1000.5),
         ("max_macs", -1),
         ("max_macs", "many"),
+        ("speedup", 0.99),
+        ("speedup", float("inf")),
+        ("speedup", "2x"),
+        ("max_latency_ms", 0),
+        ("max_latency_ms", -3.0),
+        ("max_latency_ms", float("nan")),
+        ("latency_batch_size", 0),
+        ("latency_batch_size", 1.5),
+        ("latency_batch_size", None),
         ("max_accuracy_drop", -0.01),
         ("max_accuracy_drop", 2),
         ("metric", "hessian"),
@@ -249,7 +280,7 @@ def test_presets_are_the_published_recipes(name: str, expected: tuple[Any, ...])
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_take_overrides(name: str) -> None:
     config = CompressionConfig.preset(name, max_params=9, allocation="uniform")
-    assert config.budget == "max_params"
+    assert config.budgets == {"max_params": 9}
     assert config.allocation == "uniform"
     assert config.metric == CompressionConfig.preset(name).metric
 

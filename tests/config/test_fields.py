@@ -104,7 +104,7 @@ def test_the_docstring_ends_with_the_settings() -> None:
 def test_every_setting_is_in_one_group_and_documented() -> None:
     names = [setting.name for group in GROUPS.values() for setting in fields_of(group)]
     assert names == [setting.name for setting in SETTINGS]
-    assert len(names) == len(set(names)) == 40
+    assert len(names) == len(set(names)) == 44
     for setting in SETTINGS:
         assert setting.doc[0].isupper() or setting.doc[0] == "`", setting.name
         assert setting.doc.endswith("."), setting.name

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_vitcompress.errors import BudgetError, BudgetWarning
-from hf_vitcompress.planning.allocation import KEEP_TOLERANCE, Budget, Table, make_plan
+from hf_vitcompress.planning.allocation import COSTS, KEEP_TOLERANCE, Budget, Table, make_plan
 from hf_vitcompress.planning.groups.base import Choice
 from support.properties import few_examples
 from support.tables import hull_steps, least_error, loss, spent
@@ -54,7 +54,9 @@ def convex_tables(draw: Any) -> list[Table]:
 
 def room_in(tables: Sequence[Table], share: float, unit: str = "params") -> int:
     """Between the least and the most that the tables can cost."""
-    least, most = (sum(pick(choice.cost(unit) for choice in table.choices) for table in tables) for pick in (min, max))
+    least, most = (
+        sum(pick(COSTS[unit](choice) for choice in table.choices) for table in tables) for pick in (min, max)
+    )
     return round(least + share * (most - least))
 
 

@@ -1,13 +1,14 @@
 """Budgets over choices of any form."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from hf_vitcompress.errors import BudgetError, BudgetWarning
-from hf_vitcompress.planning.allocation import Budget, Table, make_plan
+from hf_vitcompress.planning.allocation import COSTS, Budget, Table, make_plan
 from hf_vitcompress.planning.groups.base import Choice
 from support.tables import chosen, hull_steps, least_error, loss, spent
 
@@ -28,8 +29,8 @@ def steps(seed: int, count: int, falling: bool = True) -> list[Choice]:
 @pytest.mark.parametrize("seed", range(12))
 def test_greedy_is_near_brute_force_on_any_table(seed: int, unit: str) -> None:
     tables = [Table(f"part {i}", steps(10 * seed + i, 6), 1.0 + i) for i in range(4)]
-    lowest = sum(table.choices[0].cost(unit) for table in tables)
-    highest = sum(table.choices[-1].cost(unit) for table in tables)
+    lowest = sum(COSTS[unit](table.choices[0]) for table in tables)
+    highest = sum(COSTS[unit](table.choices[-1]) for table in tables)
     worst = sum(table.choices[0].error * table.weight for table in tables)
     excess = []
     for room in torch.linspace(lowest, highest, 15).long().tolist():
@@ -58,8 +59,8 @@ def test_greedy_is_optimal_where_the_budget_ends_on_the_hull(seed: int) -> None:
 def test_no_step_is_taken_that_raises_the_error(seed: int) -> None:
     """Choices need not fall: without repair, fewer features may leave a smaller error."""
     tables = [Table(f"part {i}", steps(10 * seed + i, 6, falling=False)) for i in range(3)]
-    lowest = sum(table.choices[0].cost("params") for table in tables)
-    highest = sum(table.choices[-1].cost("params") for table in tables)
+    lowest = sum(table.choices[0].parameters for table in tables)
+    highest = sum(table.choices[-1].parameters for table in tables)
     start = sum(table.choices[0].error for table in tables)
     for room in range(lowest, highest + 1, 9):
         plan = make_plan(tables, Budget(room, highest, 0), "greedy", 1)
@@ -135,10 +136,18 @@ def test_uniform_lets_a_part_be_that_is_too_large_to_stay_dense() -> None:
 
 
 def test_a_weight_of_a_part_is_a_factor_on_its_errors() -> None:
-    choices = steps(0, 5)
-    plain, weighted = Table("part", choices), Table("part", choices, 3.0)
-    assert [cost for cost, _ in weighted.entries("macs")] == [3 * cost for cost, _ in plain.entries("params")]
-    assert [error for _, error in weighted.entries("params")] == [3 * error for _, error in plain.entries("params")]
+    """Three times the weight is three times the errors."""
+    first, second = steps(0, 5), steps(1, 5)
+    larger = [replace(choice, error=3 * choice.error) for choice in second]
+    most = first[-1].parameters + second[-1].parameters
+    plans = [
+        [
+            make_plan([Table("a", first), Table("b", choices, weight)], Budget(room, most, 0), "greedy", 1).layers
+            for room in range(first[0].parameters + second[0].parameters, most + 1, 3)
+        ]
+        for choices, weight in ((second, 3.0), (larger, 1.0), (second, 1.0))
+    ]
+    assert plans[0] == plans[1] != plans[2]
 
 
 def test_what_costs_no_loss_need_not_be_kept_to_meet_a_budget_exactly() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_vitcompress.architectures.layers import LayerInfo
 from hf_vitcompress.compressor import ViTCompressor
 from hf_vitcompress.config import CompressionConfig
-from hf_vitcompress.planning.allocation import Table
+from hf_vitcompress.planning.allocation import COSTS, Table
 from hf_vitcompress.planning.groups.base import Choice
 from hf_vitcompress.planning.plan import CompressionPlan
 
@@ -34,7 +34,7 @@ class Curve:
         return [*range(multiple, self.layer.break_even_rank, multiple), None]
 
     def cost(self, rank: int | None, unit: str) -> int:
-        return self.choice(rank).cost(unit)
+        return COSTS[unit](self.choice(rank))
 
     def table(self, multiple: int, weight: float = 1.0) -> Table:
         return Table(self.layer.name, [self.choice(rank) for rank in self.ranks(multiple)], weight)
@@ -53,7 +53,7 @@ def least_error(tables: Sequence[Table], room: int, unit: str = "params") -> flo
     return min(
         sum(choice.error * table.weight for choice, table in zip(choices, tables, strict=True))
         for choices in itertools.product(*(table.choices for table in tables))
-        if sum(choice.cost(unit) for choice in choices) <= room
+        if sum(COSTS[unit](choice) for choice in choices) <= room
     )
 
 
@@ -63,7 +63,7 @@ def chosen(plan: CompressionPlan, table: Table) -> Choice:
 
 
 def spent(plan: CompressionPlan, tables: Sequence[Table], unit: str = "params") -> int:
-    return sum(chosen(plan, table).cost(unit) for table in tables)
+    return sum(COSTS[unit](chosen(plan, table)) for table in tables)
 
 
 def loss(plan: CompressionPlan, tables: Sequence[Table]) -> float:

@@ -30,12 +30,12 @@ from hf_vitcompress.images.sources import open_images
 from hf_vitcompress.importance.gates import gated_layers
 from hf_vitcompress.planning.building import build_model
 from hf_vitcompress.planning.closed_form import factorize
-from hf_vitcompress.planning.groups.base import Given, LayerGroup
+from hf_vitcompress.planning.grouping import make_groups
+from hf_vitcompress.planning.groups.base import COUNTED, Given, LayerGroup
 from hf_vitcompress.planning.groups.heads import HeadsGroup
 from hf_vitcompress.planning.groups.layer import SingleLayerGroup
 from hf_vitcompress.planning.groups.query_key import QueryKeyGroup
 from hf_vitcompress.planning.layer_moments import LayerMoments
-from hf_vitcompress.planning.grouping import make_groups
 from hf_vitcompress.planning.planner import Planner, make_planner
 from hf_vitcompress.statistics.calibration import calibrate
 from support.groups import HEADS, HIDDEN, IMAGES, SIZE, WIDTH, calibrated, config_of, flow, kl, prepared, weight_of
@@ -115,7 +115,7 @@ def test_every_choice_of_every_part_can_be_had_and_predicts_what_the_table_says(
             before = sum(p.numel() for name in touched for p in ready.subject.model.get_submodule(name).parameters())
             after = sum(tensor.numel() for tensor in tensors.values())
             assert choice.parameters - group.dense_parameters == after - before
-            assert all(choice.cost(unit) <= choices[-1].cost(unit) for unit in ("params", "macs"))
+            assert all(cost(choice) <= cost(choices[-1]) for cost in COUNTED)
         assert [choice.parameters for choice in choices] == sorted(choice.parameters for choice in choices)
 
 

@@ -13,6 +13,7 @@ from ..errors import ConfigError, one_line, shown
 from ..model.assembly import Shapes
 from ..runtime.files import write_text
 from .groups.base import LayerGroup
+from .groups.removal import check_together
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class CompressionPlan:
     Attributes:
         layers: module name → shape, exactly as in `config.compression["layers"]` (see `modeling_factored`): of a linear
             layer `{"rank": r}`, `{"in_features": i}`, `{"out_features": o}` or several of them, of attention
-            `{"qk_rank": r}`.
+            `{"qk_rank": r}`. A feed-forward or attention that is removed has 0 `out_features` where features are made
+            and 0 `in_features` where they are read.
         predicted_loss: predicted loss increase (KL from the dense model, nats per image), scaled to measured losses;
             `None` where the metric predicts no loss, or after an edit.
         predicted_interval: its 95 % interval, as far as the images differ that it was measured on.
@@ -143,6 +145,7 @@ class CompressionPlan:
                 )
         for group in groups:
             group.check(self.shapes_of(group))
+        check_together(groups, {group.name: self.shapes_of(group) for group in groups})
 
 
 def is_plan(path: str | Path) -> bool:

@@ -36,6 +36,7 @@ from .groups.heads import HeadsGroup
 from .groups.layer import SingleLayerGroup
 from .groups.pair import PairGroup
 from .groups.query_key import QueryKeyGroup
+from .joining import smallest_parameters, with_removals
 from .plan import CompressionPlan
 from .selection import selection_method
 
@@ -89,7 +90,7 @@ class Planner:
 
     def lowest_keep_ratio(self, multiple: int) -> float:
         """Every group at its smallest."""
-        smallest = sum(min(choice.parameters for choice in choices) for choices in self.choices(multiple))
+        smallest = smallest_parameters(self.groups, replace(self.groups[0].config, rank_multiple=multiple))
         return (self.fixed_parameters + smallest) / self.costs.parameters
 
     def budget(self, config: CompressionConfig) -> Budget:
@@ -114,6 +115,7 @@ class Planner:
             Table(group.name, choices, weights.get(group.role, 1.0))
             for group, choices in zip(self.groups, self.choices(config.rank_multiple), strict=True)
         ]
+        tables = with_removals(tables, self.groups, config)
         return self.completed(make_plan(tables, budget, config.allocation, config.rank_multiple), config)
 
     def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:

@@ -10,6 +10,7 @@ from ..layer_moments import as_matrix
 from ..pruning import cut_errors, group_order, repaired, repaired_errors
 from ..selection import learned_scores
 from .base import Choice, LayerGroup, RegressionTarget, refuse, shifted
+from .removal import check_removed, is_removed, removed_choice, removed_shapes, removed_tensors
 
 
 class HeadsGroup(LayerGroup):
@@ -63,7 +64,13 @@ class HeadsGroup(LayerGroup):
         last = self.linears[-1].weight.detach().T.reshape(self.heads, -1).norm(dim=1)
         return torch.stack([*norms, last]).prod(0)
 
+    @property
+    def removal(self) -> Shapes:
+        return removed_shapes(self.layers)
+
     def choice(self, shapes: Shapes) -> Choice:
+        if is_removed(shapes):
+            return removed_choice(self, float(self.solution[1][0]))
         width = shapes.get(self.layers[-1].name, {}).get("in_features", self.layers[-1].in_features)
         kept = width // self.size
         parameters = self._parameters(kept)
@@ -88,6 +95,8 @@ class HeadsGroup(LayerGroup):
         }
 
     def check(self, shapes: Shapes) -> None:
+        if check_removed(self, shapes):
+            return
         widths = set()
         for layer in self.layers:
             shape = shapes.get(layer.name, {})
@@ -103,6 +112,8 @@ class HeadsGroup(LayerGroup):
     def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
         if not shapes:
             return {}
+        if is_removed(shapes):
+            return removed_tensors(self)
         kept = shapes[self.layers[-1].name]["in_features"] // self.size
         features = torch.cat([self._features(head) for head in sorted(self.solution[0][:kept])])
         tensors = {}
@@ -121,7 +132,7 @@ class HeadsGroup(LayerGroup):
         return tensors
 
     def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
-        if not shapes:
+        if not shapes or is_removed(shapes):
             return []
         found, tensors = [], self.tensors(shapes)
         for own in self.moments:
@@ -138,4 +149,6 @@ class HeadsGroup(LayerGroup):
     def describe(self, shapes: Shapes) -> str:
         if not shapes:
             return "dense"
+        if is_removed(shapes):
+            return "removed"
         return f"{shapes[self.layers[-1].name]['in_features'] // self.size} of {self.heads} heads"

@@ -16,6 +16,7 @@ from .groups.removal import left_parameters
 from .pareto import undominated
 
 UNITS = ("params", "macs")
+"""Of costs; a pair stays that is best in any of them."""
 
 
 def removable(groups: Sequence[LayerGroup], config: CompressionConfig) -> list[bool]:

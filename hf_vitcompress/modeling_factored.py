@@ -111,12 +111,14 @@ class FactoredModelMixin:
         if any(0 in shape.values() for shape in layers.values()):
             _check_removed(cast(nn.Module, self))
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """As in transformers, which does not know a `Constant`."""
-        if isinstance(module, Constant):
-            nn.init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)  # type: ignore[misc]
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As in transformers, which does not know a `Constant`: one that a checkpoint lacks is zero."""
+        modules = cast(nn.Module, self).modules()
+        constants = [own for own in modules if isinstance(own, Constant) and not _has_values(own)]
+        super().initialize_weights()  # type: ignore[misc]
+        for constant in constants:
+            constant.bias.zero_()
 
     def find_layer(self, name: str) -> tuple[str, nn.Module]:
         prefix = f"{self.base_model_prefix}."  # type: ignore[attr-defined]
@@ -191,6 +193,11 @@ class FactoredModelMixin:
     def publish(self, folder: str, repo_id: str, **settings: Any) -> None:
         """Publish what was saved to `folder`: here as transformers does it, from the model."""
         self.push_to_hub(repo_id, **settings)  # type: ignore[attr-defined]
+
+
+def _has_values(constant: Constant) -> bool:
+    """Whether transformers has loaded it or initialized it before."""
+    return any(getattr(own, "_is_hf_initialized", False) for own in (constant, constant.bias))
 
 
 def narrowed_state(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -99,20 +99,21 @@ def test_a_bias_that_a_checkpoint_lacks_starts_at_zero(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, state_dict=state)
     loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {name}
-    assert not loaded.get_parameter(name).any()
+    assert torch.equal(loaded.get_parameter(name), torch.zeros(32))
+    model.save_pretrained(tmp_path)
+    whole = type(model).from_pretrained(tmp_path)
+    whole.init_weights()
+    assert torch.equal(whole.get_parameter(name), torch.full((32,), 3.0))
 
 
-@pytest.mark.parametrize(
-    ("left", "said"), [("q_proj", "a part of"), ("v_proj", "a part of"), ("o_proj", "not what reads it")]
-)
-def test_a_part_of_attention_is_not_removed(left: str, said: str) -> None:
+@pytest.mark.parametrize("left", ["q_proj", "v_proj", "o_proj"])
+def test_a_part_of_attention_is_not_removed(left: str) -> None:
     model = formed("removed attention")
     values = model.config.to_dict()
     layers = {name: shape for name, shape in values["compression"]["layers"].items() if not name.endswith(left)}
     config = type(model.config).from_dict({**values, "compression": {"layers": layers}})
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=r"removes a part of 'vit\.layers\.1\.attention'"):
         type(model)(config)
-    assert "layers.1.attention" in str(caught.value)
 
 
 def test_attention_outside_the_table_cannot_go(monkeypatch: pytest.MonkeyPatch) -> None:

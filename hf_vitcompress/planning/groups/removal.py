@@ -18,8 +18,8 @@ from .base import Choice, LayerGroup, shifted
 UNDERESTIMATED = 3.0
 """Factor on predicted errors of removed modules: for so large a step an error of second order is too small.
 
-On a ViT-S/14, where the loss of whole plans is about 3 times the predicted one, that of a module removed alone was 0.5 to
-11 times (median 6): at worst about 3 times more."""
+On a ViT-S/14, where the loss of whole plans is about 3 times the predicted one, that of a module removed alone was 0.5
+to 11 times (median 6): at worst about 3 times more."""
 
 
 def removed_shapes(layers: Sequence[LayerInfo]) -> Shapes:

@@ -53,6 +53,8 @@ class FactoredConfigMixin:
 
     * of a linear layer: `{"rank": r}`, a product of two layers; `{"in_features": i}` and `{"out_features": o}`, what
       is left of a layer whose inputs or outputs were pruned; or both;
+    * of all layers of a feed-forward or of attention: `{"out_features": 0}` of those that make features and
+      `{"in_features": 0}` of the one that reads them, of which a bias is left; the module is removed;
     * of an attention module: `{"qk_rank": r}`, one `qk_down` for its queries and keys.
 
     `tokens`, where there are any, holds how many tokens a block merges at its end (see `tokens_factored`).

@@ -21,7 +21,15 @@ from ..errors import UnsupportedModelError
 from ..layers_factored import Attention, FactoredLinear, attention_names
 from ..modeling_factored import CONFIG_FILE
 from .assembly import Shapes, dense_class, empty_model, is_factored, tokens_in
-from .shapes import infer_layers, layout_of, linear_names, owner_of, shapes_of, take_current_names
+from .shapes import (
+    infer_layers,
+    layout_of,
+    linear_names,
+    owner_of,
+    removed_layers,
+    shapes_of,
+    take_current_names,
+)
 from .timm import is_wrapper, split_class
 from .timm_forms import rows_by_role, split_in_place
 
@@ -234,6 +242,7 @@ def _take_layout(model: PreTrainedModel, state: dict[str, Any], prefix: str, *_:
     incoming = shapes_of({name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)})
     linears = linear_names(dense)
     mentioned = {owner_of(name, linears) for name in incoming}
+    mentioned |= {name for producers in removed_layers(incoming, dense).values() for name in producers}
     kept = {n: s for n, s in shapes_of(model.state_dict()).items() if owner_of(n, linears) not in mentioned}
     wanted = infer_layers({**kept, **incoming}, dense)
     if is_wrapper(model) or wanted != layout_of(model, dense):

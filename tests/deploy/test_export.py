@@ -35,9 +35,10 @@ from support.models import seeded
 from support.programs import MODELS, Make, formed, images_for, run_executorch, run_onnx, skip_without, values_of
 
 SOME = ("everything", "without a head")
-CASES = [("onnx", name) for name in (*SOME, "bfloat16")]
+CASES = [("onnx", name) for name in (*SOME, "bfloat16", "removed modules")]
 CASES += [("torch-export", name) for name in MODELS if name not in ("without a head", *(name for _, name in CASES[2:]))]
 CASES += [(to, name) for to in ("openvino", "executorch") for name in SOME]
+CASES += [("openvino", "removed modules")]
 """Each model for one of the two formats that everybody has; what is special about the forms, for all four."""
 
 Export = Callable[[str, str], ExportResult]

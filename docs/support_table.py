@@ -13,12 +13,20 @@ from transformers import PreTrainedModel
 
 from hf_vitcompress.architectures.families import FAMILIES
 from hf_vitcompress.architectures.layers import LayerInfo, find_layers, has_standard_attention, may_prune_heads
+from hf_vitcompress.architectures.merging import why_not_merge
 from hf_vitcompress.architectures.registration import MODEL_TYPES
 from hf_vitcompress.configuration_factored import dense_config_class, heads_of
 from hf_vitcompress.report.tables import markdown_table
 
 BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
-HEADER = ("model", "`model_type`", "heads", "queries and keys share a projection", "whole heads can be removed")
+HEADER = (
+    "model",
+    "`model_type`",
+    "heads",
+    "queries and keys share a projection",
+    "whole heads can be removed",
+    "tokens can be merged",
+)
 TITLES = {"depth_anything": "Depth Anything", "upernet": "UperNet", "llava": "LLaVA"}
 """Names of the model types without a row of their own, which are registered because of the model they contain."""
 
@@ -32,13 +40,14 @@ def support_table() -> str:
     return markdown_table(HEADER, rows)
 
 
-_AS_INSIDE = ("as the model in it", "as the model in it")
+_AS_INSIDE = ("as the model in it", "as the model in it", "no")
 
 
 def _row(title: str, model_type: str) -> tuple[str, ...]:
     model = _without_storage(model_type)
     attention = attention_of(find_layers(model))
     known = [attention is not None and answer(model, attention) for answer in (has_standard_attention, may_prune_heads)]
+    known.append(why_not_merge(model) is None)
     return (title, f"`{model_type}`", _heads(model_type), *("yes" if answer else "no" for answer in known))
 
 

@@ -53,6 +53,8 @@ class FactoredConfigMixin:
 
     * of a linear layer: `{"rank": r}`, a product of two layers; `{"in_features": i}` and `{"out_features": o}`, what
       is left of a layer whose inputs or outputs were pruned; or both;
+    * of all layers of a feed-forward or of attention: `{"out_features": 0}` of those that make features and
+      `{"in_features": 0}` of the one that reads them, of which a bias is left; the module is removed;
     * of an attention module: `{"qk_rank": r}`, one `qk_down` for its queries and keys.
 
     `tokens`, where there are any, holds how many tokens a block merges at its end (see `tokens_factored`).
@@ -91,9 +93,9 @@ class FactoredConfigMixin:
 
     def _auto_map(self) -> dict[str, str]:
         own = own_type(self.model_type)  # type: ignore[attr-defined]
-        configs, models = own.files if own else (MODELING_FILE, MODELING_FILE)
-        module = models.removesuffix(".py")
-        auto_map = {"AutoConfig": f"{configs.removesuffix('.py')}.{type(self).__name__}"}
+        files = own.files if own else (MODELING_FILE,)
+        module = files[-1].removesuffix(".py")
+        auto_map = {"AutoConfig": f"{files[0].removesuffix('.py')}.{type(self).__name__}"}
         for auto_class, dense_names in head_names_of(self.model_type).items():  # type: ignore[attr-defined]
             names = [f"Factored{dense}" for dense in dense_names]
             chosen = [name for name in names if name in (self.architectures or [])]  # type: ignore[attr-defined]
@@ -187,13 +189,13 @@ class OwnType:
         config: its config class.
         heads: names of the classes that each Auto class builds; where there are several, the first is the default.
         files: beside `TRAVELLING_FILES`, what a checkpoint needs to be loaded without the package: the file of the
-            config first, and that of the models.
+            config first, and that of the models last.
         stand_ins: what stands on disk in place of a field of the config, for another library that reads it.
     """
 
     config: type[PreTrainedConfig]
     heads: dict[str, tuple[str, ...]]
-    files: tuple[str, str]
+    files: tuple[str, ...]
     stand_ins: dict[str, str] = dataclasses.field(default_factory=dict)
 
 

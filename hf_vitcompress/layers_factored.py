@@ -111,11 +111,57 @@ class FactoredLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
+class Removed(nn.Module):
+    """Stands where a layer has no outputs any more: it passes its input through, for its shape alone.
+
+    Args:
+        in_features: size of the last dimension of the input.
+        features: outputs of the dense layer.
+    """
+
+    out_features = 0
+
+    def __init__(self, in_features: int, features: int) -> None:
+        super().__init__()
+        self.in_features, self.features = in_features, features
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features=0"
+
+
+class Constant(nn.Module):
+    """Stands where a layer has no inputs any more: its output is its bias, whatever the input `x (..., anything)` is.
+
+    Args:
+        out_features: size of the last dimension of the output.
+    """
+
+    in_features = 0
+
+    def __init__(
+        self, out_features: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.out_features = out_features
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.bias.expand(*hidden_states.shape[:-1], -1)
+
+    def extra_repr(self) -> str:
+        return f"in_features=0, out_features={self.out_features}"
+
+
 class FactoredAttentionMixin:
     """Attention whose queries and keys may share a `down`, and whose values may have a head dimension of their own.
 
     `qk_down (rank, d)`, where there is one, reads the hidden states for queries and keys, each (·, rank) then. The
     number of heads is that of the queries; each takes an equal part of what the value projection gives.
+
+    Where these layers are `Removed`, nothing of attention runs; each head then attends to nothing.
     """
 
     names: Attention
@@ -131,6 +177,9 @@ class FactoredAttentionMixin:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         names, own = self.names, cast(Any, self)
         head_dim, shape = getattr(own, names.head_dim), hidden_states.shape[:-1]
+        if isinstance(removed := getattr(own, names.query), Removed):
+            output = hidden_states if names.output is None else getattr(own, names.output)(hidden_states)
+            return output, self._no_weights(hidden_states, removed.features // head_dim)
         matched = own.qk_down(hidden_states) if hasattr(self, "qk_down") else hidden_states
         query = getattr(own, names.query)(matched).view(*shape, -1, head_dim).transpose(1, 2)
         key = getattr(own, names.key)(matched).view(*shape, -1, head_dim).transpose(1, 2)
@@ -154,6 +203,13 @@ class FactoredAttentionMixin:
         output = output[..., :value_dim].reshape(*shape, -1)
         return output if names.output is None else getattr(own, names.output)(output), weights
 
+    def _no_weights(self, hidden_states: torch.Tensor, heads: int) -> torch.Tensor | None:
+        """Zeros (windows, heads, tokens, tokens) that take no memory, so that eager attention gives each block's."""
+        if cast(Any, self).config._attn_implementation != "eager":
+            return None
+        windows, tokens, _ = hidden_states.shape
+        return hidden_states.new_zeros(()).expand(windows, heads, tokens, tokens)
+
     def _with_position_bias(self, attention_mask: torch.Tensor | None, windows: int) -> torch.Tensor | None:
         """The mask (windows of one image, tokens, tokens) of windowed attention, with a bias for each head; as in Swin.
 
@@ -174,9 +230,16 @@ def resized(
     in_features: int | None = None,
     out_features: int | None = None,
 ) -> nn.Module:
-    """A layer of that shape in the place of `dense`, with its bias or without, its device and dtype."""
+    """A layer of that shape in the place of `dense`, with its bias or without, its device and dtype.
+
+    Without outputs it is `Removed`; without inputs a `Constant`, which has a bias whether `dense` has one or not.
+    """
     inputs = dense.in_features if in_features is None else in_features
     outputs = dense.out_features if out_features is None else out_features
+    if (in_features, out_features, rank) == (None, 0, None):
+        return Removed(inputs, dense.out_features)
+    if (in_features, out_features, rank) == (0, None, None):
+        return Constant(outputs, dense.weight.device, dense.weight.dtype)
     if not (1 <= inputs <= dense.in_features and 1 <= outputs <= dense.out_features):
         raise ValueError(
             f"config.compression makes {name!r} {outputs} × {inputs}, empty or larger than the dense layer's "

@@ -35,6 +35,8 @@ from .configuration_factored import (
     travelling_files,
 )
 from .layers_factored import (
+    Constant,
+    Removed,
     attention_class,
     attention_names,
     has_plain_queries,
@@ -113,6 +115,17 @@ class FactoredModelMixin:
         for parent, name in narrowed.items():
             attention = self.get_submodule(parent)  # type: ignore[attr-defined]
             attention.__class__ = attention_class(type(attention), name)
+        if any(0 in shape.values() for shape in self._compression("layers").values()):
+            _check_removed(cast(nn.Module, self))
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """As in transformers, which does not know a `Constant`: one that a checkpoint lacks is zero."""
+        modules = cast(nn.Module, self).modules()
+        constants = [own for own in modules if isinstance(own, Constant) and not _has_values(own)]
+        super().initialize_weights()  # type: ignore[misc]
+        for constant in constants:
+            constant.bias.zero_()
 
     def find_layer(self, name: str) -> tuple[str, nn.Module]:
         prefix = f"{self.base_model_prefix}."  # type: ignore[attr-defined]
@@ -189,6 +202,11 @@ class FactoredModelMixin:
         self.push_to_hub(repo_id, **settings)  # type: ignore[attr-defined]
 
 
+def _has_values(constant: Constant) -> bool:
+    """Whether transformers has loaded it or initialized it before."""
+    return any(getattr(own, "_is_hf_initialized", False) for own in (constant, constant.bias))
+
+
 def narrowed_state(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The tensors in a narrower type; as they are if any of them would change by that. Shared ones stay so."""
     narrowed: dict[tuple[int, torch.Size], torch.Tensor] = {}
@@ -214,6 +232,40 @@ def _refuse_other_model(folder: str) -> None:
 def holds_weights(name: str) -> bool:
     """Whether a file of that name is one of those that another save in other shards leaves behind."""
     return name == INDEX_FILE or WEIGHTS.fullmatch(name) is not None
+
+
+def _check_removed(model: nn.Module) -> None:
+    """Refuse a model in which a part of a module is removed, and not the whole.
+
+    Raises:
+        ValueError: naming it.
+    """
+    constants = {_block_of(name) for name, module in model.named_modules() if isinstance(module, Constant)}
+    for name, module in model.named_modules():
+        removed = [child for child in projections(module) if isinstance(getattr(module, child, None), Removed)]
+        if isinstance(module, Removed) and _block_of(name) not in constants:
+            raise ValueError(f"config.compression removes {name!r}, and not what reads it: give that in_features 0.")
+        if not removed:
+            continue
+        names = attention_names(type(module))
+        if names is None or getattr(module, "shapes_itself", False):
+            raise ValueError(
+                f"config.compression removes layers of {name!r}, a {type(module).__name__}, which cannot go."
+            )
+        parts = [getattr(module, child, None) for child in (names.query, names.key, names.value)]
+        output = None if names.output is None else getattr(module, names.output)
+        whole = all(isinstance(part, Removed) for part in parts) and isinstance(output, Constant | None)
+        if not whole or hasattr(module, "qk_down"):
+            raise ValueError(
+                f"config.compression removes a part of {name!r}: its queries, keys and values go together, and what "
+                "reads them has in_features 0."
+            )
+
+
+def _block_of(name: str) -> str:
+    """The name up to its last number: of the block that a module is in."""
+    parts = name.split(".")
+    return ".".join(parts[: max((i + 1 for i, part in enumerate(parts) if part.isdecimal()), default=0)])
 
 
 def compressed_modules(model: PreTrainedModel) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import TimmWrapperConfig
+from transformers import TimmBackbone
 from transformers.models.timm_wrapper.modeling_timm_wrapper import (
     TimmWrapperForImageClassification,
     TimmWrapperModel,
@@ -25,9 +25,10 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import (
 )
 
 from .configuration_factored import OWN_MODELS, path_of
-from .configuration_timm import MODEL_TYPE, TimmViTConfig
+from .configuration_timm import MODEL_TYPE, TimmViTConfig, merged_backbone_config, merged_config
 from .layers_factored import ATTENTIONS, Attention
 from .modeling_factored import factored_model_class
+from .modeling_timm_backbone import FusedTimmBackbone, check_holds
 
 FUSED: dict[str, bool] = {
     "layers.attention.Attention": True,
@@ -266,26 +267,17 @@ def merged_state(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Ten
     return merged
 
 
-def merged_config(config: TimmViTConfig) -> TimmWrapperConfig:
-    """The config of the model in which the layers are fused again."""
-    left_out = ["model_type", "architectures", "image_size", "patch_size", "num_channels"]
-    if config.image_processor_type == TimmViTConfig.image_processor_type:  # which is understood
-        left_out.append("image_processor_type")
-    known = {name: value for name, value in vars(config).items() if not name.startswith("_") and name not in left_out}
-    merged = TimmWrapperConfig(**copy.deepcopy(known))
-    merged.name_or_path = config.name_or_path
-    return merged
-
-
 class SplitMixin:
-    """What `TimmViTModel` and its classifier add to the wrappers of transformers.
+    """What `TimmViTModel`, its classifier and its backbone add to the wrappers of timm's models.
 
     timm asks a switch of each attention whether to use a fused kernel; here `attn_implementation="eager"` sets it.
     """
 
+    merged_config = staticmethod(merged_config)
+    merged_prefix = "timm_model."
+
     def __init__(self, config: TimmViTConfig) -> None:
-        if not config.num_labels and isinstance(self, TimmWrapperForImageClassification):
-            raise ValueError("This model has no classifier: load it with AutoModel, or give num_labels for a new one.")
+        check_holds(self, config)
         super().__init__(config)  # type: ignore[call-arg]
         self.split()
 
@@ -302,10 +294,10 @@ class SplitMixin:
         if own.config.model_type != TimmViTConfig.model_type or getattr(own, "_hf_peft_config_loaded", False):
             super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
             return
-        state = kwargs.pop("state_dict", None)
-        kwargs["state_dict"] = merged_state(own.state_dict() if state is None else state, own)
+        merged = merged_state(kwargs.pop("state_dict", None) or own.state_dict(), own)
+        kwargs["state_dict"] = {own.merged_prefix + name.removeprefix("timm_model."): merged[name] for name in merged}
         whole = copy.copy(own)  # it lends its name and its config alone
-        whole.__class__, whole.config = own.merged_class, merged_config(own.config)
+        whole.__class__, whole.config = own.merged_class, own.merged_config(own.config)
         type(whole).save_pretrained(whole, save_directory, *args, **kwargs)
 
     def post_init(self) -> None:
@@ -337,6 +329,14 @@ class TimmViTForImageClassification(SplitMixin, TimmWrapperForImageClassificatio
 
     config_class = TimmViTConfig
     merged_class = TimmWrapperForImageClassification
+
+
+class TimmViTBackbone(SplitMixin, FusedTimmBackbone):
+    """A backbone: feature maps of a timm model whose fused layers are split, those that `TimmBackbone` gives."""
+
+    merged_class = TimmBackbone
+    merged_config = staticmethod(merged_backbone_config)
+    merged_prefix = "_backbone.model."
 
 
 OWN_MODELS[MODEL_TYPE] = lambda: sys.modules[__name__]

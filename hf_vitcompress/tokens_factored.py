@@ -42,8 +42,8 @@ those in their embeddings, with the number of tokens before the patches, registe
 ORIGIN = "token_origin"
 """Attribute of hidden states (n, tokens, d): the token that each token of the embeddings is in, (n, tokens there)."""
 
-TAKING_NUMBERS = (None, "eager", "sdpa")
-"""Attention implementations whose mask may be numbers."""
+WITHOUT_NUMBERS = ("flash", "flex", "paged", "/")
+"""In the names of attention implementations that take no mask of numbers, the last in those of kernels on the Hub."""
 
 
 class MergedTokensMixin:
@@ -91,9 +91,14 @@ class MergedTokensMixin:
         return config_of(cast(nn.Module, self))._attn_implementation  # which may change after the block was made
 
 
+def can_weigh(implementation: str | None) -> bool:
+    """Whether an attention implementation takes a mask of numbers."""
+    return not any(part in (implementation or "") for part in WITHOUT_NUMBERS)
+
+
 def check_attention(implementation: str | None, name: str) -> None:
     """Refuse attention that cannot weigh tokens."""
-    if implementation not in TAKING_NUMBERS:
+    if not can_weigh(implementation):
         raise ValueError(
             f"{name} weighs merged tokens by a mask of numbers, which attn_implementation={implementation!r} does not "
             'take. Load the model with attn_implementation="sdpa".'
@@ -175,13 +180,19 @@ def proportional_mask(hidden_states: Tensor, origin: Tensor, mask: Tensor | None
             f"Merged tokens need one attention mask (images, 1, 1, tokens) for all heads and queries, not {mask.shape}."
         )
     weights = mask[:, 0, 0].to(dtype) if mask.dtype == torch.bool else mask[:, 0, 0].to(dtype).exp()
-    counted = weights.new_zeros(*hidden_states.shape[:2]).scatter_add(1, origin, weights.expand(len(origin), -1))
+    counted = weights.new_zeros(*hidden_states.shape[:2]).scatter_add(1, origin, weights.expand_as(origin))
     return counted.log().clamp_min(torch.finfo(dtype).min)[:, None, None]
 
 
 def restored(hidden_states: Tensor, origin: Tensor) -> Tensor:
     """The hidden state (n, tokens of the embeddings, d) of the token that each is in."""
     return rows(hidden_states, origin)
+
+
+def of_every_token(values: Tensor, hidden_states: Tensor) -> Tensor:
+    """`values` (n, tokens, …) of the tokens of `hidden_states`, for every token of the embeddings."""
+    origin = getattr(hidden_states, ORIGIN, None)
+    return values if origin is None else restored(values, origin)
 
 
 def config_of(block: nn.Module) -> Any:

@@ -42,6 +42,7 @@ ORDER = [
     ("images",),
     ("runtime",),
     ("modeling_timm",),
+    ("modeling_timm_backbone",),
     ("modeling_factored",),
     ("tokens_factored",),
     ("layers_factored",),
@@ -109,7 +110,8 @@ def of_no_type(file: str, path: Path) -> list[str]:
 def test_what_travels_with_a_checkpoint_needs_torch_transformers_and_itself(package: Package) -> None:
     entries = ("modeling_factored", "modeling_timm")
     files = {file for entry in entries for file in travelling(package, f"hf_vitcompress.{entry}")}
-    names = ("modeling_factored", "configuration_factored", "modeling_timm", "configuration_timm")
+    of_timm = ("configuration_timm", "modeling_timm_backbone", "modeling_timm")
+    names = ("modeling_factored", "configuration_factored", *of_timm)
     assert {f"hf_vitcompress.{name}" for name in names} <= files
     assert {module for module in files if module.count(".") != 1} == set(), "beside one another, as transformers copies"
     assert foreign_imports(package, files, TRAVELS_WITH) == []

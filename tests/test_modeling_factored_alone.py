@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from hf_vitcompress.configuration_factored import TRAVELLING_FILES
+from hf_vitcompress.planning.building import merged_model
 from support.clean_interpreter import run_script
 from support.factored import HEADS, assert_same_outputs, factored, formed
 from support.models import REPOSITORY
@@ -49,7 +50,7 @@ results = {
     "Auto backbone": error_of(lambda: AutoModel.from_pretrained("vit")),
 }
 tensors = {}
-for folder in ("vit", "teacher", "joint", "heads"):
+for folder in ("vit", "teacher", "joint", "heads", "tokens"):
     model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
     results[f"class of {folder}"] = type(model).__name__
     tensors[folder] = model(pixels).logits
@@ -72,6 +73,7 @@ def clean(tmp_path_factory):
         "teacher": factored(DeiTForImageClassificationWithTeacher),
         "joint": formed("all at once"),
         "heads": formed("fewer heads of narrow values on a shared down", DeiTForImageClassification),
+        "tokens": merged_model(formed("all at once"), {"vit.layers.0": 5}),
     }
     for name, model in models.items():
         model.save_pretrained(folder / name)
@@ -93,7 +95,7 @@ def test_without_the_package_an_auto_class_asks_for_trust_remote_code(clean, wha
     assert "trust_remote_code" in clean[3][what]
 
 
-@pytest.mark.parametrize("name", ["vit", "teacher", "joint", "heads"])
+@pytest.mark.parametrize("name", ["vit", "teacher", "joint", "heads", "tokens"])
 def test_without_the_package_trusted_code_gives_identical_logits(clean, name):
     _, models, pixels, results, tensors = clean
     assert results[f"class of {name}"] == type(models[name]).__name__
@@ -107,7 +109,7 @@ def test_without_the_package_trusted_code_gives_the_backbone_of_a_headed_checkpo
         assert torch.equal(tensors["backbone"], models["vit"].vit(pixels).last_hidden_state)
 
 
-@pytest.mark.parametrize("name", ["vit", "teacher", "joint", "heads"])
+@pytest.mark.parametrize("name", ["vit", "teacher", "joint", "heads", "tokens"])
 def test_what_trusted_code_saves_is_a_checkpoint_like_any_other(clean, name):
     folder, models, pixels, _, tensors = clean
     loaded = AutoModelForImageClassification.from_pretrained(folder / f"{name}-again")

@@ -1,6 +1,6 @@
 """Which blocks of a model may merge tokens, and how many."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_factored import MODEL_TYPE_PREFIX
 from ..errors import ConfigError, UnsupportedModelError, did_you_mean, shown
-from ..tokens_factored import TAKING_NUMBERS, config_of, prefix_tokens
+from ..tokens_factored import can_weigh, config_of, prefix_tokens
 from .inputs import height_and_width
 from .running import attention_implementations
 from .subject import Reading
@@ -16,6 +16,7 @@ from .subject import Reading
 _RELATIVE = "its attention adds a bias for the distance of two patches, and merged ones have no place of their own"
 _WINDOWS = "its attention sees windows of the image, which need every patch in its place"
 _EVERY_PATCH = "it answers for every patch, and merged patches would get one answer"
+_TIMM = "timm's blocks are called without weights of tokens; convert_from_timm makes a model of transformers of many"
 
 REASONS = {
     "beit": _RELATIVE,
@@ -27,7 +28,8 @@ REASONS = {
     "siglip2_vision_model": "its images are padded, and padding would be merged with patches",
     "yolos": _EVERY_PATCH,
     "dpt": _EVERY_PATCH,
-    "timm_vit": "the blocks of timm's models are not known to take tokens of different weight",
+    "timm_vit": _TIMM,
+    "timm_wrapper": _TIMM,
 }
 """By model type of what has the blocks."""
 
@@ -65,9 +67,9 @@ def _reason(model: PreTrainedModel, reading: Reading | None) -> str | None:
                 return REASONS[model_type]
     if not _stacks(model):
         return "the blocks of its class are not known to take tokens of different weight"
-    others = set(attention_implementations(model).values()) - set(TAKING_NUMBERS)
-    if others:
-        return f"attn_implementation={min(others)!r} takes no weights of tokens; load it with 'sdpa'"
+    unable = [name for name in attention_implementations(model).values() if not can_weigh(name)]
+    if unable:
+        return f"attn_implementation={unable[0]!r} takes no weights of tokens; load it with 'sdpa'"
     return None
 
 
@@ -85,6 +87,13 @@ def patches_of(model: PreTrainedModel, block: str) -> int | None:
         return None
     (height, width), (down, across) = height_and_width(config.image_size), height_and_width(config.patch_size)
     return int((height // down) * (width // across) * (1 - getattr(config, "mask_ratio", 0.0)))
+
+
+def tokens_left(patches: int, counts: Iterable[int]) -> int:
+    """Patch tokens after blocks that merge so many, in their order: each at most half of those that it has."""
+    for count in counts:
+        patches -= min(count, patches // 2)
+    return patches
 
 
 def check_tokens(model: PreTrainedModel, tokens: Mapping[str, Any], reading: Reading | None = None) -> None:

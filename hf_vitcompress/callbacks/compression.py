@@ -123,7 +123,7 @@ class CompressionCallback(StructureCallback):
             self.compressed_metrics = dict(kwargs["metrics"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.renew()  # the best checkpoint may have brought another structure
+        self.take_best()
         if not self._done:
             self._compress()
             self.compressed_metrics = self._evaluation("eval")

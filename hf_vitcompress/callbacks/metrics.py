@@ -19,7 +19,7 @@ from ..evaluation.checks import REMEDY, check_comparable
 from ..evaluation.costs import Costs, count_costs
 from ..evaluation.reference import Reference
 from ..images.sources import open_images
-from ..layers_factored import FactoredLinear
+from ..layers_factored import Constant, FactoredLinear, Removed
 from ..model.assembly import empty_model
 from ..model.loading import load_dense_model
 from ..model.timm import is_wrapper
@@ -163,7 +163,7 @@ class CompressionMetricsCallback(TrainerLink):
 
 
 def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:
-    """Ranks of the layers that can be factored, by role; a dense layer has its full rank."""
+    """Ranks of the layers that can be factored, by role; a dense layer has its full rank, a removed one 0."""
     ranks, dense = defaultdict(list), empty_model(model, {})
     layers = dense if is_wrapper(model) else model  # timm has one layer for several
     for layer in find_layers(dense):
@@ -172,6 +172,8 @@ def layer_ranks(model: PreTrainedModel) -> dict[str, list[int]]:
             ranks[str(layer.role)].append(module.rank)
         elif isinstance(module, nn.Linear):
             ranks[str(layer.role)].append(min(module.in_features, module.out_features))
+        elif isinstance(module, Removed | Constant):
+            ranks[str(layer.role)].append(0)
     return dict(ranks)
 
 

@@ -125,7 +125,7 @@ class ProgressiveCompressionCallback(StructureCallback):
             self._enter(due)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.renew()  # the best checkpoint may have brought another structure
+        self.take_best()
         if self.stage < len(self.stages):
             self._enter(len(self.stages))
         self.finish()

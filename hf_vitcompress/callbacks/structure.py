@@ -19,11 +19,12 @@ from ..model.as_built import check_as_built
 from ..model.assembly import empty_model, is_factored
 from ..model.dense import to_dense
 from ..model.loading import check_model
-from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles
+from ..model.restructure import Roles, adopt, carry_optimizer, follow_layout, parameter_roles, take_tokens
 from ..model.timm import is_wrapper
 from ..model.timm_forms import split_in_place
 from ..model.timm_images import as_companions
 from ..model.towers import part_of
+from ..modeling_factored import CONFIG_FILE
 from ..planning.foresight import check_reach
 from ..publish.push import check_repository, push_model
 from ..publish.saved import SavedFiles
@@ -89,6 +90,8 @@ class StructureCallback(TrainerLink):
         super().on_train_begin(args, state, control, **kwargs)
         model = self.model
         follow_layout(model)
+        if state.global_step:
+            self._take_tokens(Path(self.trainer.args.output_dir or ".") / f"checkpoint-{state.global_step}")
         roles = parameter_roles(model)
         if state.global_step and holds(self.trainer.optimizer, self._roles.keys() - roles.keys()):
             raise ConfigError(
@@ -147,6 +150,17 @@ class StructureCallback(TrainerLink):
         split_in_place(self.model)
         if self.trainer.optimizer is not None:
             carry_optimizer(self.trainer.optimizer, roles, self.model)
+
+    def take_best(self) -> None:
+        """At the end of a training, let all follow the best checkpoint, which may have brought another structure."""
+        best = self.trainer.state.best_model_checkpoint
+        if best is not None and self.trainer.args.load_best_model_at_end:
+            self._take_tokens(Path(best))
+        self.renew()
+
+    def _take_tokens(self, folder: Path) -> None:
+        if (folder / CONFIG_FILE).is_file() and not is_wrapper(self.model):
+            take_tokens(self.model, folder)
 
     def renew(self) -> None:
         """Let the optimizer and the wrappers follow the model if its structure has changed."""

@@ -14,7 +14,6 @@ from ..errors import DataError
 from ..evaluation.reference import Reference
 from ..images.digest import images_facts
 from ..images.images import ImageSource
-from ..model.assembly import Shapes
 from ..planning.plan import CompressionPlan
 from ..planning.planner import Planner
 from ..runtime.checkpoints import Checkpoint
@@ -123,15 +122,15 @@ class Compensator:
         return points + [dataclasses.replace(point, seconds=point.seconds + spent) for point in later]
 
     def _stage(self, stage: str, plan: CompressionPlan, share: float) -> Checkpoint:
-        return self.checkpoint_for(stage, plan.layers) if share == 1.0 else Checkpoint(None, self.work.accelerator)
+        return self.checkpoint_for(stage, plan) if share == 1.0 else Checkpoint(None, self.work.accelerator)
 
     def checkpoint_for(
-        self, stage: str, layers: Shapes | None = None, validation: Reference | None = None
+        self, stage: str, plan: CompressionPlan | None = None, validation: Reference | None = None
     ) -> Checkpoint:
         """Named after all that the result of a stage is made from, so that no other run goes on with it.
 
         Args:
-            layers: of the plan that the stage compensates.
+            plan: that the stage compensates.
             validation: the images that the stage measures an accuracy on.
         """
         accelerator, statistics = self.work.accelerator, self.planner.statistics
@@ -147,8 +146,9 @@ class Compensator:
             **self._images,
             SETTINGS: facts_of({**config, "method": method}),
         }
-        if layers is not None:
-            identity["another plan"] = facts_of({"layers": layers})
+        if plan is not None:
+            tokens = {"tokens": plan.tokens} if plan.tokens else {}
+            identity["another plan"] = facts_of({"layers": plan.layers, **tokens})
         if validation is not None:
             identity["other validation images"] = images_facts(validation.source, accelerator, labels=True)
         kept = Checkpoint.beside(self.checkpoint, stage, identity, accelerator)

@@ -13,6 +13,7 @@ from ..errors import CompensationError
 from ..runtime.distributed import from_owner, local_work, sum_in_place
 from ..runtime.hooks import Capture, Reached
 from ..statistics.accumulators import add_product
+from ..tokens_factored import of_every_token
 from .block_inputs import BlockInputs
 
 
@@ -84,8 +85,10 @@ def collect_cross_moments(
         computed_in = dense_tap.outputs[layer.name].dtype
         seen = (dense_tap.outputs if targets_output(layer) else dense_tap.inputs)[layer.name]
         mask = streams[0].calls[index].mask
+        # Each token against the merged one that it is in, so that this one counts as often as its mean.
+        x_hat = of_every_token(student_tap.inputs[reader], streams[1].calls[index].hidden)
         return (
-            _tokens(student_tap.inputs[reader], computed_in, mask),
+            _tokens(x_hat, computed_in, mask),
             _tokens(seen, computed_in, mask) - bias,
             computed_in,
         )

@@ -6,7 +6,8 @@ The loss of an image is
 
 with logits z and layer-normalised hidden states h after four evenly spaced blocks (Hinton et al., arXiv 1503.02531;
 hidden states as in FitNets, Romero et al., arXiv 1412.6550). The KL divergence has one number a class to say, and
-little of a gradient where the two models agree; hidden states say more, about every token. Where a model says more, or
+little of a gradient where the two models agree; hidden states say more, about every token. A merged token is
+compared with each of those that are in it, which draws it to their mean. Where a model says more, or
 less, than an image's classes, `outputs.divergence` stands in the place of the KL divergence; of the pixels of a
 segmentation a part that lies evenly over them is compared.
 """
@@ -39,6 +40,7 @@ from ..runtime.distributed import sum_in_place
 from ..runtime.hooks import Capture
 from ..runtime.run import Run
 from ..runtime.text import loss_text
+from ..tokens_factored import of_every_token
 from ..training.loop import Learner, TrainingState, run_steps
 from ..training.steps import Steps, sum_gradients
 from .course import CompensationPoint
@@ -215,7 +217,8 @@ class Distillation(Learner[CompensationPoint]):
             labels = batch.labels.to(device)
             loss = loss + self.label_weight * functional.cross_entropy(class_logits(output), labels, reduction="sum")
         if self.compared:
-            pairs = zip(dense_tap.outputs.values(), tap.outputs.values(), strict=True)
+            learnt = (of_every_token(hidden, hidden) for hidden in tap.outputs.values())
+            pairs = zip(dense_tap.outputs.values(), learnt, strict=True)
             loss = loss + config.feature_weight * feature_error(pairs)
         return loss
 

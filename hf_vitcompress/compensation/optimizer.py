@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..architectures.layers import LayerInfo
-from ..layers_factored import FactoredLinear
+from ..layers_factored import Constant, FactoredLinear, Removed
 from ..modeling_factored import compressed_modules
 from ..runtime.devices import fast_products
 from ..statistics.statistics import Statistics
@@ -100,6 +100,8 @@ def eigenbases(student: PreTrainedModel, layers: Iterable[LayerInfo], statistics
         if layer.name not in compressed:
             continue
         module = student.get_submodule(layer.name)
+        if isinstance(module, Removed | Constant):
+            continue
         inputs, outputs = basis("inputs", layer.input_name, layer), basis("gradients", layer.name, layer)
         if isinstance(module, FactoredLinear):
             rotations[module.down.weight] = _fitting(module.down.weight, None, inputs)

@@ -30,7 +30,16 @@ from ..model.timm_images import as_companions, name_processor
 from ..model.towers import compressed_part, takes_only_images
 from ..publish.saved import save_beside_program
 from ..runtime.outputs import Output, reserved
-from .export_formats import IMAGES, UNMASKED, Format, load_program, program_files, require_format, trace
+from .export_formats import (
+    IMAGES,
+    UNMASKED,
+    Format,
+    load_program,
+    named_tensors,
+    program_files,
+    require_format,
+    trace,
+)
 from .export_report import ExportReport, ExportResult, Port
 from .export_sizes import Fit, Size, checked_size, fit_for
 
@@ -227,8 +236,7 @@ def _float32_twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _named_outputs(model: PreTrainedModel, images: Tensor) -> dict[str, Tensor]:
-    outputs = model(**model_inputs(model, images))
-    return {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+    return named_tensors(model(**model_inputs(model, images)))
 
 
 def _port(name: str, example: Tensor, chosen: Format) -> Port:

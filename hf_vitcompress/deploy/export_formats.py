@@ -13,7 +13,7 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -129,7 +129,18 @@ def load_program(folder: str | Path, chosen: Format) -> Callable[[Tensor], list[
         options["trust_remote_code"] = True
         program = exporters.ExportedModel.from_pretrained(folder, device="cpu", **options)
 
-    return lambda images: list(program(**{IMAGES: images}).values())
+    return lambda images: list(named_tensors(program(**{IMAGES: images})).values())
+
+
+def named_tensors(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a result, in order; of several under one name, such as feature maps, each with its number."""
+    found: dict[str, Tensor] = {}
+    for name, value in outputs.items():
+        if isinstance(value, Tensor):
+            found[name] = value
+        elif isinstance(value, tuple | list):
+            found |= named_tensors({f"{name}.{number}": item for number, item in enumerate(value)})
+    return found
 
 
 def program_files(exported: Any) -> list[str]:

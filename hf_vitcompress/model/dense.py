@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..architectures.layers import head_dim
+from ..architectures.layers import head_dim, linear_layer
 from ..errors import UnsupportedModelError
 from .assembly import empty_model
 from .companions import beside_dense, companions_of, give_companions
 from .loading import check_model
-from .shapes import attentions_of, linear_names, shapes_of, value_head_dim
+from .shapes import attentions_of, linear_names, removed_layers, shapes_of, value_head_dim
 from .timm import is_wrapper
 from .timm_forms import is_split, merged_form, take_split_names
 
@@ -22,6 +22,8 @@ from .timm_forms import is_split, merged_form, take_split_names
 @torch.no_grad()
 def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     """The dense model that computes the same: factors are multiplied out, pruned features are filled with zeros.
+
+    Tokens are no longer merged, so that of a model which merges some it is the same one before that.
 
     Args:
         model: compressed or dense. Anything set on the object, such as hooks or a wrapped `forward`, is left behind.
@@ -51,17 +53,19 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
 def dense_state_dict(state: Mapping[str, Tensor], dense: PreTrainedModel) -> dict[str, Tensor]:
     """The dense form of a state dict of any layout (see `shapes`).
 
-    Widths that were pruned come back as zeros: of a hidden layer, of whole heads (after those that are left), and of
-    each head's values. They change nothing, because the rows of one layer and the columns that read them are both 0.
+    Widths that were pruned come back as zeros: of a hidden layer, of whole heads (after those that are left), of each
+    head's values, and of whole modules. They change nothing, because the rows of one layer and the columns that read
+    them are both 0.
 
     Args:
         state: by in-memory name.
         dense: a model of the dense class, storage not needed.
     """
     result: dict[str, Tensor] = {}
-    shapes = shapes_of(state)
     attentions = attentions_of(dense)
     roles = {layer.name: (role, own) for own in attentions.values() for role, layer in own.items()}
+    state = {**state, **_zeros(state, dense)}
+    shapes = shapes_of(state)
     for name in linear_names(dense):
         weight, bias = _product(state, name)
         role, own = roles.get(name, (None, {}))
@@ -80,6 +84,25 @@ def dense_state_dict(state: Mapping[str, Tensor], dense: PreTrainedModel) -> dic
     for name, wanted in dense.state_dict().items():
         result[name] = _padded(result[name] if name in result else _found(state, name), wanted.shape, name)
     return result
+
+
+def _zeros(state: Mapping[str, Tensor], dense: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights, and the biases of what makes features, of the modules that are removed; the last bias stays.
+
+    Raises:
+        UnsupportedModelError: the dense layer has no bias for the mean that is in it.
+    """
+    found: dict[str, Tensor] = {}
+    for reader, producers in removed_layers(shapes_of(state), dense).items():
+        bias = state[f"{reader}.bias"]
+        if linear_layer(dense, reader).bias is None:
+            raise UnsupportedModelError(
+                f"{reader!r} is what is left of a removed module: a bias, which the dense layer does not have."
+            )
+        names = [f"{reader}.weight", *(f"{name}.{key}" for name in producers for key in ("weight", "bias"))]
+        own = dense.state_dict()
+        found |= {name: bias.new_zeros(own[name].shape) for name in names if name in own}
+    return found
 
 
 def _product(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor | None]:

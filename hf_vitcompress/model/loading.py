@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 from accelerate import Accelerator
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -33,6 +34,7 @@ from .making import MAKING
 from .plain import check_plain, unwrapped
 from .quantizing import quantizable, spare_layers_with_biases_beside, spare_narrow_layers, write_readably
 from .timm import is_timm_module, wrapped
+from .timm_features import BACKBONE, feature_maps_of, from_its_folder, gives_features
 from .timm_images import timm_processor
 
 logger = logging.get_logger(__name__)
@@ -67,7 +69,12 @@ def load_model(
             )
         chosen = model_class(config)
         check_size(str(name), chosen, config)
-        loaded_by, narrow, beside = chosen, [], []
+        loaded_by, narrow, beside = from_its_folder(chosen), [], []
+        if quantization_config is not None and config.model_type == BACKBONE:
+            raise QuantizationError(
+                f"The model {str(name)!r} is a TimmBackbone, which transformers loads from no folder, quantized or "
+                "not. Quantize the folder of its compressed form."
+            )
         if quantization_config is not None:
             loaded_by, narrow = quantizable(chosen), spare_narrow_layers(quantization_config, chosen, config)
             beside = spare_layers_with_biases_beside(quantization_config, chosen, config)
@@ -91,6 +98,8 @@ def load_model(
         remark = " ".join(said for said in remarks if said) or None
         if remark is not None and place.is_main_process:
             logger.warning(remark)
+        if chosen is not loaded_by and quantization_config is None:
+            model = feature_maps_of(model)
         return model.to(place.device).eval()
 
 
@@ -110,7 +119,10 @@ def load_dense_model(model: str | Path | PreTrainedModel, accelerator: Accelerat
         UnsupportedModelError: see `load_model` and `check_model`.
     """
     loaded = load_model(model, accelerator) if isinstance(model, str | Path) else unwrapped(model)
-    loaded = wrapped(loaded) if is_timm_module(loaded) else loaded
+    if isinstance(loaded, nn.Module) and gives_features(loaded):
+        loaded = feature_maps_of(loaded)
+    elif is_timm_module(loaded):
+        loaded = wrapped(loaded)
     check_model(loaded)
     return loaded
 
@@ -246,7 +258,7 @@ def check_model_type(config: PreTrainedConfig) -> None:
         UnsupportedModelError: it is not.
     """
     dense_type = config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    if not (set(_model_types(config)) & {*FAMILIES, WRAPPER}):
+    if dense_type != BACKBONE and not (set(_model_types(config)) & {*FAMILIES, WRAPPER}):
         raise UnsupportedModelError(f"The model type {dense_type!r} is not supported. {supported(config)}")
 
 

@@ -65,7 +65,7 @@ def without_storage(
     return model.to(dtype=dtype)
 
 
-def take_buffers(model: PreTrainedModel, source: PreTrainedModel) -> None:
+def take_buffers(model: nn.Module, source: nn.Module) -> None:
     """Copy to `model` the buffers of `source` that no checkpoint holds, such as position ids and rotary frequencies."""
     known, saved = dict(source.named_buffers()), model.state_dict().keys()
     for path, module in model.named_modules():

@@ -8,17 +8,28 @@ state for it remains right; everything else is a new object.
 import copy
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from ..config.reading import read_json
 from ..errors import UnsupportedModelError
 from ..layers_factored import Attention, FactoredLinear, attention_names
+from ..modeling_factored import CONFIG_FILE
 from .assembly import Shapes, dense_class, empty_model, is_factored, tokens_in
-from .shapes import infer_layers, layout_of, linear_names, owner_of, shapes_of, take_current_names
+from .shapes import (
+    infer_layers,
+    layout_of,
+    linear_names,
+    owner_of,
+    removed_layers,
+    shapes_of,
+    take_current_names,
+)
 from .timm import is_wrapper, split_class
 from .timm_forms import rows_by_role, split_in_place
 
@@ -231,10 +242,22 @@ def _take_layout(model: PreTrainedModel, state: dict[str, Any], prefix: str, *_:
     incoming = shapes_of({name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)})
     linears = linear_names(dense)
     mentioned = {owner_of(name, linears) for name in incoming}
+    mentioned |= {name for producers in removed_layers(incoming, dense).values() for name in producers}
     kept = {n: s for n, s in shapes_of(model.state_dict()).items() if owner_of(n, linears) not in mentioned}
     wanted = infer_layers({**kept, **incoming}, dense)
     if is_wrapper(model) or wanted != layout_of(model, dense):
         take_layout(model, wanted)
+
+
+def take_tokens(model: PreTrainedModel, folder: Path) -> None:
+    """Let `model` merge the tokens that the checkpoint in `folder` merges, once it has that one's tensors."""
+    compression = read_json(folder / CONFIG_FILE, "config").get("compression") or {}
+    tokens = compression.get("tokens", {})
+    if tokens != tokens_in(model):
+        companions = vars(model).get("companions")
+        _restructure(model, empty_model(model, layout_of(model), tokens), set())
+        if companions is not None and is_factored(model):
+            cast(Any, model).companions = companions
 
 
 def take_layout(model: PreTrainedModel, layers: Shapes) -> None:

@@ -1,8 +1,8 @@
 """Which layers of a state dict are compressed, and to what: read off its names and shapes.
 
 A layout is what `config.compression["layers"]` holds, module name → shapes. An `nn.Linear` has `rank`, and
-`in_features` and `out_features` where these are smaller than the dense layer's; an attention module, the parent of
-its query, key and value projections, has `qk_rank`.
+`in_features` and `out_features` where these are smaller than the dense layer's, 0 where the module is removed; an
+attention module, the parent of its query, key and value projections, has `qk_rank`.
 """
 
 import copy
@@ -29,6 +29,10 @@ from .timm_forms import is_split, take_split_names
 
 TensorShapes = Mapping[str, Sequence[int]]
 """Tensor name → its shape."""
+
+
+READERS: dict[Role, tuple[Role, ...]] = {"fc2": ("gate", "fc1"), "o": ("q", "k", "v")}
+"""What reads features, and what makes them: removed together."""
 
 
 def linear_names(model: nn.Module) -> set[str]:
@@ -146,7 +150,30 @@ def infer_layers(shapes: TensorShapes, dense: PreTrainedModel) -> Shapes:
             layers[name] = {"qk_rank": down[0]}
             for role in ("q", "k"):
                 layers[roles[role].name].pop("in_features", None)
+    for reader, producers in removed_layers(shapes, dense).items():
+        layers[reader] = {"in_features": 0}
+        layers.update((name, {"out_features": 0}) for name in producers)
     return {name: entry for name, entry in layers.items() if entry}
+
+
+def removed_layers(shapes: TensorShapes, dense: PreTrainedModel) -> dict[str, list[str]]:
+    """Layers that read what is not there, of which the bias alone is left, and those that are gone with it.
+
+    Biases without the weights of any other layer are no model: nothing is removed then.
+    """
+    linears = linear_names(dense)
+    owners = {owner_of(name, linears) for name in shapes if name.endswith(".weight")}
+    biased = {name.removesuffix(".bias") for name in shapes if name.endswith(".bias")}
+    if not owners & linears:
+        return {}
+    found = {}
+    for roles in by_block(find_layers(dense)).values():
+        for reader, producers in READERS.items():
+            names = [roles[role].name for role in producers if role in roles]
+            name = roles[reader].name if reader in roles else ""
+            if name in biased - owners and names and not {*names} & (owners | biased):
+                found[name] = names
+    return found
 
 
 def _linear_entry(shapes: TensorShapes, name: str, linear: nn.Linear) -> dict[str, int]:

@@ -15,7 +15,7 @@ from .as_built import check_as_built
 from .loading import load_dense_model, load_image_processor
 from .stored import stored_dtype
 from .timm import check_runs, is_wrapper, split_form
-from .timm_features import check_whole
+from .timm_features import check_dense
 from .towers import check_takes_images, part_of
 
 
@@ -35,11 +35,11 @@ def open_subject(
     Raises:
         ConfigError: `target` names no model or several, or the model takes more than images and there is no `target`.
         UnsupportedModelError: see `loading.load_model`, `loading.check_model`, `layers.check_class` and
-            `as_built.check_as_built`; and `timm_features.check_whole` and `timm.check_runs`.
+            `as_built.check_as_built`; and `timm_features.check_dense` and `timm.check_runs`.
     """
-    check_whole(model)
+    check_dense(model)
     dense = load_dense_model(model, accelerator)
-    check_whole(dense)
+    check_dense(dense)
     if any(parameter.is_inference() for parameter in dense.parameters()):
         dense = copy.deepcopy(dense)  # nothing can be differentiated by weights made under torch.inference_mode
     if is_wrapper(dense):

@@ -16,7 +16,6 @@ from ..errors import UnsupportedModelError
 from .as_built import Naming, check_as_built, shared_parameters
 from .making import on_meta, take_buffers, without_storage
 from .timm_arguments import arguments_of, check_pooled, check_storable_arguments, classes_of, creation
-from .timm_features import gives_features
 from .timm_images import preprocessing_of
 
 ADVICE = (
@@ -24,6 +23,13 @@ ADVICE = (
     "are; take any other change off before, and put it back on the result."
 )
 """What to do about a model that its config does not build."""
+
+
+FOR_FEATURES = (
+    "Make the feature extractor by timm.create_model(NAME, features_only=True, …) with the arguments that build it, or "
+    "compress the whole model."
+)
+"""What to do about a feature extractor that its config does not build."""
 
 
 def check_timm() -> None:
@@ -46,8 +52,10 @@ def is_timm_module(model: Any) -> bool:
 
 
 def is_wrapper(model: Any) -> bool:
-    """Whether it is a `TimmWrapper` of transformers, whose fused layers are not split."""
-    return isinstance(model, PreTrainedModel) and model.config.model_type == WRAPPER
+    """Whether it is a model around one of timm whose fused layers are not split: a `TimmWrapper`, or feature maps."""
+    if not isinstance(model, PreTrainedModel):
+        return False
+    return model.config.model_type == WRAPPER or type(model).__name__ == "FusedTimmBackbone"
 
 
 def wrapped(module: nn.Module) -> PreTrainedModel:
@@ -58,11 +66,6 @@ def wrapped(module: nn.Module) -> PreTrainedModel:
     """
     from transformers import TimmWrapperForImageClassification, TimmWrapperModel
 
-    if gives_features(module):
-        raise UnsupportedModelError(
-            f"This {type(module).__name__} of timm (features_only=True) does not say what it was made with. Give a "
-            "TimmWrapperModel whose config.model_args are that ('features_only': True, …), with its weights."
-        )
     config = _config_of(module)
     with on_meta():
         kind = TimmWrapperForImageClassification if config.num_labels else TimmWrapperModel
@@ -102,6 +105,7 @@ def split_form(wrapper: PreTrainedModel) -> PreTrainedModel:
     module = cast(Any, wrapper).timm_model
     classes = classes_of(module)
     advice = f"Set model.config.num_labels={classes}." if classes not in (0, config.num_labels) else ADVICE
+    advice = FOR_FEATURES if isinstance(config, TimmViTConfig) else advice
     name = f"{type(module).__name__} of timm"
     check_as_built(wrapper, Naming(name, creation(config), "timm builds", "timm_model.", advice))
     check_pooled(wrapper)
@@ -141,14 +145,17 @@ def _run(model: PreTrainedModel, inputs: dict[str, Any]) -> None:
 
 def split_class(wrapper: PreTrainedModel) -> type[PreTrainedModel]:
     """The class of the split form."""
-    from ..modeling_timm import TimmViTForImageClassification, TimmViTModel
+    from ..modeling_timm import TimmViTBackbone, TimmViTForImageClassification, TimmViTModel
 
-    return TimmViTModel if type(wrapper).__name__ == "TimmWrapperModel" else TimmViTForImageClassification
+    headless = {"TimmWrapperModel": TimmViTModel, "FusedTimmBackbone": TimmViTBackbone}
+    return headless.get(type(wrapper).__name__, TimmViTForImageClassification)
 
 
 def split_config(wrapper: PreTrainedModel) -> TimmViTConfig:
     """The config of the split form."""
     config = cast(Any, wrapper.config)
+    if isinstance(config, TimmViTConfig):
+        return copy.deepcopy(config)
     known = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     left_out = ("model_type", "architectures", "label_names", "num_classes")
     values = {name: copy.deepcopy(value) for name, value in known.items() if name not in left_out}

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -59,18 +59,22 @@ Others, such as the classes of norms, change what is built, so that `as_built` f
 """
 
 
+OF_THE_KIND = ("num_classes", "features_only", "out_indices", "feature_cls")
+"""Arguments that say how much of a model is made, and not how."""
+
+
 def arguments_of(module: nn.Module, architecture: str) -> dict[str, Any] | None:
     """What makes a module of its architecture, as far as it can be known: what timm has noted, else what is read off.
 
     What timm has noted tells of more than can be read, but not of every change since, and is believed only where it
     builds the module.
     """
-    accepted = constructor_arguments(type(module))  # type: ignore[arg-type]  # its classes can be hashed
+    accepted = constructor_arguments(type(_inner(module)))  # type: ignore[arg-type]  # its classes can be hashed
     readings = {name: _reading(module, name) for name in ARGUMENTS if name in accepted}
     found: dict[str, Any] = {}
     for start in (_noted(module), {}):
         found, built = _corrected(module, architecture, start, readings)
-        if built is not None and not differing(structure(module), structure(built)):
+        if built is not None and not differing(structure(_inner(module)), structure(_inner(built))):
             break
     return found or None
 
@@ -80,8 +84,27 @@ def _noted(module: nn.Module) -> dict[str, Any]:
     import timm
 
     noting = getattr(timm.models, "get_model_args", None)
-    noted = {} if noting is None else {name: value for name, value in noting(module).items() if name != "num_classes"}
-    return {name: _as_in_json(value) for name, value in noted.items() if _is_storable(value)}
+    noted = {} if noting is None else noting(module)
+    return {name: _as_in_json(v) for name, v in noted.items() if name not in OF_THE_KIND and _is_storable(v)}
+
+
+def extracts(module: Any) -> bool:
+    """Whether it is a feature extractor of timm that holds a module as it is, but for the layers after the last map."""
+    return type(module).__name__ == "FeatureGetterNet"
+
+
+def _inner(module: Any) -> nn.Module:
+    """What makes the features in a feature extractor; any other module itself."""
+    return cast(nn.Module, module.model if extracts(module) else module)
+
+
+def _made_alike(module: Any, architecture: str, arguments: dict[str, Any]) -> nn.Module:
+    """What timm makes with these arguments, of the same kind as the module."""
+    import timm
+
+    if not extracts(module):
+        return timm.create_model(architecture, num_classes=classes_of(module), **arguments)
+    return type(module)(timm.create_model(architecture, num_classes=0, **arguments), module.out_indices)
 
 
 def _corrected(
@@ -91,14 +114,12 @@ def _corrected(
 
     Where they build nothing, the last of them that did.
     """
-    import timm
-
     found, built = dict(start), None
     last: dict[str, Any] = {}
     for _ in range(3):  # one argument may change what another is without it, as a pooling moves the last norm
         try:
             with on_meta():
-                built = timm.create_model(architecture, num_classes=classes_of(module), **found)
+                built = _made_alike(module, architecture, found)
         except Exception:  # of any constructor, on values that do not go together: `as_built` says what differs
             return last, None
         last = dict(found)
@@ -161,7 +182,8 @@ def check_storable_arguments(config: Any) -> None:
 
 def creation(config: Any) -> str:
     """The call of timm that a config of a wrapper stands for, as people write it."""
-    settings = {**(config.model_args or {}), "num_classes": config.num_labels}
+    of_features = {"features_only": True, "out_indices": config.out_indices} if hasattr(config, "out_indices") else None
+    settings = {**(config.model_args or {}), **(of_features or {"num_classes": config.num_labels})}
     return f"timm.create_model({config.architecture!r}, {', '.join(f'{k}={v!r}' for k, v in settings.items())})"
 
 
@@ -178,8 +200,10 @@ def _as_in_json(value: Any) -> Any:
 
 
 def _reading(module: nn.Module, name: str) -> Any:
+    if name == "depth" and extracts(module):  # of which some blocks may be left out
+        return len(cast(Any, module).feature_info.info)
     try:
-        return ARGUMENTS[name](module)
+        return ARGUMENTS[name](_inner(module))
     except (AttributeError, StopIteration, IndexError, TypeError):  # the class has no such thing
         return None
 

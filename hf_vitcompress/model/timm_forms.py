@@ -10,6 +10,7 @@ from ..configuration_timm import MODEL_TYPE, TimmViTConfig
 from .assembly import empty_model
 from .making import take_buffers, without_storage
 from .timm import split_class, split_config
+from .timm_features import BACKBONE, extractor_in
 
 if TYPE_CHECKING:
     from ..modeling_timm import Rows
@@ -42,33 +43,30 @@ def rows_by_role(model: PreTrainedModel) -> "dict[str, Rows]":
 
 def merged_form(split: PreTrainedModel) -> PreTrainedModel:
     """The `TimmWrapper` that computes what a dense split model does; it shares the memory of what is not fused."""
-    from ..modeling_timm import merged_config, merged_state
+    from ..modeling_timm import merged_state
 
     own: Any = split
-    whole = without_storage(own.merged_class, merged_config(own.config), {"": "sdpa"}, split.dtype)
-    take_buffers(whole, split)
-    whole.load_state_dict(merged_state(split.state_dict(), split), assign=True)
-    _describe(whole)
+    config = own.merged_config(own.config)
+    beside: dict[str, Any] = (own.config.model_args or {}) if config.model_type == BACKBONE else {}
+    whole = without_storage(own.merged_class, config, {"": "sdpa"}, split.dtype, **beside)
+    module: Any = whole.get_submodule(own.merged_prefix.rstrip("."))
+    take_buffers(module, own.timm_model)
+    module.load_state_dict(merged_state(own.timm_model.state_dict(), own.timm_model), assign=True)
+    _describe(extractor_in(whole) or module, own.config.pretrained_cfg or {}, module.num_classes)
     return cast(Any, whole).to(split.device).train(split.training)
 
 
-def _describe(whole: Any) -> None:
+def _describe(module: Any, known: dict[str, Any], classes: int) -> None:
     """Let timm's module say of its weights what the config says of them, as timm reads them off it."""
-    known = whole.config.pretrained_cfg or {}
-    whole.timm_model.pretrained_cfg = {
-        **whole.timm_model.pretrained_cfg,
-        **known,
-        "num_classes": whole.timm_model.num_classes,
-    }
+    module.pretrained_cfg = {**module.pretrained_cfg, **known, "num_classes": classes}
 
 
 def public_form(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> tuple[PreTrainedConfig, str]:
     """The config and the name of the class by which others know a dense model: the wrapper's for a split one."""
     if not isinstance(config, TimmViTConfig):
         return config, model_class.__name__
-    from ..modeling_timm import merged_config
-
-    return merged_config(config), cast(Any, model_class).merged_class.__name__
+    kind: Any = model_class
+    return kind.merged_config(config), kind.merged_class.__name__
 
 
 def take_split_names(state: dict[str, Any], prefix: str, split: nn.Module, beside: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """What can be said of a compression before anything is measured."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from accelerate import Accelerator
@@ -22,6 +22,7 @@ from ..statistics.statistics import Statistics
 from .allocation import check_reachable
 from .grouping import make_groups
 from .groups.base import Given, LayerGroup
+from .joining import smallest_parameters
 from .plan import CompressionPlan
 from .planner import parameter_budgets
 from .profiles import check_profile
@@ -136,7 +137,7 @@ def check_reach(subject: Subject, config: CompressionConfig) -> None:
     parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     fixed = parameters - sum(group.dense_parameters for group in groups)
     for budget in parameter_budgets(config, parameters, fixed):
-        check_reachable(budget, _smallest(groups, config), len(groups), config.rank_multiple)
+        check_reachable(budget, smallest_parameters(groups, config), len(groups), config.rank_multiple)
 
 
 def within_reach(subject: Subject, config: CompressionConfig) -> CompressionConfig:
@@ -149,15 +150,10 @@ def within_reach(subject: Subject, config: CompressionConfig) -> CompressionConf
         groups = _groups(subject, config)
         parameters = sum(parameter.numel() for parameter in subject.model.parameters())
         fixed = parameters - sum(group.dense_parameters for group in groups)
-        lowest = (fixed + _smallest(groups, config) + 1) / parameters  # rounding must not put it out of reach
+        lowest = (fixed + smallest_parameters(groups, config) + 1) / parameters  # rounding must not put it out of reach
         return config.with_budget(keep_ratio=min(1.0, max(DEFAULT_KEEP_RATIO, lowest)))
     check_reach(subject, config)
     return config
-
-
-def _smallest(groups: Sequence[LayerGroup], config: CompressionConfig) -> int:
-    """Parameters of all groups at their lowest ranks and widths."""
-    return sum(group.smallest(config.rank_multiple) for group in groups)
 
 
 def _groups(subject: Subject, config: CompressionConfig) -> list[LayerGroup]:

@@ -15,6 +15,7 @@ from ..evaluation.latency import LatencyReport
 from ..model.assembly import Shapes
 from ..runtime.files import write_text
 from .groups.base import LayerGroup
+from .groups.removal import check_together
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class CompressionPlan:
     Attributes:
         layers: module name → shape, exactly as in `config.compression["layers"]` (see `modeling_factored`): of a linear
             layer `{"rank": r}`, `{"in_features": i}`, `{"out_features": o}` or several of them, of attention
-            `{"qk_rank": r}`.
+            `{"qk_rank": r}`. A feed-forward or attention that is removed has 0 `out_features` where features are made
+            and 0 `in_features` where they are read.
         tokens: block's module name → how many tokens it merges at its end, as in `config.compression["tokens"]`.
         predicted_loss: predicted loss increase (KL from the dense model, nats per image), scaled to measured losses;
             `None` where the metric predicts no loss, or after an edit.
@@ -160,6 +162,7 @@ class CompressionPlan:
                 )
         for group in groups:
             group.check(self.shapes_of(group))
+        check_together(groups, {group.name: self.shapes_of(group) for group in groups})
         check_tokens(subject.model, self.tokens, subject.reading)
 
 

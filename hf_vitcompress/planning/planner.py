@@ -31,6 +31,7 @@ from .allocation import Budget, Table, make_plan
 from .clock import Clock
 from .grouping import make_groups
 from .groups.base import COUNTED, Choice, Given, LayerGroup
+from .joining import smallest_parameters, with_removals
 from .plan import CompressionPlan
 from .selection import selection_method
 from .tokens import NOTHING_MERGED, Merged, wants_merging, with_fewer_tokens
@@ -89,7 +90,7 @@ class Planner:
 
     def lowest_keep_ratio(self, multiple: int) -> float:
         """Every group at its smallest."""
-        smallest = sum(min(choice.parameters for choice in choices) for choices in self.choices(multiple))
+        smallest = smallest_parameters(self.groups, replace(self.groups[0].config, rank_multiple=multiple))
         return (self.fixed_parameters + smallest) / self.costs.parameters
 
     def budgets(self, config: CompressionConfig, clock: Clock | None = None) -> list[Budget]:
@@ -167,6 +168,8 @@ class Planner:
             )
             for group, choices in zip(self.groups, self.choices(config.rank_multiple, clock), strict=True)
         ]
+        costs = [budget.cost for budget in budgets]
+        tables = with_removals(tables, self.groups, config, costs)
         plan = make_plan(tables, budgets, config.allocation, config.rank_multiple)
         return self.completed(replace(plan, tokens=dict(merged.tokens)), config)
 

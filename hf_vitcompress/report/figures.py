@@ -82,6 +82,8 @@ def _short(part: "GroupReport") -> str:
     if not part.shapes:
         return "dense"
     widths = {v for shape in part.shapes.values() for k, v in shape.items() if k.endswith("features")}
+    if 0 in widths:
+        return "removed"
     ranks = [str(v) for shape in part.shapes.values() for k, v in shape.items() if k.endswith("rank")]
     lines = [f"w {widths.pop()}"] if widths else []
     return "\n".join(lines + [f"r {rank}" for rank in ranks])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from ..architectures.merging import merging_blocks, tokens_left
 from ..compensation.course import CompensationReport
 from ..config import CompressionConfig
 from ..errors import ReportError
@@ -20,6 +21,7 @@ from ..planning.planner import Planner
 from ..runtime.files import write_text
 from ..runtime.text import loss_text, printable
 from ..runtime.weights import model_digest
+from ..tokens_factored import prefix_tokens
 from .outside import for_markdown, problem_of
 from .provenance import Environment, Origin
 from .tables import comparison_rows, format_bytes, table
@@ -46,6 +48,7 @@ class CompressionReport:
         predicted_loss: predicted KL divergence from the dense model, nats per image, scaled to losses measured on
             images that are kept out of the statistics; `None` for metrics that predict no loss.
         predicted_interval: its 95 % interval, as far as those images differ.
+        patch_tokens: of one image, before the first block and after the last one that merges some; `None` if none does.
         calibration_images: number of images behind the statistics.
         measuring_images: number of others, on which the predicted losses were corrected.
         bad_images: number of images that could not be read.
@@ -76,6 +79,7 @@ class CompressionReport:
     calibration_images: int
     measuring_images: int = 0
     predicted_interval: tuple[float, float] | None = None
+    patch_tokens: tuple[int, int] | None = None
     bad_images: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +115,7 @@ class CompressionReport:
             parts=group_reports(planner, plan),
             predicted_loss=plan.predicted_loss,
             predicted_interval=plan.predicted_interval,
+            patch_tokens=_patch_tokens(planner, plan),
             calibration_images=statistics.images,
             measuring_images=planner.correction.images,
             bad_images=statistics.bad_images,
@@ -157,7 +162,7 @@ class CompressionReport:
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """The rows of the before/after table: quantity, dense, compressed, change."""
-        rows = comparison_rows(self.dense, self.compressed, None, None, self.judgement, self.latency)
+        rows = comparison_rows(self.dense, self.compressed, None, None, self.judgement, self.latency, self.patch_tokens)
         if self.predicted_loss is not None:
             name = "KL predicted" if self.compensation is None else "KL predicted, before compensation"
             rows.append((name, "0", loss_text(self.predicted_loss, self.predicted_interval), ""))
@@ -258,6 +263,16 @@ class CompressionReport:
         with console.capture() as capture:
             console.print(self.render())
         return capture.get()
+
+
+def _patch_tokens(planner: Planner, plan: CompressionPlan) -> tuple[int, int] | None:
+    """Of images such as it was calibrated on."""
+    if not plan.tokens:
+        return None
+    first = planner.groups[0]
+    prefix = prefix_tokens(first.model.get_submodule(first.layers[0].block_name)) or 0
+    patches = first.positions - prefix
+    return patches, tokens_left(patches, (plan.tokens.get(name, 0) for name in merging_blocks(first.model)))
 
 
 def _damaged(path: Path, problem: str) -> ReportError:

@@ -14,7 +14,7 @@ from ..configuration_timm import ARCHITECTURE, ENTRY_POINT, MODEL_TYPE
 from ..errors import UnsupportedModelError
 from ..model.making import on_meta
 from ..modeling_factored import factored_model_class
-from ..modeling_timm import TimmViTForImageClassification, TimmViTModel
+from ..modeling_timm import TimmViTBackbone, TimmViTForImageClassification, TimmViTModel
 
 PREFIX = f"{TimmViTModel.base_model_prefix}."
 """Of the tensors in a folder that transformers wrote."""
@@ -77,6 +77,11 @@ def _config_at(settings: dict[str, Any], cache_dir: Any) -> Any:
         raise UnsupportedModelError(
             f"{place} is quantized, which timm cannot open. Open the model that was quantized, or load this one with "
             "AutoModelForImageClassification."
+        )
+    if f"Factored{TimmViTBackbone.__name__}" in (config.architectures or ()):
+        raise UnsupportedModelError(
+            f"{place} is a backbone, without the layers after its last feature map, which timm cannot open. Load it "
+            "with AutoModel of transformers, or open the folder of the whole model here, with features_only=True."
         )
     return config
 

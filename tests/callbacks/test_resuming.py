@@ -1,6 +1,7 @@
 """Trainings that go on from a checkpoint, and best checkpoints, whatever structure they have."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import AutoModelForImageClassification, Trainer, TrainerCallba
 from hf_vitcompress.callbacks import CompressionCallback, ProgressiveCompressionCallback
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.model.assembly import is_factored
+from hf_vitcompress.model.restructure import take_tokens
+from hf_vitcompress.planning.planner import Planner
 from support.students import lively, logits
 from support.training import CONFIG, PIXELS, new_trainer, same_weights, weights_of
 
@@ -136,3 +139,23 @@ def test_the_best_dense_model_is_compressed_at_the_end(tmp_path: Path) -> None:
     twin = new_trainer(tmp_path, model=saved(tmp_path, 2))
     assert callback.dense_metrics["eval_dense_loss"] == pytest.approx(twin.evaluate()["eval_loss"])
     assert is_factored(trainer.model)
+
+
+def test_merged_tokens_are_resumed_and_are_part_of_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, completed = {"vit.layers.0": 3}, Planner.completed
+    with monkeypatch.context() as patch:
+        patch.setattr(Planner, "completed", lambda self, *given: replace(completed(self, *given), tokens=tokens))
+        trainer = new_trainer(tmp_path, CompressionCallback(CONFIG, **MIDST), **SETTINGS)
+        trainer.train()
+        assert trainer.model.config.compression["tokens"] == tokens
+    resumed = new_trainer(
+        tmp_path, CompressionCallback(CONFIG, **MIDST), model=lively(seed=9), **{**SETTINGS, "save_strategy": "no"}
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.model.config.compression["tokens"] == tokens
+    assert same_weights(weights_of(resumed), weights_of(trainer))
+    assert torch.equal(logits(resumed.model, PIXELS), logits(trainer.model, PIXELS))
+    assert resumed.model.companions
+    take_tokens(resumed.model, tmp_path / "checkpoint-2")  # of before the compression
+    assert "tokens" not in resumed.model.config.compression
+    assert type(resumed.model.vit.layers[1]).__name__ == "ViTLayer"

@@ -103,7 +103,7 @@ def test_other_settings_do_not_go_on_with_a_checkpoint(changes: dict[str, Any], 
     for settings in (RECIPE, {**RECIPE, **changes}):
         case = compressed(**settings)
         compensating = Compensator(case.prepared, case.train, quiet(case.config), tmp_path / "file")
-        paths.append(compensating.checkpoint_for("distill", case.plan.layers).path)
+        paths.append(compensating.checkpoint_for("distill", case.plan).path)
     assert paths[0] != paths[1]
 
 
@@ -113,12 +113,12 @@ def test_other_models_plans_and_images_do_not_go_on_with_a_checkpoint(tmp_path: 
         compensating = Compensator(case.prepared, images, quiet(case.config), tmp_path / "file")
         for plan in (low_rank_plan({"vit.layers.0.mlp.fc1": rank}) for rank in (2, 3)):
             for stage in ("residual", "distill"):
-                names.add(compensating.checkpoint_for(stage, plan.layers).path)
+                names.add(compensating.checkpoint_for(stage, plan).path)
     assert len(names) == 12
 
 
 def compensating(case: Case, images: ImageSource, path: Path) -> Path | None:
-    return Compensator(case.prepared, images, quiet(case.config), path).checkpoint_for("distill", case.plan.layers).path
+    return Compensator(case.prepared, images, quiet(case.config), path).checkpoint_for("distill", case.plan).path
 
 
 def test_images_go_by_their_content_and_not_by_their_name(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_images_go_by_their_content_and_not_by_their_name(tmp_path: Path) -> Non
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
     case = compressed(**RECIPE)
     stages = Compensator(case.prepared, case.train, quiet(case.config), tmp_path / "file")
-    ours, theirs = (stages.checkpoint_for("distill", low_rank_plan({"vit.layers.0.mlp.fc1": r}).layers) for r in (2, 3))
+    ours, theirs = (stages.checkpoint_for("distill", low_rank_plan({"vit.layers.0.mlp.fc1": r})) for r in (2, 3))
     assert ours.path is not None
     assert theirs.path is not None
     ours.save({"step": 1})

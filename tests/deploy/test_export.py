@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    Dinov2Backbone,
+    Dinov2Config,
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
@@ -29,12 +31,14 @@ from hf_vitcompress.deploy.export import export_model
 from hf_vitcompress.deploy.export_formats import FORMATS
 from hf_vitcompress.deploy.export_report import ExportResult
 from hf_vitcompress.modeling_factored import MANIFEST_FILE
+from support.models import seeded
 from support.programs import MODELS, Make, formed, images_for, run_executorch, run_onnx, skip_without, values_of
 
 SOME = ("everything", "without a head")
-CASES = [("onnx", name) for name in (*SOME, "bfloat16")]
+CASES = [("onnx", name) for name in (*SOME, "bfloat16", "removed modules")]
 CASES += [("torch-export", name) for name in MODELS if name not in ("without a head", *(name for _, name in CASES[2:]))]
 CASES += [(to, name) for to in ("openvino", "executorch") for name in SOME]
+CASES += [("openvino", "removed modules")]
 """Each model for one of the two formats that everybody has; what is special about the forms, for all four."""
 
 Export = Callable[[str, str], ExportResult]
@@ -143,6 +147,20 @@ def test_no_block_adds_a_mask(to: str, exported: Export) -> None:
     result = exported("dense", to)
     program = (result.folder / next(iter(result.report.files))).read_bytes()
     assert not [operator for operator in (b"Where", b"LogicalNot", b"Less") if operator in program]
+
+
+def test_each_map_of_a_backbone_is_an_output(tmp_path: Path) -> None:
+    skip_without("onnx")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
+    model = seeded(Dinov2Backbone, Dinov2Config(**sizes, out_indices=[1, 2]))
+    result = export_model(model, "onnx", tmp_path / "program")
+    assert [output.name for output in result.report.outputs] == ["feature_maps.0", "feature_maps.1"]
+    images = images_for(result.report, 2)
+    with torch.no_grad():
+        maps = model(images).feature_maps
+    ours = run_onnx(result.folder / next(iter(result.report.files)), images)
+    for one, other in zip(ours, maps, strict=True):
+        assert np.abs(np.asarray(one) - other.numpy()).max() < 1e-4
 
 
 def test_the_report_names_inputs_and_outputs(exported: Export) -> None:

@@ -157,7 +157,7 @@ def test_build_refuses_what_is_no_plan(vit: PreTrainedModel, tmp_path: Path) -> 
 def test_a_model_is_looked_at_under_the_default_budget_or_the_nearest_that_a_plan_meets(vit: PreTrainedModel) -> None:
     subject = small_recipe().open(vit)
     assert within_reach(subject, config := CompressionConfig(rank_multiple=1)) == config
-    coarse = CompressionConfig(rank_multiple=64)
+    coarse = CompressionConfig(rank_multiple=64, allocation="uniform")
     near = within_reach(subject, coarse)
     assert near.keep_ratio is not None
     assert 0.5 < near.keep_ratio < 1

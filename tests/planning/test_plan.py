@@ -89,6 +89,10 @@ FC1, FC2 = "vit.layers.0.mlp.fc1", "vit.layers.0.mlp.fc2"
 ATTENTION = "vit.layers.0.attention"
 
 
+GONE_VALUES = {f"{ATTENTION}.v_proj": {"out_features": 0}, f"{ATTENTION}.o_proj": {"in_features": 0}}
+GONE_QUERIES = {f"{ATTENTION}.{letter}_proj": {"out_features": 0} for letter in "qk"}
+
+
 @pytest.mark.parametrize(
     ("method", "layers", "named"),
     [
@@ -111,7 +115,15 @@ ATTENTION = "vit.layers.0.attention"
         ("default", {ATTENTION: {"rank": 4}}, "unknown shape 'rank'"),
         ("default", {ATTENTION: {"qk_rank": 33}}, "the qk_rank 33; it must be a whole number in 1 … 32"),
         ("default", {FC1: {"out_features": 97}, FC2: {"in_features": 97}}, "1 … 96"),
-        ("default", {FC1: {"out_features": 0}, FC2: {"in_features": 0}}, "1 … 96"),
+        ("default", {FC1: {"out_features": 0}, FC2: {"in_features": False}}, "removes a part of 'vit.layers.0.mlp'"),
+        ("default", {FC1: {"out_features": 0}}, "removes a part of 'vit.layers.0.mlp'"),
+        ("default", {FC1: {"out_features": 0, "rank": 4}, FC2: {"in_features": 0}}, "and nothing else"),
+        ("default", {FC1: {"out_features": False}, FC2: {"in_features": False}}, "1 … 96"),
+        ("default", GONE_VALUES, "the values of 'vit.layers.0' and not its queries and keys"),
+        ("default", GONE_QUERIES, "the queries and keys of 'vit.layers.0' and not its values"),
+        ("default", {f"{ATTENTION}.q_proj": {"out_features": 0}}, f"removes a part of '{ATTENTION}'"),
+        ("low rank", {**GONE_QUERIES, **GONE_VALUES}, "unknown shape 'out_features'"),
+        ("pruned", GONE_VALUES, f"removes a part of '{ATTENTION}'"),
         ("default", {FC1: {"out_features": 40}}, "40 out_features and 'vit.layers.0.mlp.fc2' 96 in_features"),
         ("default", {FC1: {"out_features": 40}, FC2: {"in_features": 41}}, "they must be the same."),
         ("default", {FC1: {"in_features": 16}}, "unknown shape 'in_features'"),

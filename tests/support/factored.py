@@ -52,6 +52,11 @@ FORMS = {
         "layers.0.attention.v_proj": {"out_features": 9, "rank": 4},
         "layers.0.attention.o_proj": {"in_features": 9},
     },
+    "removed feed-forward": {"layers.0.mlp.fc1": {"out_features": 0}, "layers.0.mlp.fc2": {"in_features": 0}},
+    "removed attention": {
+        **{f"layers.1.attention.{letter}_proj": {"out_features": 0} for letter in "qkv"},
+        "layers.1.attention.o_proj": {"in_features": 0},
+    },
     "all at once": {
         "layers.0.attention": {"qk_rank": 6},
         "layers.0.attention.v_proj": {"out_features": 20, "rank": 8},

@@ -38,6 +38,13 @@ EVERYTHING: dict[str, dict[str, int]] = {
     "layers.1.mlp.fc1": {"rank": 8},
 }
 """A shared `down`, values with a head dimension of their own, heads and neurons pruned, and factors of all that."""
+REMOVED: dict[str, dict[str, int]] = {
+    "layers.0.mlp.fc1": {"out_features": 0},
+    "layers.0.mlp.fc2": {"in_features": 0},
+    **{f"layers.1.attention.{letter}_proj": {"out_features": 0} for letter in "qkv"},
+    "layers.1.attention.o_proj": {"in_features": 0},
+}
+"""A feed-forward and attention that are gone."""
 
 
 def dense(model_class: type[PreTrainedModel], **changes: Any) -> PreTrainedModel:
@@ -56,6 +63,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "default": lambda: compressed(**METHODS["default"]).student(),
     "low rank": lambda: compressed(**METHODS["low rank"]).student(),
     "pruned": lambda: compressed(**METHODS["pruned"]).student(),
+    "removed modules": lambda: formed(ViTForImageClassification, compression={"layers": REMOVED}),
     "without a head": lambda: formed(ViTModel),
     "dense DeiT without a head": lambda: dense(DeiTModel),
     "DeiT with a teacher": lambda: formed(DeiTForImageClassificationWithTeacher),

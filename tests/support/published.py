@@ -40,6 +40,7 @@ PUBLISHED = {
     "model.safetensors",
     "modeling_factored.py",
     "preprocessor_config.json",
+    "tokens_factored.py",
 }
 
 

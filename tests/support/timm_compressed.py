@@ -1,5 +1,6 @@
 """Tiny compressed models of timm with shapes of every kind, made from configs."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_vitcompress.configuration_factored import factored_config_class
 from hf_vitcompress.configuration_timm import MODEL_TYPE
 from hf_vitcompress.modeling_factored import factored_model_class
-from hf_vitcompress.modeling_timm import TimmViTForImageClassification, TimmViTModel
+from hf_vitcompress.modeling_timm import TimmViTBackbone, TimmViTForImageClassification, TimmViTModel
 
 VIT, SWIN, EVA = "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -52,6 +53,14 @@ def compressed(name: str, classes: int = 10) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def as_backbone(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Saved to a folder, and opened as a backbone that gives the maps of the first block."""
+    model.save_pretrained(folder)
+    kind: Any = factored_model_class(TimmViTBackbone)
+    backbone: PreTrainedModel = kind.from_pretrained(folder, out_indices=[0])
+    return backbone
 
 
 def pixels(name: str, count: int = 2, size: int | None = None, channels: int = 3) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, TimmBackbone, TimmBackboneConfig
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.deploy.export import export_model
@@ -14,25 +14,39 @@ from support.programs import skip_without
 
 pytest.importorskip("timm", reason="timm is not installed here; `make test-torchvision` runs this part")
 
-from support.timm_models import SWIN_TINY, VIT, images, wrapper
+from support.timm_models import PLAIN, SWIN_TINY, VIT, images, wrapper
 
 CASES = [("onnx", VIT), ("torch-export", SWIN_TINY), ("openvino", VIT), ("executorch", VIT)]
 
 
-def compressed(model: Any) -> Any:
+def compressed(model: Any, pixels: torch.Tensor) -> Any:
     config = CompressionConfig(keep_ratio=0.7, measuring_images=0, fisher_probes=1, rank_multiple=1)
-    return ViTCompressor(config, progress=False).compress(model, images(model, 64))
+    return ViTCompressor(config, progress=False).compress(model, pixels)
 
 
 @pytest.mark.parametrize(("to", "name"), CASES)
 def test_it_computes_what_the_compressed_model_does(to: str, name: str, tmp_path: Path) -> None:
     skip_without(to)
-    small = compressed(wrapper(name))
+    dense = wrapper(name)
+    small = compressed(dense, images(dense, 64))
     result = export_model(small, to, tmp_path / to)
     assert result.report.max_difference < 1e-5
     config = AutoConfig.from_pretrained(tmp_path / to)
     assert (config.model_type, config.architectures) == ("timm_wrapper", ["TimmWrapperForImageClassification"])
     processor = AutoImageProcessor.from_pretrained(tmp_path / to)
+    assert tuple(processor.data_config["input_size"]) == (3, 32, 32)
+
+
+def test_a_backbone_gives_each_map_a_name(tmp_path: Path) -> None:
+    skip_without("onnx")
+    dense = TimmBackbone(TimmBackboneConfig(backbone=VIT, out_indices=[0, 1]), **PLAIN)
+    small = compressed(dense, torch.randn(64, 3, 32, 32))
+    report = export_model(small, "onnx", tmp_path / "onnx").report
+    assert [output.name for output in report.outputs] == ["feature_maps.0", "feature_maps.1"]
+    assert report.max_difference < 1e-5
+    config = AutoConfig.from_pretrained(tmp_path / "onnx")
+    assert (config.model_type, config.backbone, config.out_indices) == ("timm_backbone", VIT, [0, 1])
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "onnx")
     assert tuple(processor.data_config["input_size"]) == (3, 32, 32)
 
 

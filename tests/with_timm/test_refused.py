@@ -6,15 +6,17 @@ import pytest
 import torch
 from transformers import (
     AutoModelForImageClassification,
+    DetrConfig,
+    DetrForObjectDetection,
     TimmBackbone,
     TimmBackboneConfig,
-    TimmWrapperConfig,
-    TimmWrapperModel,
     Trainer,
     TrainingArguments,
 )
 
 timm = pytest.importorskip("timm", reason="timm is not installed here; `make test-torchvision` has it")
+
+from timm.models._features import FeatureGetterNet  # noqa: E402
 
 import hf_vitcompress.timm  # noqa: E402, F401
 from hf_vitcompress import CompressionConfig, ViTCompressor  # noqa: E402
@@ -25,26 +27,60 @@ from hf_vitcompress.model.loading import load_dense_model  # noqa: E402
 from hf_vitcompress.model.subject import open_subject  # noqa: E402
 from support.timm_compressed import ARGUMENTS, SWIN, VIT, compressed  # noqa: E402
 
-FEATURES: dict[str, Any] = {**ARGUMENTS[VIT], "features_only": True, "out_indices": [0, 1]}
+FEATURES: dict[str, Any] = {**ARGUMENTS[VIT], "features_only": True, "out_indices": [0]}
 
 
-@pytest.mark.parametrize("kind", ["module", "wrapper", "backbone"])
-def test_a_feature_extractor_is_refused_with_what_works(kind: str) -> None:
-    if kind == "module":
-        model: Any = timm.create_model(VIT, **FEATURES)
-    elif kind == "wrapper":
-        model = TimmWrapperModel(TimmWrapperConfig(architecture=VIT, model_args=FEATURES, num_labels=0))
-    else:
-        model = TimmBackbone(TimmBackboneConfig(backbone=VIT, out_indices=[0, 1]), **ARGUMENTS[VIT])
-    with pytest.raises(UnsupportedModelError, match=r"feature extractor of timm.*local-dir:FOLDER"):
-        open_subject(model)
+@pytest.mark.parametrize("name", [SWIN, "resnet18"])
+def test_a_feature_extractor_made_of_parts_is_refused_with_what_works(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"FeatureListNet.*feature_cls=\"getter\".*local-dir:FOLDER"):
+        open_subject(timm.create_model(name, features_only=True, out_indices=[0], **ARGUMENTS.get(name, {})))
+
+
+@pytest.mark.parametrize("changes", [{"norm": True}, {"output_fmt": "NLC"}])
+def test_feature_maps_in_another_form_are_refused(changes: dict[str, Any]) -> None:
+    extractor = FeatureGetterNet(timm.create_model(VIT, **ARGUMENTS[VIT]), [0], **changes)
+    with pytest.raises(UnsupportedModelError, match="normalized features, or features in another order"):
+        open_subject(extractor)
+
+
+def test_stages_of_one_name_are_refused() -> None:
+    extractor = timm.create_model("crossvit_tiny_240", features_only=True, out_indices=[0])
+    with pytest.raises(UnsupportedModelError, match=r"makes no backbone.*same order as stage_names.*Instead, compress"):
+        open_subject(extractor)
+
+
+def test_an_extractor_that_was_changed_is_refused() -> None:
+    extractor = timm.create_model(VIT, **FEATURES)
+    extractor.model.blocks[0].mlp.fc1 = torch.nn.Linear(32, 100)
+    with pytest.raises(UnsupportedModelError, match=r"features_only=True, out_indices=\[0\]\) builds: blocks.0.mlp.fc"):
+        open_subject(extractor)
+    with pytest.raises(UnsupportedModelError, match=r"timm builds no blocks\.1"):
+        open_subject(FeatureGetterNet(timm.create_model(VIT, **ARGUMENTS[VIT]), [0], prune=False))
+    extractor = timm.create_model(VIT, **FEATURES)
+    del extractor.pretrained_cfg
+    del extractor.model.pretrained_cfg
+    with pytest.raises(UnsupportedModelError, match="does not say which architecture it is of"):
+        open_subject(extractor)
+
+
+def test_what_reads_a_feature_extractor_is_refused() -> None:
+    backbone: Any = TimmBackboneConfig(backbone="test_vit", out_indices=[0])
+    config: Any = DetrConfig
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    with pytest.raises(UnsupportedModelError, match=r"DetrForObjectDetection reads a feature extractor.*by itself"):
+        open_subject(DetrForObjectDetection(config(backbone_config=backbone, **sizes)))
 
 
 def test_a_module_of_timm_that_is_compressed_is_refused(tmp_path) -> None:
     compressed(VIT).save_pretrained(tmp_path)
-    small = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    with pytest.raises(UnsupportedModelError, match="compressed already"):
-        open_subject(small)
+    name = f"local-dir:{tmp_path}"
+    for small in (
+        timm.create_model(name, pretrained=True),
+        timm.create_model(name, pretrained=True, features_only=True, out_indices=[0]),
+        TimmBackbone.from_pretrained(name, out_indices=[0]),
+    ):
+        with pytest.raises(UnsupportedModelError, match="compressed already"):
+            open_subject(small)
 
 
 SWIN_2 = "swinv2_tiny_window8_256"

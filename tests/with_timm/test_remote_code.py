@@ -16,13 +16,15 @@ from hf_vitcompress.publish.names import published_files
 from hf_vitcompress.runtime.manifest import foreign_files, is_former_name, written_files
 from support.clean_interpreter import run_script
 from support.factored import factored
-from support.timm_compressed import EVA, SWIN, VIT, compressed, pixels
+from support.timm_compressed import EVA, SWIN, VIT, as_backbone, compressed, pixels
 
 SCRIPT = """
 import json, os, sys
 import timm, torch, transformers
 from PIL import Image
 results, tensors, images = {}, {}, torch.load("pixels.pt")
+def last(result):
+    return last(result[-1]) if isinstance(result, tuple | dict) else result
 for name, kind in json.load(open("names.json")).items():
     auto = getattr(transformers, kind)
     model = auto.from_pretrained(name, trust_remote_code=True).eval()
@@ -32,7 +34,7 @@ for name, kind in json.load(open("names.json")).items():
     config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=True)
     config.save_pretrained(f"{name}-config")
     with torch.no_grad():
-        tensors[name], tensors[f"{name}-again"] = model(images[name])[-1], again(images[name])[-1]
+        tensors[name], tensors[f"{name}-again"] = (last(each(images[name])) for each in (model, again))
     results[name] = {
         "class": type(model).__name__,
         "architecture": config.architecture,
@@ -53,17 +55,24 @@ json.dump(results, open("results.json", "w"))
 """
 
 Clean = tuple[Path, dict[str, PreTrainedModel], dict[str, Any]]
-NAMES = {"vit": VIT, "swin": SWIN, "eva": EVA}
+NAMES = {"vit": VIT, "swin": SWIN, "eva": EVA, "maps": VIT}
+KINDS = {"eva": "AutoModel", "maps": "AutoModel"}
+
+
+def last(result: Any) -> torch.Tensor:
+    """The last tensor of what a model returns."""
+    return last(result[-1]) if isinstance(result, tuple | dict) else result
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Clean:
     folder = tmp_path_factory.mktemp("clean")
-    models = {name: compressed(path, classes=0 if name == "eva" else 10) for name, path in NAMES.items()}
+    models = {name: compressed(path, classes=0 if name in KINDS else 10) for name, path in NAMES.items()}
+    models["maps"] = as_backbone(models["maps"], folder / "maps")
     for name, model in {**models, "plain": factored()}.items():
         model.save_pretrained(folder / name)
     torch.save({name: pixels(path) for name, path in NAMES.items()}, folder / "pixels.pt")
-    kinds = {name: "AutoModel" if name == "eva" else "AutoModelForImageClassification" for name in NAMES}
+    kinds = {name: KINDS.get(name, "AutoModelForImageClassification") for name in NAMES}
     (folder / "names.json").write_text(json.dumps(kinds))
     run_script(SCRIPT, folder, {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")})
     results = json.loads((folder / "results.json").read_text())
@@ -76,7 +85,7 @@ def test_trusted_code_computes_the_same_and_saves_what_it_came_with(clean: Clean
     folder, models, results = clean
     model, found, tensors = models[name], results[name], torch.load(folder / "tensors.pt")
     with torch.no_grad():
-        expected = model(pixels(NAMES[name]))[-1]
+        expected = last(model(pixels(NAMES[name])))
     assert torch.equal(tensors[name], expected)
     assert torch.equal(tensors[f"{name}-again"], expected)
     assert found["class"] == type(model).__name__

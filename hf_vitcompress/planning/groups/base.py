@@ -9,6 +9,9 @@ A group is one or more linear layers that are compressed together. Its *shapes* 
 | `QueryKeyGroup` | q, k | `qk_rank`: one `down` for both |
 | `PairGroup` (`pairs`) | fc1 (with gate), fc2 or v, o | `out_features` and `in_features` alike, and a `rank` each |
 | `HeadsGroup` (`heads`) | q, k, v, o | whole heads: `out_features` and `in_features` alike |
+
+With 0 `out_features` of what makes features and 0 `in_features` of what reads them the module is removed: its output is
+the bias that is left. `QueryKeyGroup` and the `PairGroup` of v and o are removed together.
 """
 
 from abc import ABC, abstractmethod
@@ -199,6 +202,11 @@ class LayerGroup(ABC):
         Args:
             costs: what is beaten in each of them, and in error, is left out.
         """
+
+    @property
+    def removal(self) -> Shapes | None:
+        """Shapes that leave nothing of the group, which are none of `choices`; `None` where it cannot go."""
+        return None
 
     @abstractmethod
     def choice(self, shapes: Shapes) -> Choice:

@@ -13,6 +13,7 @@ from ..layer_moments import as_matrix
 from ..pruning import cut_errors, group_order, repaired, repaired_errors
 from ..selection import learned_scores
 from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, refuse, shifted
+from .removal import check_removed, is_removed, removed_choice, removed_shapes, removed_tensors
 
 
 class HeadsGroup(LayerGroup):
@@ -66,7 +67,13 @@ class HeadsGroup(LayerGroup):
         last = self.linears[-1].weight.detach().T.reshape(self.heads, -1).norm(dim=1)
         return torch.stack([*norms, last]).prod(0)
 
+    @property
+    def removal(self) -> Shapes:
+        return removed_shapes(self.layers)
+
     def choice(self, shapes: Shapes) -> Choice:
+        if is_removed(shapes):
+            return removed_choice(self, float(self.solution[1][0]))
         width = shapes.get(self.layers[-1].name, {}).get("in_features", self.layers[-1].in_features)
         kept = width // self.size
         parameters = self._parameters(kept)
@@ -100,6 +107,8 @@ class HeadsGroup(LayerGroup):
         }
 
     def check(self, shapes: Shapes) -> None:
+        if check_removed(self, shapes):
+            return
         widths = set()
         for layer in self.layers:
             shape = shapes.get(layer.name, {})
@@ -115,6 +124,8 @@ class HeadsGroup(LayerGroup):
     def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
         if not shapes:
             return {}
+        if is_removed(shapes):
+            return removed_tensors(self)
         kept = shapes[self.layers[-1].name]["in_features"] // self.size
         features = torch.cat([self._features(head) for head in sorted(self.solution[0][:kept])])
         tensors = {}
@@ -133,7 +144,7 @@ class HeadsGroup(LayerGroup):
         return tensors
 
     def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
-        if not shapes:
+        if not shapes or is_removed(shapes):
             return []
         found, tensors = [], self.tensors(shapes)
         for own in self.moments:
@@ -150,4 +161,6 @@ class HeadsGroup(LayerGroup):
     def describe(self, shapes: Shapes) -> str:
         if not shapes:
             return "dense"
+        if is_removed(shapes):
+            return "removed"
         return f"{shapes[self.layers[-1].name]['in_features'] // self.size} of {self.heads} heads"

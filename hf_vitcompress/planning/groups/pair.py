@@ -7,7 +7,6 @@ either alone. See `features` for what makes features and what reads them.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -25,29 +24,14 @@ from ..pareto import rank_options, ranks_below, undominated
 from ..pruning import cut_errors, fisher_order, magnitude_order, repaired_errors, value_rotation
 from ..selection import learned_scores
 from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, factored, refuse, shifted
+from .pair_solution import PairSolution
+from .removal import check_removed, is_removed, removed_choice, removed_shapes, removed_tensors
 
 FACTORED_WIDTHS = 8
 """Widths at which the planner also sees the layers factored, evenly spaced up to the full one."""
 
 Ranks = tuple[int | None, ...]
 """Of each layer, the reader last; `None` is dense."""
-
-
-@dataclass
-class PairSolution:
-    """The features of a pair in the order they are kept, and what each width and rank costs.
-
-    Attributes:
-        order: (m,) features, the one to keep longest first.
-        rotation: (m, m) of the features before they are ordered, or `None`.
-        pruned: (m + 1,) errors with the first 0 … m features.
-        factored: by width, the errors (n + 1,) of each layer at every rank.
-    """
-
-    order: Tensor
-    rotation: Tensor | None
-    pruned: Tensor
-    factored: dict[int, tuple[Tensor, ...]]
 
 
 class PairGroup(LayerGroup):
@@ -226,7 +210,16 @@ class PairGroup(LayerGroup):
             size = self.width // self.heads
             yield self.attention_of(self.heads, size, width // self.heads)
 
+    @property
+    def removal(self) -> Shapes | None:
+        """Of values, with their queries and keys; in attention of timm its own forward pass has to run."""
+        if self.role == "vo" and pads_values(self.model, self.layers[0].parent):
+            return None
+        return removed_shapes(self.layers)
+
     def choice(self, shapes: Shapes) -> Choice:
+        if is_removed(shapes):
+            return removed_choice(self, float(self.solution.pruned[0]))
         width, ranks = self._read(shapes)
         error = self._pruned_error(width)
         for curve, rank in zip(self._factored_errors(width) if any(ranks) else (), ranks, strict=False):
@@ -268,6 +261,8 @@ class PairGroup(LayerGroup):
         )
 
     def check(self, shapes: Shapes) -> None:
+        if check_removed(self, shapes):
+            return
         for layer, key in self._keys:
             refuse(layer.name, shapes.get(layer.name, {}), {"rank": layer.full_rank, key: self.width})
         widths = [shapes.get(layer.name, {}).get(key, self.width) for layer, key in self._keys]
@@ -279,6 +274,8 @@ class PairGroup(LayerGroup):
     def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
         if not shapes:
             return {}
+        if is_removed(shapes):
+            return removed_tensors(self)
         width, ranks = self._read(shapes)
         whole = self._features(self._rotation(width))
         small = self._kept(width, whole)
@@ -308,7 +305,7 @@ class PairGroup(LayerGroup):
         return tensors
 
     def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
-        if not shapes:
+        if not shapes or is_removed(shapes):
             return []
         width, ranks = self._read(shapes)
         small, found = self._kept(width), []
@@ -329,6 +326,8 @@ class PairGroup(LayerGroup):
         return found
 
     def describe(self, shapes: Shapes) -> str:
+        if is_removed(shapes):
+            return "removed"
         width, ranks = self._read(shapes)
         words = [] if width == self.width else [f"{width // self.heads} a head" if self.heads > 1 else f"width {width}"]
         if any(ranks):

@@ -1,16 +1,19 @@
 """Queries and keys on one shared projection."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ...architectures.values import pads_values
 from ...errors import ConfigError
 from ...model.assembly import Shapes
 from ...profiling.operations import Operation, Product
 from ..closed_form import balanced, error_curve, roots, solve
 from ..pareto import ranks_below
 from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, refuse, shifted
+from .removal import check_removed, is_removed
 
 
 class QueryKeyGroup(LayerGroup):
@@ -57,13 +60,38 @@ class QueryKeyGroup(LayerGroup):
         return ranks_below(self.layers[0].in_features, self._outputs, multiple)
 
     def _parameters(self, rank: int | None) -> int:
-        return self.dense_parameters if rank is None else rank * (self.layers[0].in_features + self._outputs)
+        if rank is None:
+            return self.dense_parameters
+        return rank * (self.layers[0].in_features + self._outputs) + self._biases
+
+    @property
+    def dense_parameters(self) -> int:
+        return super().dense_parameters + self._biases
+
+    @cached_property
+    def _biases(self) -> int:
+        return sum(linear.bias.numel() for linear in self.linears if linear.bias is not None)
+
+    @cached_property
+    def _scores(self) -> int:
+        """Multiply-accumulates per image of the products of queries and keys, which no rank changes."""
+        return self.products * self.layers[0].out_features
+
+    @property
+    def removal(self) -> Shapes | None:
+        """Only with the values; not in attention of timm, whose own forward pass has to run."""
+        if pads_values(self.model, self.name):
+            return None
+        return {layer.name: {"out_features": 0} for layer in self.layers}
 
     def choice(self, shapes: Shapes) -> Choice:
+        if is_removed(shapes):
+            return Choice(0, 0, 0.0, shapes)  # what it loses is that of the values
         rank = shapes.get(self.name, {}).get("qk_rank")
         parameters = self._parameters(rank)
         error = 0.0 if rank is None else float(self.solution[rank])
-        return Choice(parameters, parameters * self.positions, error, shapes, tuple(self._operations(rank)))
+        macs = (parameters - self._biases) * self.positions + self._scores
+        return Choice(parameters, macs, error, shapes, tuple(self._operations(rank)))
 
     def _operations(self, rank: int | None) -> list[Operation]:
         inputs = self.layers[0].in_features
@@ -82,6 +110,8 @@ class QueryKeyGroup(LayerGroup):
         return min(self._parameters(rank) for rank in [*self._ranks(multiple)[:1], None])
 
     def check(self, shapes: Shapes) -> None:
+        if check_removed(self, shapes):
+            return
         for name, shape in shapes.items():
             if name != self.name:
                 raise ConfigError(
@@ -91,7 +121,7 @@ class QueryKeyGroup(LayerGroup):
             refuse(name, shape, {"qk_rank": self.layers[0].in_features})
 
     def tensors(self, shapes: Shapes) -> dict[str, Tensor]:
-        if not shapes:
+        if not shapes or is_removed(shapes):
             return {}
         narrow, wide = self._sides()
         weights = [own.weight for own in self.moments]
@@ -109,10 +139,13 @@ class QueryKeyGroup(LayerGroup):
         return tensors
 
     def regression_targets(self, shapes: Shapes) -> list[RegressionTarget]:
-        if not shapes:
+        if not shapes or is_removed(shapes):
             return []
         weight = torch.cat([own.weight for own in self.moments])
         biases = [own.bias for own in self.moments if own.bias is not None]
         bias = torch.cat(biases) if len(biases) == len(self.linears) else None  # else neither moves
         rank = shapes[self.name]["qk_rank"]
         return [RegressionTarget(self.layers, weight, weight, self._sides()[1], False, bias, self._centered, rank)]
+
+    def describe(self, shapes: Shapes) -> str:
+        return "removed" if is_removed(shapes) else super().describe(shapes)

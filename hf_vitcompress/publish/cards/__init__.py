@@ -90,6 +90,6 @@ def model_card(
         making=wording.making(subject),
         recipe=subject.recipe,
         limits=wording.limits(subject),
-        references=citations(report.settings, timm=subject.timm is not None),
+        references=citations(report.settings, subject.timm is not None, report.patch_tokens is not None),
     )
     return Card(card.data.to_dict(), card.text.strip())

@@ -51,7 +51,12 @@ VYAS = """@misc{vyas2024soap,
             Brandfonbrener, David and Janson, Lucas and Kakade, Sham},
   year = {2024}, eprint = {2409.11321}, archivePrefix = {arXiv}
 }"""
-
+BOLYA = """@misc{bolya2022token,
+  title = {Token Merging: Your ViT But Faster},
+  author = {Bolya, Daniel and Fu, Cheng-Yang and Dai, Xiaoliang and Zhang, Peizhao and Feichtenhofer, Christoph and
+            Hoffman, Judy},
+  year = {2022}, eprint = {2210.09461}, archivePrefix = {arXiv}
+}"""
 WIGHTMAN = """@misc{wightman2019timm,
   title = {PyTorch Image Models},
   author = {Wightman, Ross},
@@ -60,11 +65,12 @@ WIGHTMAN = """@misc{wightman2019timm,
 }"""
 
 
-def citations(settings: Mapping[str, Any], timm: bool = False) -> list[str]:
+def citations(settings: Mapping[str, Any], timm: bool = False, tokens: bool = False) -> list[str]:
     """BibTeX entries of the methods that a recipe (`CompressionConfig.to_dict()`) uses, each once.
 
     Args:
         timm: whether the model is one of timm.
+        tokens: whether it merges tokens.
     """
     settings = {**CompressionConfig().to_dict(), **renamed(settings)}  # an older recipe lacks what is newer
     metric, mlp, attention = settings["metric"], settings["mlp"], settings["attention"]
@@ -83,6 +89,7 @@ def citations(settings: Mapping[str, Any], timm: bool = False) -> list[str]:
         ZHU: learned,
         HINTON: distills,
         VYAS: distills and settings["optimizer"] == "preconditioned",
+        BOLYA: tokens,
         WIGHTMAN: timm,
     }
     return [entry for entry, applies in used.items() if applies]

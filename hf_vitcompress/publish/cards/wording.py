@@ -41,6 +41,7 @@ def summary(subject: CardSubject) -> str:
         dense = f"{kind} that is not published"
     kept = f"{report.compressed.parameters:,} of {report.dense.parameters:,} parameters ({report.keep_ratio:.1%})"
     ways = [TRAITS[name].get(report.settings.get(name, "")) for name in TRAITS]
+    ways.append("similar tokens are merged" if report.patch_tokens else None)
     how = "; ".join(way for way in ways if way)
     text = f"This is {dense}, compressed by `hf_vitcompress` to {kept}: {how}."
     if (target := report.settings.get("target")) is not None:
@@ -67,6 +68,7 @@ def rows(subject: CardSubject) -> list[tuple[str, str, str, str]]:
         subject.disk_bytes,
         subject.evaluation,
         report.latency,
+        report.patch_tokens,
     )
     if subject.auto_class != CLASSIFIER:
         found = [row for row in found if row[0] != "top-1"]

@@ -88,7 +88,7 @@ def test_the_built_model_is_the_dense_one_with_a_mean_in_place_of_the_module(hea
     ready = planner_of(dense, head.pixels())
     groups = gone(ready, module)
     plan = removal(groups)
-    plan.check(ready.groups)
+    plan.check(ready.groups, ready.subject)
     small = build_model(dense, plan, ready.groups)
     images = head.pixels(2, seed=5)
 

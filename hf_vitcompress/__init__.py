@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .layers_factored import Attention, FactoredLinear
     from .model.dense import to_dense
     from .planning.plan import CompressionPlan
+    from .profiling.profile import LatencyProfile
     from .publish.push import push_folder
     from .report.report import CompressionReport
     from .statistics.statistics import Statistics
@@ -44,6 +45,7 @@ _HOME = {
     "FactoredLinear": "layers_factored",
     "Family": "architectures.families",
     "ImportanceGateCallback": "callbacks",
+    "LatencyProfile": "profiling.profile",
     "ProgressiveCompressionCallback": "callbacks",
     "Statistics": "statistics.statistics",
     "ViTCompressor": "compressor",
@@ -70,6 +72,7 @@ __all__ = [
     "FactoredLinear",
     "Family",
     "ImportanceGateCallback",
+    "LatencyProfile",
     "ProgressiveCompressionCallback",
     "Statistics",
     "ViTCompressor",

@@ -15,7 +15,7 @@ IMAGES_PANEL = "Images"
 """Title of the flags that say which images are read."""
 
 FIRST = (
-    *("output", "data", "validation", "test", "statistics", "profile", "figure", "preset"),
+    *("output", "data", "validation", "test", "statistics", "figure", "preset"),
     *("keep_ratio", "speedup", "max_accuracy_drop", "compensation", "compensation_duration"),
 )
 """Names of the options that `--help` shows where there is a `--help-all`."""

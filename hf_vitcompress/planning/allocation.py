@@ -12,12 +12,14 @@ from ..config import Allocation
 from ..errors import BudgetError, BudgetWarning
 from .groups.base import Choice, Cost, macs_of, parameters_of
 from .plan import CompressionPlan
+from .settling import settled
 
 KEEP_TOLERANCE = 0.005
 """How far below a budget a plan may stay without a warning, as a fraction of the budget."""
 
-PRECISION, PRICE_STEPS = 10**9, 40
-"""Of several budgets: what the whole of each counts, and how often their prices are corrected."""
+PRECISION, PRICE_STEPS, SETTLED = 10**9, 40, 5
+"""Of several budgets: what the whole of each counts, how often their prices are corrected, and how many of the nearest
+plans are brought within all of them."""
 
 COSTS: dict[str, Cost] = {"params": parameters_of, "macs": macs_of}
 """What is counted, by its unit; time is measured, and comes with its budget."""
@@ -73,7 +75,7 @@ class Budget:
 
     def amount(self, count: int) -> str:
         """For messages."""
-        return f"{count / 1e6:,.3g} ms" if self.unit == NANOSECONDS else f"{count:,} {self.unit}"
+        return f"{count / 1e6:,.4g} ms" if self.unit == NANOSECONDS else f"{count:,} {self.unit}"
 
     def least(self, lowest: int) -> tuple[str, str]:
         """For the message that a bound is out of reach: what the smallest model has, and what to ask for."""
@@ -113,7 +115,7 @@ def spent_together(tables: Sequence[Table], budgets: Sequence[Budget], allocatio
 
     A plan for one budget that meets the others as well is the best for all. Otherwise costs are added up, each as a
     share of its budget, and those that are exceeded count more and more: at the prices of the optimum all that bind
-    are met (Lagrange multipliers).
+    are met (Lagrange multipliers), but for the last step, which `settled` takes group by group.
 
     Raises:
         BudgetError: the budgets are within reach, but not together.
@@ -141,17 +143,18 @@ def spent_together(tables: Sequence[Table], budgets: Sequence[Budget], allocatio
         levels = spend([float(i == j) for j in range(len(budgets))], budget.room)
         if len(budgets) == 1 or max(used(levels)) <= 1:
             return levels
-    found, shares = [], [1.0 / len(budgets)] * len(budgets)
+    near, shares = [], [1.0 / len(budgets)] * len(budgets)
     for attempt in range(PRICE_STEPS):
         prices = [PRECISION * share / max(one.room, 1) for share, one in zip(shares, budgets, strict=True)]
         levels = spend(prices, PRECISION)
         exceeded = used(levels)
-        if max(exceeded) <= 1:
-            found.append(levels)
+        near.append((max(1.0, *exceeded), lost(levels), levels))
         step = 4.0 / (1 + attempt) ** 0.5
         shares = [share * math.exp(step * (own - 1)) for share, own in zip(shares, exceeded, strict=True)]
         shares = [share / sum(shares) for share in shares]
-    if not found:
+    rooms = [budget.room for budget in budgets]
+    attempts = (settled(costs, errors, rooms, levels) for *_, levels in sorted(near)[:SETTLED])
+    if not (found := [levels for levels in attempts if levels is not None]):
         asked = " and ".join(budget.amount(budget.limit) for budget in budgets)
         raise BudgetError(f"Each of the budgets is within reach, but not {asked} together. Ask for more of one.")
     return min(found, key=lost)

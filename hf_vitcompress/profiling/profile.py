@@ -5,6 +5,7 @@ not fill its registers or tiles is measured on its own, by the remainder of the 
 """
 
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -60,6 +61,14 @@ class Grid:
     axes: tuple[tuple[int, ...], ...]
     seconds: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if any(not axis or axis[0] < 1 or list(axis) != sorted(set(axis)) for axis in self.axes):
+            raise ValueError("the sizes on an axis do not rise")
+        if len(self.seconds) != math.prod(map(len, self.axes)):
+            raise ValueError("as many seconds are needed as there are combinations of sizes")
+        if not all(math.isfinite(one) and one >= 0 for one in self.seconds):
+            raise ValueError("seconds are no times")
+
     def at(self, sizes: Sequence[float]) -> float:
         """Between the points linear in each size; below and above them along the last piece, and never negative."""
         corners = [(0, 1.0)]
@@ -107,6 +116,10 @@ class LatencyProfile:
     merging: Grid | None = None
     steps: Steps = Steps()
     _known: dict[Operation, float] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.products or not (math.isfinite(self.dense) and self.dense > 0):
+            raise ValueError("the dense model and its products take time")
 
     def seconds(self, operation: Operation) -> float:
         """Of a batch."""

@@ -18,9 +18,10 @@ RECIPE_FLAGS = [
     *("--config", "--preset", "--no-correct-bias", "--no-repair"),
 ]
 COMMANDS = {
-    "compress": [*RECIPE_FLAGS, "--output", "--plan", "--test", "--latency"],
-    "inspect": [*RECIPE_FLAGS, "--figure"],
-    "plan": [*RECIPE_FLAGS, "--output"],
+    "compress": [*RECIPE_FLAGS, "--output", "--plan", "--profile", "--test", "--latency"],
+    "inspect": [*RECIPE_FLAGS, "--figure", "--profile"],
+    "profile": ["OUTPUT", "--latency-batch-size", "--target", "--skip-modules", "--config", "--overwrite"],
+    "plan": [*RECIPE_FLAGS, "--output", "--profile"],
     "evaluate": [
         "--data",
         "--against",
@@ -85,7 +86,7 @@ def test_help_shows_the_flags_that_people_need_first(run: Run, monkeypatch: pyte
     text = help_of(run, monkeypatch, "compress", flag="--help")
     flags = re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, flags=re.MULTILINE)
     assert {"--output", "--data", "--keep-ratio", "--max-accuracy-drop", "--compensation", "--test"} <= set(flags)
-    assert len({*flags} - {"--help", "--help-all"}) == 10
+    assert len({*flags} - {"--help", "--help-all"}) == 11
     further = re.search(r"^(\d+) further flags: vitcompress compress --help-all$", text, flags=re.MULTILINE)
     assert further is not None
     every = re.findall(r"^  (?:-\w, )?(--[\w-]+)", help_of(run, monkeypatch, "compress"), flags=re.MULTILINE)

@@ -1,9 +1,9 @@
 """Plans for time beside plans for parameters and for MACs that run as fast.
 
 At each measured speed-up, for a batch of 1 and of 32 images: the plan for that speed-up, with merged tokens and
-without, and the plans for MACs and for parameters of the same measured speed, which are found by timing. Their closed form is
-judged on test images against the dense model. Then the same programs in other runtimes that are installed, and a model
-of the size of DeiT-B with random weights, timed alone.
+without, and the plans for MACs and for parameters of the same measured speed, which are found by timing. Their closed
+form is judged on test images against the dense model. Then the same programs in other runtimes that are installed, and
+a model of the size of DeiT-B with random weights, timed alone.
 
 Writes latency_budgets.json, .md and .png to benchmarks/results after every plan, and goes on from there. Timings want a
 machine that does nothing else.
@@ -229,13 +229,14 @@ def row(result: dict[str, Any]) -> list[str]:
 
 def markdown(content: dict[str, Any]) -> str:
     environment = content["environment"]
+    table = markdown_table(HEADER, [row(result) for result in content["results"]])
     parts = [
         f"# Budgets of time\n\n{content['model']}, closed form alone, calibrated on {CALIBRATION_IMAGES} images of "
         f"{content['calibration']}, seed {content['seed']}; {content['test_images']} images of {content['test']}. "
         f"Latencies in float32 with {content['latency_threads']} thread(s) of {environment['cpu']}, torch "
         f"{environment['torch']}, dense and compressed alternately. KL and drop (points), with 95 % intervals, are "
         "from the dense model; speed-ups are dense ÷ compressed. Plans for MACs and parameters are those whose "
-        f"measured speed-up is the asked one.\n\n{markdown_table(HEADER, [row(result) for result in content['results']])}\n"
+        f"measured speed-up is the asked one.\n\n{table}\n"
     ]
     if content.get("runtimes"):
         rows = [

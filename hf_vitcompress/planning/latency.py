@@ -43,7 +43,7 @@ def plan_for_latency(planner: Planner, run: Run, profile: LatencyProfile) -> Com
         for _ in range(ATTEMPTS):
             plan = _plan_as_timed(planner, run.config, clock, surely=bool(found))
             choices = planner.taken(plan)
-            measured = _timed(planner, plan, run)
+            measured = timed_plan(planner, plan, run)
             asked = share_of(run.config, measured.dense)
             plan.latency = LatencyReport(asked, clock.ratio(choices), measured)
             found.append(plan)
@@ -116,7 +116,7 @@ def share_of(config: CompressionConfig, dense: float) -> float:
     return min(limits)
 
 
-def _timed(planner: Planner, plan: CompressionPlan, run: Run) -> Latency:
+def timed_plan(planner: Planner, plan: CompressionPlan, run: Run) -> Latency:
     """Latency of a plan's model and of the dense one, alternately; of its shapes, which need no solution."""
     with local_work(run.accelerator, "Timing a plan"):
         latency = None

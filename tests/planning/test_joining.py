@@ -101,6 +101,6 @@ def test_a_plan_without_room_for_anything_else_removes_every_module_and_says_so(
     ready = prepared()
     config = config_of(keep_ratio=None, max_params=ready.fixed_parameters)
     plan = ready.plan(config, exact=False)
-    plan.check(ready.groups)
+    plan.check(ready.groups, ready.subject)
     assert {group.describe(plan.shapes_of(group)) for group in ready.groups} == {"removed"}
     assert plan.keep_ratio == ready.fixed_parameters / ready.costs.parameters

@@ -146,19 +146,19 @@ def test_the_tighter_of_two_bounds_of_time_counts() -> None:
     assert share_of(config_of(max_latency_ms=40.0), 0.01) == 1.0
 
 
-def timed_plan(loss: float | None, ratio: float, asked: float = 0.5) -> CompressionPlan:
+def with_latency(loss: float | None, ratio: float, asked: float = 0.5) -> CompressionPlan:
     plan = CompressionPlan({}, loss)
     plan.latency = LatencyReport(asked, asked, latency_of(ratio))
     return plan
 
 
 def test_of_plans_that_are_fast_enough_the_one_that_loses_least_is_taken() -> None:
-    plans = [timed_plan(0.3, 0.40), timed_plan(0.2, 0.505), timed_plan(0.1, 0.53)]
+    plans = [with_latency(0.3, 0.40), with_latency(0.2, 0.505), with_latency(0.1, 0.53)]
     assert best_of(plans) is plans[1]
     assert best_of(plans[::-1]) is plans[1]
-    late = [timed_plan(0.1, 0.6), timed_plan(0.3, 0.55)]
+    late = [with_latency(0.1, 0.6), with_latency(0.3, 0.55)]
     assert best_of(late) is late[1]
-    unpredicted = [timed_plan(None, 0.40), timed_plan(None, 0.49)]
+    unpredicted = [with_latency(None, 0.40), with_latency(None, 0.49)]
     assert best_of(unpredicted) is unpredicted[1], "the slower one keeps more"
 
 

@@ -74,9 +74,11 @@ def test_stages_that_fall_together_are_refused(tmp_path: Path) -> None:
         new_trainer(tmp_path, callback).train()
 
 
-@pytest.mark.parametrize("budget", [{"max_params": 1000}, {"max_macs": 10000}])
-def test_stages_need_a_keep_ratio(budget: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="give keep_ratio instead of max_"):
+@pytest.mark.parametrize(
+    "budget", [{"max_params": 1000}, {"max_macs": 10000}, {"speedup": 2}, {"keep_ratio": 0.5, "speedup": 2}]
+)
+def test_stages_need_a_keep_ratio_and_nothing_else(budget: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"give keep_ratio instead of {list(budget)[-1]}"):
         ProgressiveCompressionCallback(CONFIG.with_budget(**budget))
 
 

@@ -1,6 +1,5 @@
 """`vitcompress profile`, and budgets of time on the command line; how long anything takes is made up or not asked."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import pytest
 
 from hf_vitcompress import CompressionConfig, CompressionReport, LatencyProfile, ViTCompressor
-from hf_vitcompress.evaluation.costs import count_costs
-from hf_vitcompress.evaluation.latency import Latency
 from hf_vitcompress.planning import latency as planning
-from hf_vitcompress.planning.profiles import profile_of
+from hf_vitcompress.planning import profiles
 from hf_vitcompress.profiling import measuring
 from support.models import DIGITS
+from support.profiles import even_seconds, latency_by_macs
 from support.terminal import Run, one_line, running_commands, without_bars  # noqa: F401  (the fixture "run")
 
 MODEL = str(DIGITS / "model")
@@ -30,26 +28,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compressor.calibrate(subject, str(DIGITS / "calibration.parquet")).save(folder / "s.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         time_little(patch)
-        profile_of(subject, compressor.run).save(folder / "p.json")
+        profiles.profile_of(subject, compressor.run).save(folder / "p.json")
     return folder
 
 
 def time_little(patch: pytest.MonkeyPatch) -> None:
-    """Take a profile in no time; its figures are of no use."""
-    patch.setattr(measuring, "COLD_ROWS", 1)
-    patch.setattr(measuring, "REPETITIONS", 1)
+    """Take a profile of made-up seconds in no time."""
+    patch.setattr(measuring, "time_operation", lambda _, operation: even_seconds(operation))
+    patch.setattr(profiles, "forward_pass", lambda *_: lambda: 2e-3)
 
 
 @pytest.fixture(autouse=True)
 def timed_by_macs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def alternate(
-        dense: functools.partial[float], compressed: functools.partial[float], batch_size: int, *_: Any
-    ) -> Latency:
-        large, small = (count_costs(one.args[0]).macs for one in (dense, compressed))
-        ratio = 0.05 + 0.95 * small / large
-        return Latency(0.02, 0.02 * ratio, ratio, ratio, ratio, batch_size, 15, 1, "a CPU (1 thread)")
-
-    monkeypatch.setattr(planning, "alternate_latency", alternate)
+    monkeypatch.setattr(planning, "alternate_latency", latency_by_macs)
 
 
 def test_profile_writes_a_file_and_a_small_table(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Budgets of time for models of every kind; all seconds are made up."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +16,10 @@ from transformers import (
 
 from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.errors import ConfigError
-from hf_vitcompress.evaluation.costs import count_costs
-from hf_vitcompress.evaluation.latency import Latency
 from hf_vitcompress.planning import latency, profiles
 from hf_vitcompress.profiling import measuring
-from hf_vitcompress.profiling.operations import Merge, Operation
 from support.models import seeded, tiny_config
-from support.profiles import even_profile, even_seconds
+from support.profiles import even_profile, even_seconds, latency_by_macs
 
 
 def swin() -> PreTrainedModel:
@@ -69,18 +65,8 @@ CASES: dict[str, tuple[Callable[[], PreTrainedModel], dict[str, Any]]] = {
 
 @pytest.fixture(autouse=True)
 def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(_: object, operation: Operation) -> float:
-        return 1e-6 if isinstance(operation, Merge) else even_seconds(operation)
-
-    def alternate(
-        dense: functools.partial[float], compressed: functools.partial[float], batch_size: int, *_: Any
-    ) -> Latency:
-        large, small = (count_costs(one.args[0]).macs for one in (dense, compressed))
-        ratio = 0.1 + 0.9 * small / large
-        return Latency(1e-3, 1e-3 * ratio, ratio, ratio, ratio, batch_size, 15, 1, "a CPU (1 thread)")
-
-    monkeypatch.setattr(measuring, "time_operation", seconds)
-    monkeypatch.setattr(latency, "alternate_latency", alternate)
+    monkeypatch.setattr(measuring, "time_operation", lambda _, operation: even_seconds(operation))
+    monkeypatch.setattr(latency, "alternate_latency", latency_by_macs)
 
 
 def compressor(**settings: Any) -> ViTCompressor:

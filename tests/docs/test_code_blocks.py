@@ -21,11 +21,13 @@ from hf_vitcompress import CompressionConfig, ViTCompressor
 from hf_vitcompress.architectures.families import FAMILIES
 from hf_vitcompress.durations import Duration
 from hf_vitcompress.layers_factored import ATTENTIONS
+from hf_vitcompress.planning import latency
 from support import my_vit
 from support.blocks import PAGES, Block, Reader, blocks_of, name_of
 from support.fake_hub import FakeHub, running_hub  # noqa: F401  (the fixture "hub")
 from support.larger import TOWERS
 from support.models import DIGITS, REPOSITORY, seeded
+from support.profiles import latency_by_macs
 from support.timm_models import tiny_timm
 
 pytestmark = [
@@ -98,6 +100,9 @@ def reader(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(Duration, "minutes", property(minutes_here))
     monkeypatch.setattr(CompressionConfig, "__init__", functools.partialmethod(CompressionConfig.__init__, **FEWER))
     monkeypatch.setitem(sys.modules, "my_vit", my_vit)
+    monkeypatch.setattr(
+        latency, "alternate_latency", latency_by_macs
+    )  # tiny models are no faster when they are smaller
     families, attentions = dict(FAMILIES), dict(ATTENTIONS)
     yield Reader(folder, monkeypatch)
     for table, before in ((FAMILIES, families), (ATTENTIONS, attentions)):

@@ -131,8 +131,8 @@ def _check_counts(stack: Sequence[str], tokens: Mapping[str, int], left: int) ->
     for name in stack:
         if (count := tokens.get(name, 0)) > left // 2:
             raise ConfigError(
-                f"The plan merges {count} tokens in {name!r}, where {left} patch tokens are left. A block can merge at "
-                f"most half of them, {left // 2}."
+                f"The plan merges {shown(count)} tokens in {name!r}, where {left} patch tokens are left. A block can "
+                f"merge at most half of them, {left // 2}."
             )
         left -= count
 

@@ -120,7 +120,9 @@ class Planner:
         """The plan with its keep ratio, predicted loss and budget filled in."""
         kept = sum(group.choice(plan.shapes_of(group)).parameters for group in self.groups)
         # What merged tokens cost is no part of the groups' errors.
-        loss = None if plan.tokens else self.correction.loss(self.predicted(plan, self.correction.weights))
+        loss = (
+            None if any(plan.tokens.values()) else self.correction.loss(self.predicted(plan, self.correction.weights))
+        )
         return CompressionPlan(
             plan.layers,
             loss,

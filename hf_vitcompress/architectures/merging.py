@@ -16,7 +16,9 @@ from .subject import Reading
 _RELATIVE = "its attention adds a bias for the distance of two patches, and merged ones have no place of their own"
 _WINDOWS = "its attention sees windows of the image, which need every patch in its place"
 _EVERY_PATCH = "it answers for every patch, and merged patches would get one answer"
-_TIMM = "timm's blocks are called without weights of tokens; convert_from_timm makes a model of transformers of many"
+_TIMM = (
+    "timm calls its blocks without weights of tokens (convert_from_timm gives many a form whose tokens can be merged)"
+)
 
 REASONS = {
     "beit": _RELATIVE,

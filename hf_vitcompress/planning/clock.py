@@ -20,12 +20,14 @@ class Clock:
         groups: seconds of what all groups of the dense model run, as the profile has them.
         limit: share of the dense model's latency that a plan may have.
         factor: of the operations' seconds.
+        pace: of all seconds, where the dense model has become slower or faster since it was profiled.
     """
 
     profile: LatencyProfile
     groups: float
     limit: float
     factor: float = 1.0
+    pace: float = 1.0
 
     @classmethod
     def of(cls, profile: LatencyProfile, dense: Iterable[Choice], limit: float) -> "Clock":
@@ -45,18 +47,18 @@ class Clock:
 
     def cost(self, choice: Choice) -> int:
         """Nanoseconds for a batch."""
-        return round(1e9 * self.factor * self._seconds(choice))
+        return round(1e9 * self.pace * self.factor * self._seconds(choice))
 
     def _seconds(self, choice: Choice) -> float:
         return sum(self.profile.seconds(operation) for operation in choice.operations)
 
     def budget(self) -> Budget:
         """The limit as a bound on the whole model."""
-        dense = self.profile.dense
+        unit = 1e9 * self.pace
         return Budget(
-            round(1e9 * self.limit * dense),
-            round(1e9 * dense),
-            round(1e9 * self.rest),
+            round(unit * self.limit * self.profile.dense),
+            round(unit * self.profile.dense),
+            round(unit * self.rest),
             NANOSECONDS,
             measured=self.cost,
         )

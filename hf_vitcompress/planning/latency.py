@@ -50,18 +50,37 @@ def plan_for_latency(planner: Planner, run: Run, profile: LatencyProfile) -> Com
             bar.update()
             if plan.latency.error <= TOLERANCE and plan.latency.excess <= EXCEEDED:
                 break
-            clock = replace(clock.corrected(choices, measured.ratio), limit=asked)
+            clock = replace(clock.corrected(choices, measured.ratio), limit=asked, pace=measured.dense / profile.dense)
     best = best_of(found)
-    assert best.latency is not None
-    if best.latency.excess > EXCEEDED:
-        warnings.warn(
-            f"The fastest of {len(found)} plans that were timed reaches a speed-up of "
-            f"{1 / best.latency.measured.ratio:.2f}, and {1 / best.latency.asked:.2f} was asked for. If other work "
-            "kept the device busy, try again without it.",
-            BudgetWarning,
-            stacklevel=2,
-        )
+    _check_speed(best, len(found))
     return best
+
+
+def _check_speed(best: CompressionPlan, timed: int) -> None:
+    """Refuse a plan that is too slow; warn of one that is so by little.
+
+    Raises:
+        BudgetError: it exceeds its budget by more than `TOLERANCE`.
+    """
+    assert best.latency is not None
+    latency, measured = best.latency, best.latency.measured
+    if latency.excess <= EXCEEDED:
+        return
+    reached = (
+        f"the fastest of the plans that were timed ({timed}) takes {1000 * measured.compressed:.4g} ms (speed-up "
+        f"{1 / measured.ratio:.2f} over the dense {1000 * measured.dense:.4g} ms)"
+    )
+    if latency.excess > TOLERANCE:
+        raise BudgetError(
+            f"The speed-up of {1 / latency.asked:.2f} is out of reach: {reached}. Ask for less, lower rank_multiple or "
+            "let more layers be compressed (skip_modules, target_modules, mlp, attention)."
+        )
+    warnings.warn(
+        f"A speed-up of {1 / latency.asked:.2f} was asked for, and {reached}. If other work kept the device busy, try "
+        "again without it.",
+        BudgetWarning,
+        stacklevel=3,
+    )
 
 
 def _plan_as_timed(planner: Planner, config: CompressionConfig, clock: Clock, surely: bool) -> CompressionPlan:

@@ -85,11 +85,16 @@ def _text_problems(text: str, place: str) -> Iterator[str]:
 
 
 def _number_problems(number: float, place: str) -> Iterator[str]:
+    if place in _SHARES and not 0 < number < LARGEST:
+        yield f"{place}: {str(number)[:20]} is none"
+        return
     negative = number < 0 and place.rpartition(".")[2] in _COUNTS
     if negative or (isinstance(number, int) and abs(number) > LARGEST):
         yield f"{place}: {str(number)[:20]} is none" if abs(number) <= LARGEST else f"{place}: a number without end"
 
 
+_SHARES = {"timed.asked", "timed.predicted", "timed.measured.ratio"}
+"""What a card divides by."""
 _COUNTS = {"parameters", "dense_parameters", "macs", "bytes", "images", "calibration_images", "bad_images", "rounds"}
 
 

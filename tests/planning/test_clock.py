@@ -42,6 +42,14 @@ def test_the_budget_has_the_clocks_costs() -> None:
     assert budget.amount(250_000) == "0.25 ms"
 
 
+def test_a_device_that_has_become_slower_changes_times_and_no_ratio() -> None:
+    """So that a bound in milliseconds is named as it was asked for."""
+    before, after = clock_of(1e-3, limit=0.25), replace(clock_of(1e-3, limit=0.25), pace=2.0)
+    assert (after.budget().limit, after.budget().original) == (500_000, 2_000_000)
+    assert after.cost(HALF[0]) == pytest.approx(2 * before.cost(HALF[0]), abs=1)
+    assert after.ratio(HALF) == before.ratio(HALF)
+
+
 @pytest.mark.parametrize("measured", [0.55, 0.9, 0.99])
 def test_a_correction_meets_the_plan_that_was_measured_and_the_dense_model(measured: float) -> None:
     clock = clock_of(1e-4).corrected(HALF, measured)

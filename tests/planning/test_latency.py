@@ -102,9 +102,9 @@ def test_what_no_plan_can_reach_is_refused_with_the_least_there_is(
     budget: dict[str, float], by_macs: Callable[..., Timed]
 ) -> None:
     seen, ready = by_macs(), prepared()
-    with pytest.raises(BudgetError, match=r"out of reach: the fastest model .* ms \(speed-up \d+\.\d\d over the dense"):
+    with pytest.raises(BudgetError, match=r"out of reach: the fastest .* ms \(speed-up \d+\.\d\d over the dense"):
         plan_for_latency(ready, quiet(config_of(**settings(**budget))), profile_for(ready))
-    assert len(seen) == 1, "the fastest plan was timed, for the message to be true"
+    assert 1 <= len(seen) <= module.ATTEMPTS, "the fastest plan was timed, for the message to be true"
 
 
 def test_a_counted_budget_out_of_reach_is_not_forgotten_beside_one_of_time(by_macs: Callable[..., Timed]) -> None:
@@ -127,13 +127,16 @@ def test_a_speed_up_and_a_keep_ratio_hold_at_once(keep_ratio: float, by_macs: Ca
     assert plan.budget == {"keep_ratio": keep_ratio, "speedup": 1.25}
 
 
-def test_timing_that_never_agrees_warns_of_what_was_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_is_late_by_little_warns_and_one_that_is_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ready = prepared()
-    ratios = itertools.chain([0.9, 0.95, 0.86], itertools.repeat(0.88))
-    monkeypatch.setattr(module, "alternate_latency", lambda *_: latency_of(next(ratios)))
+    monkeypatch.setattr(module, "alternate_latency", lambda *_: latency_of(0.83))
     monkeypatch.setattr(module, "ATTEMPTS", 1)
-    with pytest.warns(BudgetWarning, match=r"speed-up of 1\.11, and 1\.25 was asked for"):
-        plan_for_latency(ready, quiet(config_of(**settings(speedup=1.25))), profile_for(ready))
+    config, profile = config_of(**settings(speedup=1.25)), profile_for(ready)
+    with pytest.warns(BudgetWarning, match=r"speed-up of 1\.25 was asked for, and .* \(speed-up 1\.20 over the dense"):
+        plan_for_latency(ready, quiet(config), profile)
+    monkeypatch.setattr(module, "alternate_latency", lambda *_: latency_of(0.9))
+    with pytest.raises(BudgetError, match=r"speed-up of 1\.25 is out of reach: .* \(speed-up 1\.11 over the dense"):
+        plan_for_latency(ready, quiet(config), profile)
 
 
 def test_the_tighter_of_two_bounds_of_time_counts() -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from hf_vitcompress import CompressionReport
 from hf_vitcompress.compensation.course import CompensationReport
 from hf_vitcompress.errors import ReportError
+from hf_vitcompress.evaluation.latency import LatencyReport
 from hf_vitcompress.importance.report import GatePoint, GateReport
 from hf_vitcompress.publish.cards import write_card
 from hf_vitcompress.publish.cards.merging import END
@@ -63,6 +64,7 @@ def report(made: Made) -> dict[str, Any]:
         environment=Environment("a processor (2 threads)", 1, {"torch": "2.13.0+cpu"}),
         evaluation=replace(EVALUATION, metrics={"f1": 0.5}, reference_metrics={"f1": 0.6}, dataset="me/c"),
         latency=[LATENCY],
+        timed=LatencyReport(0.5, 0.5, LATENCY),
         calibration_dataset="me/d",
         quantization="int8_dynamic",
         settings={**made.report.settings, "target": "vision_model", "skip_modules": ["head*"]},

@@ -13,6 +13,7 @@ from hf_vitcompress import CompressionReport, Evaluation
 from hf_vitcompress.errors import ReportError
 from hf_vitcompress.evaluation.costs import Costs
 from hf_vitcompress.evaluation.intervals import Interval, mean_interval
+from hf_vitcompress.evaluation.latency import LatencyReport
 from hf_vitcompress.planning.plan import GroupReport, SearchReport
 from hf_vitcompress.report.tables import comparison_rows, format_bytes
 from support.reports import EVALUATION, LATENCY
@@ -121,6 +122,30 @@ def test_a_report_of_before_searches_were_recorded_loads() -> None:
 def test_a_drop_that_cannot_be_is_damage() -> None:
     content = make_report(search=SearchReport(1.5, 150, True)).to_dict()
     with pytest.raises(ReportError, match=r"search\.drop"):
+        CompressionReport.parse(json.dumps(content).encode())
+
+
+def test_what_became_of_a_budget_of_time_has_a_row_and_survives_its_file() -> None:
+    found = LatencyReport(0.5, 0.48, dataclasses.replace(LATENCY, ratio=0.4, batch_size=4, device="a CPU (2 threads)"))
+    row = ("speed-up when planned, batch 4", "", "2.50 ×", "asked 2.00, predicted 2.08; a CPU (2 threads)")
+    report = make_report(timed=found)
+    assert row in report.rows()
+    assert f"| {' | '.join(row)} |" in report.to_markdown()
+    assert CompressionReport.parse(json.dumps(report.to_dict()).encode()).timed == found
+    content = make_report().to_dict()
+    del content["timed"]
+    assert CompressionReport.parse(json.dumps(content).encode()).timed is None
+
+
+@pytest.mark.parametrize("place", [("asked",), ("predicted",), ("measured", "ratio")])
+@pytest.mark.parametrize("value", [0, -0.5, 1e30, "Infinity"])
+def test_a_latency_that_cannot_be_is_damage(place: tuple[str, ...], value: Any) -> None:
+    content = make_report(timed=LatencyReport(0.5, 0.48, LATENCY)).to_dict()
+    inner = content["timed"]
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    with pytest.raises(ReportError, match=rf"timed\.{'.'.join(place)}"):
         CompressionReport.parse(json.dumps(content).encode())
 
 

@@ -133,6 +133,8 @@ def making(subject: CardSubject) -> list[str]:
         images = f"{found.images:,} validation images{_place(found.dataset, found.split)}"
         stage = f", {report.search_stage}" if report.search_stage else ""
         sentences.append(f"Search on {images}: {found.quantity} {found.amount}{stage}.")
+    if (timed := report.timed) is not None:
+        sentences.append(f"{timed.name.capitalize()}: {timed.amount} ({timed.origin}).")
     if report.bad_images:
         sentences.append(f"{report.bad_images:,} images could not be read and were left out.")
     if (gates := report.gates) is not None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel, ViTForImageClassification
 
 from hf_vitcompress.configuration_factored import FactoredViTConfig
+from hf_vitcompress.deploy.export_formats import UNMASKED
 from hf_vitcompress.modeling_factored import FactoredViTForImageClassification
 from hf_vitcompress.planning.building import merged_model
 from hf_vitcompress.tokens_factored import ORIGIN, FactoredViTLayer, merged, proportional_mask, sizes
@@ -198,6 +199,15 @@ def test_eager_attention_gradients_and_checkpointed_blocks_agree(vit: PreTrained
         gradients(reentrant=True)
 
 
+@torch.no_grad()
+def test_attention_that_makes_no_mask_of_its_own_weighs_tokens_too(vit: PreTrainedModel, pixels: Tensor) -> None:
+    """As exported programs have it."""
+    small = copy.deepcopy(merged_model(vit, tokens_of(3, 2)))
+    expected = small(pixels).logits
+    small.set_attn_implementation(UNMASKED)
+    assert torch.equal(small(pixels).logits, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_near(vit: PreTrainedModel, pixels: Tensor, dtype: torch.dtype) -> None:
     small = copy.deepcopy(merged_model(vit, tokens_of(3, 2)))
@@ -217,12 +227,13 @@ def test_threads_do_not_mix_their_tokens(vit: PreTrainedModel, pixels: Tensor) -
 
 
 @torch.no_grad()
-def test_programs_take_any_number_of_images(vit: PreTrainedModel, pixels: Tensor) -> None:
-    small = copy.deepcopy(merged_model(vit, tokens_of(3, 2))).float()
+def test_programs_take_any_number_of_images(pixels: Tensor) -> None:
+    small, images = merged_model(seeded(ViTForImageClassification, tiny_config()), tokens_of(3)), pixels.float()
+    number = torch.export.Dim("number")
     program = torch.export.export(
-        small, (), {"pixel_values": pixels[:2].float()}, dynamic_shapes={"pixel_values": {0: torch.export.Dim("n")}}
-    )
-    torch.testing.assert_close(program.module()(pixel_values=pixels.float()).logits, small(pixels.float()).logits)
+        small, (), {"pixel_values": images[:2]}, dynamic_shapes={"pixel_values": {0: number}}
+    ).module()
+    torch.testing.assert_close(program(pixel_values=images).logits, small(images).logits)
 
 
 @torch.no_grad()

@@ -16,7 +16,9 @@ from .subject import Reading
 _RELATIVE = "its attention adds a bias for the distance of two patches, and merged ones have no place of their own"
 _WINDOWS = "its attention sees windows of the image, which need every patch in its place"
 _EVERY_PATCH = "it answers for every patch, and merged patches would get one answer"
-_TIMM = "timm's blocks are called without weights of tokens; convert_from_timm makes a model of transformers of many"
+_TIMM = (
+    "timm calls its blocks without weights of tokens (convert_from_timm gives many a form whose tokens can be merged)"
+)
 
 REASONS = {
     "beit": _RELATIVE,
@@ -131,8 +133,8 @@ def _check_counts(stack: Sequence[str], tokens: Mapping[str, int], left: int) ->
     for name in stack:
         if (count := tokens.get(name, 0)) > left // 2:
             raise ConfigError(
-                f"The plan merges {count} tokens in {name!r}, where {left} patch tokens are left. A block can merge at "
-                f"most half of them, {left // 2}."
+                f"The plan merges {shown(count)} tokens in {name!r}, where {left} patch tokens are left. A block can "
+                f"merge at most half of them, {left // 2}."
             )
         left -= count
 

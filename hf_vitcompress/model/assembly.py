@@ -102,7 +102,8 @@ def assembled(
 def _compression(layers: Shapes, tokens: Tokens | None) -> dict[str, Any]:
     """A copy of the shapes, and of the merged tokens where there are any."""
     shapes: dict[str, Any] = {"layers": {name: dict(shape) for name, shape in layers.items()}}
-    return {**shapes, "tokens": dict(tokens)} if tokens else shapes
+    merged = {name: count for name, count in (tokens or {}).items() if count}
+    return {**shapes, "tokens": merged} if merged else shapes
 
 
 def _built_like(

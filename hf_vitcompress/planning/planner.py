@@ -196,7 +196,7 @@ class Planner:
 
     def _loss_of_merging(self, tokens: Tokens) -> float | None:
         """As it was measured with dense weights; `None` where it was not."""
-        if not tokens:
+        if not any(tokens.values()):
             return 0.0
         return next((one.loss for one in self.statistics.merging if one.tokens == tokens), None)
 

@@ -267,7 +267,7 @@ class CompressionReport:
 
 def _patch_tokens(planner: Planner, plan: CompressionPlan) -> tuple[int, int] | None:
     """Of images such as it was calibrated on."""
-    if not plan.tokens:
+    if not any(plan.tokens.values()):
         return None
     first = planner.groups[0]
     prefix = prefix_tokens(first.model.get_submodule(first.layers[0].block_name)) or 0

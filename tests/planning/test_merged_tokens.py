@@ -6,17 +6,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from hf_vitcompress import CompressionPlan, CompressionReport, to_dense
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
 from hf_vitcompress.evaluation.costs import count_macs
+from hf_vitcompress.model.towers import compressed_part
 from hf_vitcompress.planning.building import merged_model
 from hf_vitcompress.publish.cards.citations import citations
 from hf_vitcompress.statistics.statistics import Statistics
+from support.models import seeded
 from support.students import random_images
 from support.tables import compressor
-from support.zoo import HEADS
+from support.zoo import HEADS, TEXT, VISION
 
 TOKENS = {"vit.layers.0": 3}
 FC1 = "vit.layers.1.mlp.fc1"
@@ -95,3 +107,32 @@ def test_models_that_cannot_merge_tokens_say_why() -> None:
     swin = next(head for head in HEADS if head.name == "SwinForImageClassification").dense()
     with pytest.raises(UnsupportedModelError, match="windows"):
         compressor().compress(swin, random_images(4), plan=CompressionPlan({}, tokens=TOKENS))
+
+
+@torch.no_grad()
+def test_a_tower_merges_tokens_inside_the_whole_model(tmp_path: Path) -> None:
+    config = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)
+    clip, images = seeded(CLIPModel, config), random_images(4)
+    plan = CompressionPlan({}, tokens={"encoder.layers.0": 4})
+    small = compressor(target="vision_model", num_images=4).compress(clip, random_images(24), plan=plan)
+    assert small.config.compression["tokens"] == {"vision_model.encoder.layers.0": 4}
+    small.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    tower = compressed_part(clip, small)
+    part = compressed_part(small, small).model
+    features = [model.vision_model(images).pooler_output for model in (loaded, small)]
+    assert torch.equal(*features)
+    assert torch.equal(part(images).pooler_output, features[1])
+    assert not torch.equal(tower.model(images).pooler_output, features[1])
+
+
+def test_a_tower_whose_hidden_states_are_read_is_refused() -> None:
+    vision = CLIPVisionConfig(**VISION)
+    text = LlamaConfig(**{**TEXT, "num_key_value_heads": 2})
+    model = seeded(
+        LlavaForConditionalGeneration, LlavaConfig(vision_config=vision, text_config=text, image_token_index=39)
+    )
+    with pytest.raises(UnsupportedModelError, match="between its blocks, where tokens are still merged"):
+        compressor(target="vision_tower").compress(
+            model, random_images(4), plan=CompressionPlan({}, tokens={"encoder.layers.0": 1})
+        )

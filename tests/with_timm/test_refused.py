@@ -19,7 +19,7 @@ timm = pytest.importorskip("timm", reason="timm is not installed here; `make tes
 from timm.models._features import FeatureGetterNet  # noqa: E402
 
 import hf_vitcompress.timm  # noqa: E402, F401
-from hf_vitcompress import CompressionConfig, ViTCompressor  # noqa: E402
+from hf_vitcompress import CompressionConfig, CompressionPlan, ViTCompressor  # noqa: E402
 from hf_vitcompress.architectures.running import passing  # noqa: E402
 from hf_vitcompress.callbacks import CompressionCallback, ImportanceGateCallback  # noqa: E402
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError  # noqa: E402
@@ -81,6 +81,13 @@ def test_a_module_of_timm_that_is_compressed_is_refused(tmp_path) -> None:
     ):
         with pytest.raises(UnsupportedModelError, match="compressed already"):
             open_subject(small)
+
+
+def test_a_plan_that_merges_tokens_is_refused_with_what_works() -> None:
+    model, images = timm.create_model(VIT, **ARGUMENTS[VIT]), torch.randn(4, 3, 32, 32)
+    plan = CompressionPlan({}, tokens={"timm_model.blocks.0": 1})
+    with pytest.raises(UnsupportedModelError, match=r"blocks without weights of tokens \(convert_from_timm"):
+        ViTCompressor(CompressionConfig(), progress=False).compress(model, images, plan=plan)
 
 
 SWIN_2 = "swinv2_tiny_window8_256"

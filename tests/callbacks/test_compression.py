@@ -19,8 +19,11 @@ from hf_vitcompress.callbacks import (
 from hf_vitcompress.callbacks.finding import trainer_of
 from hf_vitcompress.errors import ConfigError, DataError, PublishError, UnsupportedModelError
 from hf_vitcompress.model.assembly import is_factored
+from hf_vitcompress.planning import latency
+from hf_vitcompress.profiling import measuring
 from support.adapters import require_peft
 from support.models import tiny_config
+from support.profiles import even_seconds, latency_by_macs
 from support.students import lively, logits
 from support.training import (
     CONFIG,
@@ -67,6 +70,20 @@ def test_the_model_is_compressed_when_training_ends(tmp_path: Path) -> None:
         assert names >= {"compression_recipe.yaml", "compression_plan.json", "preprocessor_config.json"}
         report = json.loads((tmp_path / folder / "compression_report.json").read_text(encoding="utf-8"))
         assert report["keep_ratio"] == callback.report.keep_ratio
+
+
+def test_a_budget_of_time_holds_at_the_end_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "alternate_latency", latency_by_macs)
+    monkeypatch.setattr(measuring, "time_operation", lambda _, operation: even_seconds(operation))
+    config = CONFIG.with_budget(speedup=1.25, keep_ratio=0.9)
+    callback = CompressionCallback(config, images=PIXELS[:16])
+    trainer = new_trainer(tmp_path, callback)
+    trainer.train()
+    assert is_factored(trainer.model)
+    assert callback.report is not None
+    assert callback.report.timed is not None
+    assert callback.report.timed.excess <= latency.EXCEEDED
+    assert callback.report.keep_ratio <= 0.9
 
 
 def test_the_closed_form_is_that_of_the_compressor(tmp_path: Path) -> None:

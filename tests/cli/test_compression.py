@@ -180,7 +180,10 @@ def test_a_model_that_cannot_be_used_is_one_line(kind: str, run: Run, tmp_path: 
         (["compress", MODEL, "--output", "out", "--statistics", CALIBRATION], r"calibration\.parquet"),
         (["compress", MODEL, "--output", "out", "--plan", "absent.json"], r"absent\.json"),
         (["compress", MODEL, "--output", "out", "--keep-ratio", "2"], "keep_ratio"),
-        (["compress", MODEL, "--output", "out", "--keep-ratio", "0.5", "--max-macs", "9"], "keep_ratio and max_macs"),
+        (
+            ["compress", MODEL, "--output", "out", "--keep-ratio", "0.5", "--max-accuracy-drop", "0.1"],
+            "keep_ratio and max_accuracy_drop",
+        ),
         (["compress", MODEL, "--output", "out", "--preset", "magic"], "azizi2024"),
         (["compress", MODEL, "--output", "out", "--config", "absent.yaml"], r"absent\.yaml"),
         (["inspect", MODEL], "--data"),
@@ -260,7 +263,14 @@ def test_a_plan_can_be_edited_and_given_back(run: Run, statistics: Path, tmp_pat
 def test_without_an_output_the_plan_alone_is_printed(run: Run, statistics: Path) -> None:
     done = run("plan", MODEL, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "-q")
     assert done.code == 0
-    assert set(json.loads(done.out)) == {"layers", "predicted_loss", "predicted_interval", "keep_ratio", "budget"}
+    assert set(json.loads(done.out)) == {
+        "layers",
+        "predicted_loss",
+        "predicted_interval",
+        "keep_ratio",
+        "budget",
+        "tokens",
+    }
 
 
 @pytest.mark.parametrize(

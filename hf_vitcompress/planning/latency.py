@@ -18,7 +18,7 @@ from ..runtime.run import Run
 from .clock import Clock
 from .plan import CompressionPlan
 from .planner import Planner
-from .profiles import ROUNDS, forward_pass
+from .profiles import forward_pass, rounds_for
 
 TOLERANCE, ATTEMPTS = 0.05, 4
 """How far a measured latency may be from the predicted one, as a share; and how many plans are timed at most."""
@@ -124,7 +124,7 @@ def timed_plan(planner: Planner, plan: CompressionPlan, run: Run) -> Latency:
             dense, size = planner.subject.model, run.config.latency_batch_size
             small = _of_any_weights(dense, plan)
             large, little = (forward_pass(model, size, planner.image_shape) for model in (dense, small))
-            latency = alternate_latency(large, little, size, ROUNDS, dense.device)
+            latency = alternate_latency(large, little, size, rounds_for(large()), dense.device)
     return cast(Latency, from_main(run.accelerator, latency))
 
 

@@ -26,8 +26,8 @@ from .grouping import make_groups
 from .groups.base import Given, LayerGroup
 from .tokens import merges_tokens
 
-ROUNDS = 15
-"""Forward passes of which the quickest is that of the dense model."""
+ROUNDS, FEWEST_ROUNDS, ROUND_SECONDS = 15, 5, 10.0
+"""Forward passes of the dense model that are timed: so many, or as many as these seconds allow, but so few at least."""
 
 
 def profile_of(
@@ -122,11 +122,17 @@ def _measured(
         operations |= {Merge(group.positions, group.layers[0].in_features) for group in groups}
     bench = Bench(model.device, model.dtype, config.latency_batch_size, conditions.attention != "eager")
     once = forward_pass(model, config.latency_batch_size, conditions.image_shape)
-    before = min(once() for _ in range(ROUNDS + 2))
+    rounds = rounds_for(min(once(), once()))
+    before = min(once() for _ in range(rounds))
     with run.bar("profiling", "operations") as bar:
         profile = take_profile(bench, operations, before, conditions, done=bar.update)
     # Other work may have kept the device busy at first, which the operations then were not.
-    return replace(profile, dense=min(before, *(once() for _ in range(ROUNDS))))
+    return replace(profile, dense=min(before, *(once() for _ in range(rounds))))
+
+
+def rounds_for(seconds: float) -> int:
+    """How many passes of so many seconds are timed."""
+    return max(FEWEST_ROUNDS, min(ROUNDS, int(ROUND_SECONDS / max(seconds, 1e-6))))
 
 
 def forward_pass(model: PreTrainedModel, batch_size: int, shape: tuple[int, ...]) -> Callable[[], float]:

@@ -52,13 +52,15 @@ class LatencyReport:
 
     Attributes:
         asked: largest share that the budget allows.
-        predicted: from the latency profile.
+        predicted: from the latency profile, as far as it was corrected by then.
         measured: by timing the planned model and the dense one alternately.
+        asked_ms: the budget in milliseconds, if it was one of them.
     """
 
     asked: float
     predicted: float
     measured: Latency
+    asked_ms: float | None = None
 
     @property
     def error(self) -> float:
@@ -71,6 +73,11 @@ class LatencyReport:
         return self.measured.ratio / self.asked - 1
 
     @property
+    def wish(self) -> str:
+        """The budget, to begin a sentence with."""
+        return f"The speed-up of {1 / self.asked:.2f}" if self.asked_ms is None else f"{self.asked_ms:g} ms for a batch"
+
+    @property
     def name(self) -> str:
         """What its row is called."""
         return f"speed-up when planned, batch {self.measured.batch_size}"
@@ -78,13 +85,16 @@ class LatencyReport:
     @property
     def amount(self) -> str:
         """What was measured."""
-        return f"{1 / self.measured.ratio:.2f} ×"
+        return f"{1 / self.measured.ratio:.2f} × ({1000 * self.measured.ratio * self.measured.dense:.3g} ms)"
 
     @property
     def origin(self) -> str:
-        """What was asked and predicted, and on which device, with its threads."""
-        asked, predicted = 1 / self.asked, 1 / self.predicted
-        return f"asked {asked:.2f}, predicted {predicted:.2f}; {self.measured.device}"
+        """What was asked and predicted, and on which machine."""
+        if self.asked_ms is None:
+            told = f"asked {1 / self.asked:.2f}, predicted {1 / self.predicted:.2f}"
+        else:
+            told = f"asked {self.asked_ms:g} ms, predicted {1000 * self.predicted * self.measured.dense:.3g} ms"
+        return f"{told}; {self.measured.device}"
 
 
 def measure_latency(

@@ -220,10 +220,11 @@ def check_reachable(budget: Budget, smallest: int, groups: int, rank_multiple: i
     if lowest <= budget.limit:
         return
     what, more = budget.least(lowest)
+    smaller = "lower rank_multiple, or let" if smallest else "or let"
     raise BudgetError(
         f"The budget of {budget.amount(budget.limit)} is out of reach: {what}. {budget.amount(budget.fixed)} of them "
         f"lie outside the {groups} groups of layers that may be compressed, and these need {budget.amount(smallest)} "
-        f"at the lowest ranks and widths (multiples of {rank_multiple}). Ask for {more}, lower rank_multiple, or let "
+        f"at the lowest ranks and widths (multiples of {rank_multiple}). Ask for {more}, {smaller} "
         "more layers be compressed (skip_modules, target_modules, mlp, attention)."
     )
 

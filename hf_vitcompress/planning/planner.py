@@ -30,7 +30,7 @@ from ..statistics.statistics import Statistics
 from .allocation import Budget, Table, make_plan
 from .clock import Clock
 from .grouping import make_groups
-from .groups.base import COUNTED, Choice, Given, LayerGroup
+from .groups.base import COUNTED, Choice, Cost, Given, LayerGroup
 from .joining import smallest_parameters, with_removals
 from .plan import CompressionPlan
 from .selection import selection_method
@@ -159,6 +159,19 @@ class Planner:
             replace(budget, exact=exact, fixed=budget.fixed + budget.cost(merged.own))
             for budget in self.budgets(config, clock)
         ]
+        tables = self._tables(config, weights, clock, merged, [budget.cost for budget in budgets])
+        plan = make_plan(tables, budgets, config.allocation, config.rank_multiple)
+        return self.completed(replace(plan, tokens=dict(merged.tokens)), config)
+
+    def _tables(
+        self,
+        config: CompressionConfig,
+        weights: Mapping[str, float] | None,
+        clock: Clock | None,
+        merged: Merged,
+        costs: Sequence[Cost],
+    ) -> list[Table]:
+        """What the groups offer with these tokens merged."""
         weights = self.correction.weights if weights is None else weights
         tables = [
             Table(
@@ -168,10 +181,18 @@ class Planner:
             )
             for group, choices in zip(self.groups, self.choices(config.rank_multiple, clock), strict=True)
         ]
-        costs = [budget.cost for budget in budgets]
-        tables = with_removals(tables, self.groups, config, costs)
-        plan = make_plan(tables, budgets, config.allocation, config.rank_multiple)
-        return self.completed(replace(plan, tokens=dict(merged.tokens)), config)
+        return with_removals(tables, self.groups, config, costs)
+
+    def fastest(self, config: CompressionConfig, clock: Clock) -> CompressionPlan:
+        """The plan that the clock finds the fastest of all, whatever it loses."""
+        found = []
+        for merged in self._schedules(config):
+            tables = self._tables(config, None, clock, merged, [clock.cost])
+            choices = [min(table.choices, key=clock.cost) for table in tables]
+            shapes = {name: shape for choice in choices for name, shape in choice.shapes.items()}
+            plan = CompressionPlan(shapes, tokens=dict(merged.tokens))
+            found.append((sum(map(clock.cost, [*choices, merged.own])), plan))
+        return self.completed(min(found, key=lambda own: own[0])[1], config)
 
     def taken(self, plan: CompressionPlan) -> list[Choice]:
         """What a plan takes of each group, with the tokens that it leaves, and what merging them takes."""

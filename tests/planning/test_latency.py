@@ -107,6 +107,50 @@ def test_what_no_plan_can_reach_is_refused_with_the_least_there_is(
     assert 1 <= len(seen) <= module.ATTEMPTS, "the fastest plan was timed, for the message to be true"
 
 
+def test_one_timing_that_went_wrong_is_not_the_end(
+    by_macs: Callable[..., Timed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes the clock believe that nothing is fast enough; the fastest plan is timed before that is said."""
+    ready, seen = prepared(), by_macs(rest=0.5)
+    right, first = module.alternate_latency, iter([latency_of(0.99)])
+    monkeypatch.setattr(module, "alternate_latency", lambda *given: next(first, None) or right(*given))
+    plan = plan_for_latency(ready, quiet(config_of(**settings(speedup=1.4))), profile_for(ready))
+    assert seen
+    assert plan.latency is not None
+    assert plan.latency.excess <= EXCEEDED
+
+
+def test_a_plan_that_comes_again_is_timed_once_and_reported_as_it_is_predicted_by_then(
+    by_macs: Callable[..., Timed],
+) -> None:
+    """The keep ratio decides, and the clock was wrong about its plan."""
+    seen, ready = by_macs(rest=0.05), prepared()
+    config = config_of(**settings(speedup=1.01, keep_ratio=0.5))
+    plan = plan_for_latency(ready, quiet(config), profile_for(ready))
+    assert len(seen) == 1
+    assert plan.latency is not None
+    assert plan.latency.predicted == pytest.approx(seen[0])
+
+
+def test_timings_that_stay_away_from_what_is_predicted_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ready, ratios = prepared(), itertools.cycle([0.5, 0.9, 0.45, 0.99])
+    monkeypatch.setattr(module, "alternate_latency", lambda *_: latency_of(next(ratios)))
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    config = config_of(**settings(speedup=1.1))
+    with pytest.warns(BudgetWarning, match=r"predicted to have a speed-up of .*, and timing it gave 2\.00.*other work"):
+        plan_for_latency(ready, quiet(config), profile_for(ready))
+
+
+def test_a_budget_in_milliseconds_is_answered_in_milliseconds(by_macs: Callable[..., Timed]) -> None:
+    by_macs()
+    ready = prepared()
+    config = config_of(**settings(max_latency_ms=1000 * DENSE * 0.8))
+    found = plan_for_latency(ready, quiet(config), profile_for(ready)).latency
+    assert found is not None
+    assert found.origin.startswith(f"asked {800 * DENSE:g} ms, predicted ")
+    assert found.wish == f"{800 * DENSE:g} ms for a batch"
+
+
 def test_a_counted_budget_out_of_reach_is_not_forgotten_beside_one_of_time(by_macs: Callable[..., Timed]) -> None:
     by_macs()
     ready = prepared()

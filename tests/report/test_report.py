@@ -127,7 +127,12 @@ def test_a_drop_that_cannot_be_is_damage() -> None:
 
 def test_what_became_of_a_budget_of_time_has_a_row_and_survives_its_file() -> None:
     found = LatencyReport(0.5, 0.48, dataclasses.replace(LATENCY, ratio=0.4, batch_size=4, device="a CPU (2 threads)"))
-    row = ("speed-up when planned, batch 4", "", "2.50 ×", "asked 2.00, predicted 2.08; a CPU (2 threads)")
+    row = (
+        "speed-up when planned, batch 4",
+        "",
+        f"2.50 × ({400 * LATENCY.dense:.3g} ms)",
+        "asked 2.00, predicted 2.08; a CPU (2 threads)",
+    )
     report = make_report(timed=found)
     assert row in report.rows()
     assert f"| {' | '.join(row)} |" in report.to_markdown()

@@ -27,7 +27,7 @@ from ..starting import DEBUG_FLAG, unfit_libraries
 
 TERMINATED = 128 + signal.SIGTERM
 
-AGAIN_SECONDS = 0.01
+AGAIN_SECONDS = 0.05
 """After which a signal that was swallowed is sent again: what swallowed it has ended by then, as a rule."""
 
 _checkpoint: ContextVar[Path | None] = ContextVar("checkpoint", default=None)
@@ -152,16 +152,25 @@ def stopped_in_any_place() -> Iterator[None]:
         kind = _signal_of(swallowed.exc_value)
         if kind is None:
             before(swallowed)
-        else:  # what is raised in here is ignored as well
-            resent = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), kind))
-            resent.daemon = True
-            resent.start()
+        else:
+            _send_later(kind)
 
     sys.unraisablehook = again
     try:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _send_later(kind: signal.Signals) -> None:
+    """Send a signal to this process, once more where it comes before this function has ended, which would ignore it."""
+    sent = False
+    while not sent:
+        again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), kind))
+        again.daemon = True
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            again.start()
+            sent = True
 
 
 def _signal_of(raised: BaseException | None) -> signal.Signals | None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -156,6 +157,21 @@ def test_a_signal_that_is_swallowed_comes_again(raised: BaseException, ends: typ
     with pytest.raises(ends), ending.ended_by_sigterm(), ending.stopped_in_any_place():
         command()
     assert sys.unraisablehook is before
+
+
+def test_a_signal_that_comes_back_at_once_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine it may come while the thread that sends it is still being started."""
+    start, early = threading.Timer.start, iter([KeyboardInterrupt])
+
+    def interrupted(timer: threading.Timer) -> None:
+        for raised in early:
+            raise raised
+        start(timer)
+
+    monkeypatch.setattr(threading.Timer, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), ending.stopped_in_any_place():
+        Swallowing(KeyboardInterrupt())
+        time.sleep(5)
 
 
 @pytest.mark.parametrize("started", [["-m", "hf_vitcompress"], ["vitcompress"]])

@@ -168,10 +168,13 @@ def test_a_signal_that_comes_back_at_once_is_not_lost(monkeypatch: pytest.Monkey
             raise raised
         start(timer)
 
-    monkeypatch.setattr(threading.Timer, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt), ending.stopped_in_any_place():
+    def command() -> None:
         Swallowing(KeyboardInterrupt())
         time.sleep(5)
+
+    monkeypatch.setattr(threading.Timer, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), ending.stopped_in_any_place():
+        command()
 
 
 @pytest.mark.parametrize("started", [["-m", "hf_vitcompress"], ["vitcompress"]])

@@ -60,6 +60,17 @@ def check_use_of(validation: str | None, config: CompressionConfig) -> None:
         )
 
 
+def check_plan_alone(budgets: Sequence[str]) -> None:
+    """Refuse flags of budgets beside `--plan`.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    if budgets:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in budgets)
+        raise ConfigError(f"--plan takes the place of a budget: leave out {flags}, or the plan.")
+
+
 def check_inspection(config: CompressionConfig) -> None:
     """Refuse a budget that is not one of costs.
 

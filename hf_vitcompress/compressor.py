@@ -134,7 +134,8 @@ class ViTCompressor:
                 `label_weight`. Not needed with `statistics`, unless there is compensation.
             validation: images to search `max_accuracy_drop` on; by default `validation_images` of `images`.
             statistics: of an earlier calibration of this model.
-            plan: shapes to use instead of planning, for instance edited by hand.
+            plan: shapes to use instead of planning, for instance edited by hand; the config has the budget that it was
+                planned for, or none.
             checkpoint: file that lets an interrupted calibration go on; those of an interrupted compensation are
                 named after it, see `checkpoints`.
 
@@ -161,7 +162,7 @@ class ViTCompressor:
             chosen = None if source is None else calibration_shares(source, self.config)[0]
             self._choose_importance(subject, chosen, statistics, checkpoint)
         planner = self.planner(subject, statistics)
-        given = None if plan is None else planner.completed(plan, self.config)
+        given = None if plan is None else planner.completed(plan, self.config, given=True)
         plan = given or self._plan(planner, held_out, source, checkpoint)
         small = self._build(planner, plan)
         if self.config.compensation != "none":

@@ -56,14 +56,15 @@ class CompressionCallback(StructureCallback):
         reset_best: with `at_step`, the best checkpoint is one of the compressed model (`load_best_model_at_end`).
 
     Attributes:
-        report: the `CompressionReport`; `None` before the compression, and after resuming from a checkpoint of the
-            compressed model.
+        report: the `CompressionReport`; `None` before the compression. A training that is resumed after it has that of
+            the checkpoint.
         dense_metrics: results of the evaluation just before the compression; empty without an evaluation.
         compressed_metrics: results of the evaluation just after it.
 
     Raises:
         ConfigError: `at_step` is not a step, or the Trainer uses FSDP or DeepSpeed.
-        VitCompressError: when the training begins: images are not found, or no plan meets the budget.
+        VitCompressError: when the training begins: images are not found, or no plan has so few parameters. When the
+            model is compressed: no plan meets a budget of MACs or of time.
 
     Examples:
         >>> trainer = Trainer(model, args, train_dataset=images, data_collator=collate)

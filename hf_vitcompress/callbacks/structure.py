@@ -28,7 +28,7 @@ from ..modeling_factored import CONFIG_FILE
 from ..planning.foresight import check_reach
 from ..publish.push import check_repository, push_model
 from ..publish.saved import SavedFiles
-from ..report.report import CompressionReport
+from ..report.report import REPORT_FILE, CompressionReport
 from ..runtime.distributed import local_work
 from ..runtime.outputs import check_renewable
 from .ending import say_whose_card
@@ -53,8 +53,8 @@ class StructureCallback(TrainerLink):
         reset_best: after each change of the structure, forget the best checkpoint found before it.
 
     Attributes:
-        report: the report of the last compression; `None` before the first one, and after resuming from a checkpoint
-            of a model that was already compressed.
+        report: the report of the last compression, with a resumed training that of its checkpoint; `None` before the
+            first one.
     """
 
     def __init__(
@@ -90,8 +90,11 @@ class StructureCallback(TrainerLink):
         super().on_train_begin(args, state, control, **kwargs)
         model = self.model
         follow_layout(model)
+        folder = Path(self.trainer.args.output_dir or ".") / f"checkpoint-{state.global_step}"
         if state.global_step:
-            self._take_tokens(Path(self.trainer.args.output_dir or ".") / f"checkpoint-{state.global_step}")
+            self._take_tokens(folder)
+            if is_factored(model) and (folder / REPORT_FILE).is_file():
+                self.report = CompressionReport.load(folder)
         roles = parameter_roles(model)
         if state.global_step and holds(self.trainer.optimizer, self._roles.keys() - roles.keys()):
             raise ConfigError(
@@ -100,14 +103,14 @@ class StructureCallback(TrainerLink):
             )
         self._roles = roles
         if state.global_step and is_factored(model) and not model.companions:
-            folder = Path(self.trainer.args.output_dir or ".") / f"checkpoint-{state.global_step}"
             restore_companions(self.trainer, folder)
 
     def foresee(self, config: CompressionConfig) -> None:
-        """Refuse before the training what no compression after it could do.
+        """Refuse before the training what no compression after it could do, as far as it is known without images.
 
         Raises:
-            VitCompressError: images or target are not found, the budget is out of reach, or nothing can be compressed.
+            VitCompressError: images or target are not found, the budget of parameters is out of reach, or nothing can
+                be compressed.
         """
         if isinstance(self.images, str | Path):
             open_images(self.images, limit=1)

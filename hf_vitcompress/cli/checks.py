@@ -1,13 +1,16 @@
 """What is wrong with the words of a command line, whatever the command."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import CompressionConfig
 from ..errors import ConfigError, OutputError, shown
-from ..runtime.files import LONGEST_NAME
+from ..runtime.files import LONGEST_NAME, check_file
+
+MODEL = "the model"
+"""What errors call the first argument."""
 
 LONGEST_PATH = 4095
 """Bytes that file systems take."""
@@ -57,6 +60,17 @@ def check_use_of(validation: str | None, config: CompressionConfig) -> None:
         )
 
 
+def check_plan_alone(budgets: Sequence[str]) -> None:
+    """Refuse flags of budgets beside `--plan`.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    if budgets:
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in budgets)
+        raise ConfigError(f"--plan takes the place of a budget: leave out {flags}, or the plan.")
+
+
 def check_inspection(config: CompressionConfig) -> None:
     """Refuse a budget that is not one of costs.
 
@@ -67,6 +81,34 @@ def check_inspection(config: CompressionConfig) -> None:
         raise ConfigError(
             "inspect shows the loss to expect over all budgets, and --max-accuracy-drop is searched on answers. Leave "
             "it out here; `vitcompress compress` and `vitcompress plan` search it."
+        )
+
+
+def check_renewal(
+    output: Path, inputs: Mapping[str, Any], overwrite: bool, what: str, is_one: Callable[[Path], bool]
+) -> None:
+    """Refuse a file that cannot be written, or would replace more than `--overwrite` allows.
+
+    Args:
+        inputs: as of `runtime.files.check_file`; the output may lie inside the model's folder.
+        what: `--overwrite` replaces, such as `"plan"`.
+        is_one: whether a file is that.
+
+    Raises:
+        OutputError: saying which of them it is.
+    """
+    check_file(output, inputs, beside=(MODEL,), renews=lambda _: True)
+    if not output.exists():
+        return
+    if not is_one(output):
+        raise OutputError(
+            f"{shown(str(output))} exists and would be replaced, and is no {what} that can be read; --overwrite "
+            "replaces nothing else. Choose another name, or remove it first."
+        )
+    if not overwrite:
+        raise OutputError(
+            f"{shown(str(output))} exists and would be replaced. Choose another name, or give --overwrite, which "
+            f"replaces an earlier {what}."
         )
 
 

@@ -8,7 +8,7 @@ import typer
 from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..runtime.text import printable
-from .checks import check_inspection, check_use_of
+from .checks import MODEL, check_inspection, check_renewal, check_use_of
 from .data_options import options_beside, with_data_options
 from .ending import goes_on_from
 from .help import IMAGES_PANEL
@@ -34,7 +34,7 @@ Data = Annotated[
 Validation = Annotated[
     str | None, typer.Option(help="Images to search --max-accuracy-drop on.", rich_help_panel=IMAGES_PANEL)
 ]
-MODEL, IMAGES = "the model", "the images (--data)"
+IMAGES = "the images (--data)"
 """What errors call them."""
 StatisticsFile = Annotated[
     Path | None,
@@ -234,7 +234,6 @@ def plan_budget(
     from ..report.report import group_reports
     from ..report.tables import PartsTable, show
     from ..runtime.distributed import local_work
-    from ..runtime.files import check_file
     from ..runtime.text import loss_text
 
     check_use_of(validation, config)
@@ -248,7 +247,7 @@ def plan_budget(
                 "the profile (--profile)": profile,
                 "the validation images (--validation)": validation,
             }
-            check_file(output, inputs, beside=(MODEL,), renews=lambda file: overwrite and is_plan(file))
+            check_renewal(output, inputs, overwrite, "plan", is_plan)
         images = _opened(compressor, data, options, compressor.run.images_wanted)
         held_out = _opened(compressor, validation, options_beside(options, validation == data, VALIDATION))
         subject, known = compressor.open(model), _known_statistics(statistics)

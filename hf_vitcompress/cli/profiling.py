@@ -7,6 +7,7 @@ import typer
 
 from ..config import CompressionConfig
 from ..runtime.text import printable
+from .checks import MODEL, check_renewal
 from .options import Quiet, silence_libraries
 from .recipe import with_settings
 
@@ -42,14 +43,12 @@ def profile_model(
     from ..profiling.profile import is_profile
     from ..report.tables import show, table
     from ..runtime.distributed import local_work
-    from ..runtime.files import check_file
 
     if quiet:
         silence_libraries()
     compressor = ViTCompressor(config, progress=not quiet)
     with local_work(compressor.accelerator, "The start"):
-        inputs = {"the model": model}
-        check_file(output, inputs, beside=("the model",), renews=lambda file: overwrite and is_profile(file))
+        check_renewal(output, {MODEL: model}, overwrite, "latency profile", is_profile)
         subject = compressor.open(model)
     profile = profile_of(subject, compressor.run)
     if not compressor.accelerator.is_main_process:

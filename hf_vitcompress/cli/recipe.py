@@ -19,6 +19,7 @@ from ..config import (
     fields_of,
     load_settings,
 )
+from .checks import check_plan_alone
 from .help import HelpAll
 
 RECIPE_PANEL = "Recipe"
@@ -37,7 +38,7 @@ def with_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command a flag for every setting of `CompressionConfig`, and pass it the config they make.
 
     Flags win over `--config`, which wins over `--preset`. Budgets that are given as flags are all that hold: those of
-    the file are left out, because they would bound the new ones.
+    the file are left out, because they would bound the new ones. So they are beside `--plan`, which takes their place.
     """
     return _with_flags(command, [field.name for field in SETTINGS], help_all=True)
 
@@ -58,7 +59,10 @@ def _with_flags(command: Callable[..., None], names: Sequence[str], help_all: bo
         settings = {} if file is None else load_settings(file)
         if preset is not None:
             settings["preset"] = preset
-        if any(flags.get(name) is not None for name in BUDGETS):
+        budgets = [name for name in BUDGETS if flags.get(name) is not None]
+        if has_plan := arguments.get("plan") is not None:
+            check_plan_alone(budgets)
+        if budgets or has_plan:
             settings = {name: value for name, value in settings.items() if name not in BUDGETS}
         given = {name: value for name, value in flags.items() if value is not None and value != []}
         command(config=CompressionConfig.from_dict({**settings, **given}), **arguments)

@@ -1,7 +1,7 @@
 """What a user asks for: `CompressionConfig`, its presets, and its settings in five groups."""
 
 from .budgets import BUDGET_SETTINGS, BUDGETS, DEFAULT_KEEP_RATIO, LATENCY_BUDGETS, BudgetSettings
-from .config import SETTINGS, CompressionConfig, load_settings
+from .config import SETTINGS, CompressionConfig, load_settings, save_settings
 from .fields import Doc, Range, SettingField, fields_of
 from .former import renamed
 from .groups import (
@@ -41,4 +41,5 @@ __all__ = [
     "fields_of",
     "load_settings",
     "renamed",
+    "save_settings",
 ]

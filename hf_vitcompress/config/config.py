@@ -107,11 +107,7 @@ class CompressionConfig(RunSettings, CompensationSettings, CalibrationSettings, 
         Raises:
             OutputError: the file cannot be written.
         """
-        text = json.dumps(self.to_dict(), indent=2) if Path(path).suffix == ".json" else yaml.safe_dump(self.to_dict())
-        try:
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"The recipe cannot be written to {shown(str(path))}: {error.strerror}.") from error
+        save_settings(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: str | Path) -> "CompressionConfig":
@@ -136,6 +132,15 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ConfigError(f"The config file {shown(str(path))} must hold `name: value` lines.")
     return updated(values)
+
+
+def save_settings(settings: Mapping[str, Any], path: str | Path) -> None:
+    """Write what `load_settings` reads; see `CompressionConfig.save`."""
+    text = json.dumps(settings, indent=2) if Path(path).suffix == ".json" else yaml.safe_dump(dict(settings))
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"The recipe cannot be written to {shown(str(path))}: {error.strerror}.") from error
 
 
 def _preset(name: Any) -> dict[str, Any]:

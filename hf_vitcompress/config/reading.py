@@ -16,11 +16,12 @@ LARGEST = {".json": 2**24, ".yaml": 2**16}
 """Bytes of a file, by its format; YAML is read a hundred times slower, and nothing but recipes is written in it."""
 
 
-def read_json(path: str | Path, what: str) -> Any:
+def read_json(path: str | Path, what: str, remedy: str = "") -> Any:
     """The content of a JSON file.
 
     Args:
         what: the file is to be, for messages, such as `"plan"`.
+        remedy: sentence that says how to get one that is JSON.
 
     Raises:
         ConfigError: the file cannot be read or is not JSON, is larger than 16 MiB, or gives a value twice.
@@ -29,7 +30,8 @@ def read_json(path: str | Path, what: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"The {what} {shown(str(path))} is not JSON that can be read: {one_line(error)}.") from error
+        reason = f"The {what} {shown(str(path))} is not JSON that can be read: {one_line(error)}."
+        raise ConfigError(f"{reason} {remedy}".rstrip()) from error
 
 
 def read_yaml(path: str | Path, what: str) -> Any:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..architectures.layers import find_layers
 from ..architectures.subject import Subject
 from ..config import DEFAULT_KEEP_RATIO, CompressionConfig
-from ..errors import BudgetError, DataError
+from ..errors import BudgetError, ConfigError, DataError
 from ..evaluation.reference import check_classes
 from ..images.images import ImageSource
 from ..importance.gates import gated_layers
@@ -83,7 +83,8 @@ def check_feasible(
         profile: latency profile that was given; by default it is measured.
 
     Raises:
-        ConfigError: the plan names modules or shapes that the model cannot have, or nothing is left to compress;
+        ConfigError: the plan names modules or shapes that the model cannot have, or stands beside another budget than
+            it was made for; or nothing is left to compress;
             or scores are missing or not finite; or the profile is of another model or device.
         BudgetError: see `check_reach`; or there is no accuracy to lose, or there are no images to lose it on.
         DataError: there are no images to compensate on.
@@ -100,10 +101,22 @@ def check_feasible(
         check_profile(subject, config, profile)
     if plan is not None:
         plan.check(_groups(subject, config), subject)
+        check_one_budget(config, plan)
     elif config.searches_accuracy:
         check_search(subject.model, config, validation is not None, images is not None)
     else:
         check_reach(subject, config)
+
+
+def check_one_budget(config: CompressionConfig, plan: CompressionPlan) -> None:
+    """Refuse a budget that a given plan would leave unspent; the default one was not asked for.
+
+    Raises:
+        ConfigError: the config has another budget than the plan was made for.
+    """
+    if config.budgets not in ({"keep_ratio": DEFAULT_KEEP_RATIO}, plan.budget):
+        asked = " and ".join(f"{name}={value}" for name, value in config.budgets.items())
+        raise ConfigError(f"A plan takes the place of a budget: leave out {asked}, or the plan.")
 
 
 def check_search(model: PreTrainedModel, config: CompressionConfig, validation: bool, images: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..architectures.merging import check_tokens
 from ..architectures.subject import Subject
+from ..config import BUDGETS, CompressionConfig
 from ..config.reading import read_json
 from ..errors import ConfigError, did_you_mean, one_line, shown
 from ..evaluation.latency import LatencyReport
@@ -73,7 +74,7 @@ class CompressionPlan:
             `None` where the metric predicts no loss, or after an edit.
         predicted_interval: its 95 % interval, as far as the images differ that it was measured on.
         keep_ratio: parameters of the compressed model ÷ of the original.
-        budget: what was asked for, plain data.
+        budget: what was asked for, plain data; empty where shapes were given instead.
         search: of an accuracy drop, if it chose this plan; in no file, as an edit would belie it.
         latency: what a budget of time asked for, and what was predicted and measured; in no file either.
     """
@@ -137,6 +138,11 @@ class CompressionPlan:
                 raise ConfigError(f"The plan's {key} must be a number or null, not {shown(value)}.")
         if not isinstance(self.budget, dict):
             raise ConfigError(f'The plan\'s budget must be like {{"keep_ratio": 0.5}}, not {shown(self.budget)}.')
+
+    def settings(self, config: CompressionConfig) -> dict[str, Any]:
+        """Those of `config` that its model is made by, plain data: without budgets that the plan was not made for."""
+        made_for = self.budget == config.budgets
+        return {name: value for name, value in config.to_dict().items() if made_for or name not in BUDGETS}
 
     def shapes_of(self, group: LayerGroup) -> Shapes:
         """What the plan says about one group."""

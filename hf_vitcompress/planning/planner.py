@@ -200,8 +200,12 @@ class Planner:
         choices = [(group.choice(plan.shapes_of(group)), merged.gone(group.layers[0])) for group in self.groups]
         return [*(with_fewer_tokens(*choice) for choice in choices), merged.own]
 
-    def completed(self, plan: CompressionPlan, config: CompressionConfig) -> CompressionPlan:
-        """The plan with its keep ratio, predicted loss and budget filled in."""
+    def completed(self, plan: CompressionPlan, config: CompressionConfig, given: bool = False) -> CompressionPlan:
+        """The plan with its keep ratio, predicted loss and budget filled in.
+
+        Args:
+            given: whether the shapes were given, and no budget was spent.
+        """
         kept = sum(group.choice(plan.shapes_of(group)).parameters for group in self.groups)
         loss = self.correction.loss(self.predicted(plan, self.correction.weights))
         merging = self._loss_of_merging(plan.tokens)
@@ -210,7 +214,7 @@ class Planner:
             plan.layers,
             loss,
             (self.fixed_parameters + kept) / self.costs.parameters,
-            dict(config.budgets),
+            {} if given else dict(config.budgets),
             None if loss is None else self.correction.interval(loss),
             plan.tokens,
         )

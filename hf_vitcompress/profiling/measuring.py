@@ -18,15 +18,13 @@ from torch.nn import functional
 
 from ..tokens_factored import merged, proportional_mask
 from .operations import Activation, Attention, Merge, Operation, Product
-from .profile import STEP, Conditions, Grid, LatencyProfile, Steps
+from .profile import EIGHTHS, STEP, Conditions, Grid, LatencyProfile, Steps
 
 COLD_BYTES, COLD_ROWS = 2**24, 2**13
 """Bytes of weights that are timed in turn, and vectors after which it does not matter whether weights are cold."""
 
 REPETITIONS, LARGEST_WORK = 5, 0.04
 """Of a measurement: how often, and seconds after which fewer are enough."""
-
-EIGHTHS = len(Steps().inputs)
 
 SIZES = (8, 32, 128, 512, 2048, 8192, 32768)
 

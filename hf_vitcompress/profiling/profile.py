@@ -4,10 +4,11 @@ The grid is coarse, because a product's time is nearly linear in each of its siz
 not fill its registers or tiles is measured on its own, by the remainder of the size (`Steps`).
 """
 
+import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,12 @@ STEP = 64
 """Sizes on the grid are multiples of this number where they can be; remainders are counted from it."""
 
 FORMAT = 1
+
+LONGEST = 86_400.0
+"""Seconds that a batch may take; more is no measurement, and sums of it are infinite."""
+
+EIGHTHS = 8
+"""Of `STEP`, at which remainders are measured."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,8 @@ class Grid:
             raise ValueError("the sizes on an axis do not rise")
         if len(self.seconds) != math.prod(map(len, self.axes)):
             raise ValueError("as many seconds are needed as there are combinations of sizes")
-        if not all(math.isfinite(one) and one >= 0 for one in self.seconds):
-            raise ValueError("seconds are no times")
+        if not all(0 <= one <= LONGEST for one in self.seconds):
+            raise ValueError("seconds are no times of a batch")
 
     def at(self, sizes: Sequence[float]) -> float:
         """Between the points linear in each size; below and above them along the last piece, and never negative."""
@@ -90,8 +97,13 @@ class Grid:
 class Steps:
     """By how much a size is to be taken for larger, by its remainder modulo `STEP` in eighths."""
 
-    inputs: tuple[float, ...] = (0.0,) * 8
-    outputs: tuple[float, ...] = (0.0,) * 8
+    inputs: tuple[float, ...] = (0.0,) * EIGHTHS
+    outputs: tuple[float, ...] = (0.0,) * EIGHTHS
+
+    def __post_init__(self) -> None:
+        for own in (self.inputs, self.outputs):
+            if len(own) != EIGHTHS or not all(0 <= one <= STEP for one in own):
+                raise ValueError(f"steps are {EIGHTHS} numbers from 0 to {STEP}")
 
 
 @dataclass
@@ -118,7 +130,7 @@ class LatencyProfile:
     _known: dict[Operation, float] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.products or not (math.isfinite(self.dense) and self.dense > 0):
+        if not self.products or not 0 < self.dense <= LONGEST:
             raise ValueError("the dense model and its products take time")
 
     def seconds(self, operation: Operation) -> float:
@@ -158,7 +170,7 @@ class LatencyProfile:
     def to_json(self) -> str:
         content = asdict(self)
         del content["_known"]
-        return json.dumps({"format": FORMAT, **content}) + "\n"
+        return json.dumps({"format": FORMAT, "digest": content_digest(content), **content}) + "\n"
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
@@ -169,19 +181,20 @@ class LatencyProfile:
         """Read what `save` wrote.
 
         Raises:
-            ConfigError: the file is missing, damaged or no profile.
+            ConfigError: the file is missing, damaged, edited or no profile.
         """
         from pydantic import TypeAdapter, ValidationError
 
-        content = read_json(path, "latency profile")
+        content = read_json(path, "latency profile", remedy="Make it again with `vitcompress profile`.")
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ConfigError(f"{shown(str(path))} is no latency profile; `vitcompress profile` makes one.")
+        digest = content.pop("digest", None)
         try:
             profile: LatencyProfile = TypeAdapter(cls).validate_python(content)
         except ValidationError as error:
-            raise ConfigError(
-                f"{shown(str(path))} is damaged ({error.errors()[0]['msg']}); make it again with `vitcompress profile`."
-            ) from error
+            raise _damaged(path, _problem(error.errors()[0])) from error
+        if digest != content_digest(content):
+            raise _damaged(path, "it was changed after it was written")
         return profile
 
     def check(self, conditions: Conditions) -> None:
@@ -200,6 +213,11 @@ class LatencyProfile:
                 )
 
 
+def content_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a profile's content, without format and digest, before it is written or as it was read."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def is_profile(path: str | Path) -> bool:
     """Whether a file is a latency profile."""
     try:
@@ -207,6 +225,17 @@ def is_profile(path: str | Path) -> bool:
     except (ConfigError, OSError):
         return False
     return True
+
+
+def _damaged(path: str | Path, problem: str) -> ConfigError:
+    name = shown(str(path))
+    return ConfigError(f"The latency profile {name} is damaged ({problem}); make it again with `vitcompress profile`.")
+
+
+def _problem(error: Any) -> str:
+    """What pydantic found first, with the place, and without the prefix that it gives to errors of ours."""
+    place = ".".join(str(part)[:40] for part in error["loc"])
+    return f"{place and place + ': '}{error['msg'].removeprefix('Value error, ')}"
 
 
 def _text(value: Any) -> str:

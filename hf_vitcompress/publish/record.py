@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import CompressionConfig
+from ..config import CompressionConfig, save_settings
 from ..planning.plan import CompressionPlan
 from ..report.report import CompressionReport
 from ..runtime.weights import folder_digest
@@ -27,7 +27,7 @@ class CompressionRecord:
 
     def save_without_card(self, folder: str | Path) -> None:
         """Write it into a folder that may hold the model in another form."""
-        self.config.save(Path(folder) / RECIPE_FILE)
+        save_settings(self.plan.settings(self.config), Path(folder) / RECIPE_FILE)
         self.plan.save(Path(folder) / PLAN_FILE)
         self.report.beside(folder_digest(folder)).save(folder)
 

@@ -119,7 +119,7 @@ class CompressionReport:
             calibration_images=statistics.images,
             measuring_images=planner.correction.images,
             bad_images=statistics.bad_images,
-            settings=config.to_dict(),
+            settings=plan.settings(config),
             budget_curve=planner.budget_curve(config),
             calibration_dataset=statistics.settings.get("dataset"),
             calibration_split=statistics.settings.get("split"),

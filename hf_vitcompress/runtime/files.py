@@ -201,7 +201,10 @@ def check_file(
     if target.exists() and not target.is_file():
         raise OutputError(f"The output {_shortened(path)} is a device or a pipe; give the name of a file.")
     if target.exists() and not renews(target):
-        raise OutputError(f"{_shortened(path)} exists and would be replaced. Choose another name, or remove it first.")
+        raise OutputError(
+            f"{_shortened(path)} exists and would be replaced, and this command did not write it. Choose another name, "
+            "or remove it first."
+        )
 
 
 def check_apart(target: Path, inputs: Mapping[str, Any], beside: tuple[str, ...] = ()) -> None:

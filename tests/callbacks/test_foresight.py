@@ -87,6 +87,14 @@ def test_what_no_compression_could_do_is_refused_before_the_first_step(case: str
     assert watcher.sizes == {}
 
 
+def test_a_budget_of_macs_out_of_reach_ends_the_training_when_the_model_is_compressed(tmp_path: Path) -> None:
+    """What the smallest plan multiplies is known after calibration only."""
+    config, watcher = CONFIG.with_budget(max_macs=1), Watcher()
+    with pytest.raises(BudgetError, match="out of reach"):
+        new_trainer(tmp_path, CompressionCallback(config, at_step=2), watcher).train()
+    assert watcher.sizes
+
+
 # ---- the card
 
 

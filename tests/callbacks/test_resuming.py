@@ -56,6 +56,17 @@ def test_a_resumed_model_is_saved_with_its_record(uninterrupted: tuple[str, Path
     assert torch.equal(logits(reloaded, PIXELS), logits(trainer.model, PIXELS))
 
 
+def test_a_training_resumed_after_the_compression_has_its_report(
+    uninterrupted: tuple[str, Path, Any],
+) -> None:
+    name, folder, _ = uninterrupted
+    callback = RUNS[name]()
+    trainer = new_trainer(folder, callback, model=lively(seed=9), **{**SETTINGS, "save_strategy": "no"})
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6"))
+    assert callback.report is not None
+    assert callback.report.compressed.parameters == trainer.model.num_parameters()
+
+
 def test_a_checkpoint_of_another_schedule_is_refused(tmp_path: Path) -> None:
     new_trainer(tmp_path, ProgressiveCompressionCallback(CONFIG, STAGES), **SETTINGS).train()
     other = new_trainer(tmp_path, ProgressiveCompressionCallback(CONFIG, [(2, 0.7), (6, 0.5)]))

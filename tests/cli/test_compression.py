@@ -17,6 +17,7 @@ from transformers import AutoModelForImageClassification, BertConfig, BertModel,
 
 import hf_vitcompress
 from hf_vitcompress import CompressionConfig, CompressionPlan, cli
+from hf_vitcompress.config import BUDGETS, load_settings
 from hf_vitcompress.statistics.observer import Observer
 from support.dying import run_and_die
 from support.models import DIGITS, seeded, tiny_config
@@ -258,6 +259,24 @@ def test_a_plan_can_be_edited_and_given_back(run: Run, statistics: Path, tmp_pat
     assert not hasattr(model.get_submodule(removed), "qk_down")
     assert model.get_submodule(removed).q_proj.weight.shape == model.get_submodule(removed).k_proj.weight.shape
     assert saved.keep_ratio == model.num_parameters() / 205_002
+
+
+def test_a_plan_takes_the_place_of_budgets(run: Run, statistics: Path, tmp_path: Path) -> None:
+    """Their flags are refused beside it; those of a recipe, such as the plan's own, are left out."""
+    plan, out = tmp_path / "plan.json", tmp_path / "small"
+    plan.write_text('{"layers": {"vit.layers.0.mlp.fc1": {"rank": 5}}}')
+    arguments = ["compress", MODEL, "--statistics", statistics, *RECIPE, "--plan", plan, "--output", out, "-q"]
+    for flags in (["--speedup", 50], ["--keep-ratio", 0.5], ["--max-params", 10**5, "--max-macs", 10**6]):
+        done = run(*arguments, *flags)
+        assert done.code == 1
+        named = " and ".join(flag for flag in map(str, flags) if flag.startswith("--"))
+        assert f"--plan takes the place of a budget: leave out {named}, or the plan" in one_line(done.err)
+        assert not out.exists()
+    (tmp_path / "recipe.yaml").write_text("speedup: 50\nseed: 3\n")
+    done = run(*arguments, "--config", tmp_path / "recipe.yaml")
+    assert done.code == 0, done.err
+    assert load_settings(out / "compression_recipe.yaml")["seed"] == 3
+    assert not set(BUDGETS) & set(load_settings(out / "compression_recipe.yaml"))
 
 
 def test_without_an_output_the_plan_alone_is_printed(run: Run, statistics: Path) -> None:

@@ -54,17 +54,20 @@ def test_profile_writes_a_file_and_a_small_table(run: Run, tmp_path: Path, monke
         assert text in done.out
     again = run("profile", MODEL, file, "-q")
     assert again.code == 1
-    assert "exists" in one_line(again.err)
+    assert "exists and would be replaced" in one_line(again.err)
+    assert "give --overwrite, which replaces an earlier latency profile" in again.err
     assert LatencyProfile.load(file) == profile
 
 
 def test_profile_replaces_nothing_but_profiles(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "notes.json"
     file.write_text('{"mine": 1}')
-    done = run("profile", MODEL, file, "--overwrite", "-q")
-    assert done.code == 1
-    assert "notes.json" in one_line(done.err)
-    assert json.loads(file.read_text()) == {"mine": 1}
+    for flags in ([], ["--overwrite"]):
+        done = run("profile", MODEL, file, *flags, "-q")
+        assert done.code == 1
+        assert "notes.json" in one_line(done.err)
+        assert "is no latency profile that can be read; --overwrite replaces nothing else" in done.err
+        assert json.loads(file.read_text()) == {"mine": 1}
 
 
 def test_plan_says_what_was_asked_predicted_and_measured(run: Run, folder: Path, tmp_path: Path) -> None:

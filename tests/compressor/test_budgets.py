@@ -1,5 +1,6 @@
 """Budgets and the layers they are spent on; plans, statistics and images that are given."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 
 from hf_vitcompress import CompressionConfig, CompressionPlan, FactoredLinear, Statistics, ViTCompressor, evaluate_model
+from hf_vitcompress.config import BUDGETS, load_settings
 from hf_vitcompress.errors import BudgetError, CalibrationError, ConfigError, DataError, DataWarning
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.images.sources import open_images
@@ -108,8 +110,44 @@ def test_a_given_plan_needs_no_classes(pixels: Tensor) -> None:
     statistics = calibrated.calibrate(model, pixels)
     plan = calibrated.plan(model, statistics)
     compressor = small_recipe(keep_ratio=None, max_accuracy_drop=0.1)
-    small = compressor.compress(model, statistics=statistics, plan=plan)
+    asked = replace(plan, budget=compressor.config.budgets)
+    small = compressor.compress(model, statistics=statistics, plan=asked)
     assert small.num_parameters() < model.num_parameters()
+
+
+@pytest.mark.parametrize("budget", [{"speedup": 50.0}, {"keep_ratio": 0.4}, {"max_accuracy_drop": 0.1}])
+def test_a_budget_beside_a_plan_is_refused_before_any_work(
+    budget: dict[str, float], vit: PreTrainedModel, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("hf_vitcompress.compressor.calibrate")
+    plan = low_rank_plan({"vit.layers.0.mlp.fc1": 3})
+    plan.budget = {"max_params": 9}
+    message = f"A plan takes the place of a budget: leave out {next(iter(budget))}="
+    with pytest.raises(ConfigError, match=message):
+        small_recipe(**{"keep_ratio": None, **budget}).compress(vit, pixels, validation=pixels, plan=plan)
+
+
+def test_the_result_of_a_given_plan_names_no_budget(
+    vit: PreTrainedModel, statistics: Statistics, tmp_path: Path
+) -> None:
+    plan = low_rank_plan({"vit.layers.0.mlp.fc1": 3})
+    compressor = small_recipe(keep_ratio=None, seed=4, **LOW_RANK)
+    small = compressor.compress(vit, statistics=statistics, plan=plan)
+    small.save_pretrained(tmp_path)
+    assert compressor.report is not None
+    for settings in (compressor.report.settings, load_settings(tmp_path / "compression_recipe.yaml")):
+        assert settings["seed"] == 4
+        assert not set(BUDGETS) & set(settings)
+    assert CompressionPlan.load(tmp_path / "compression_plan.json").budget == {}
+    assert "keep_ratio" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_result_of_a_budget_names_it(vit: PreTrainedModel, statistics: Statistics, tmp_path: Path) -> None:
+    compressor = small_recipe(keep_ratio=0.7)
+    compressor.compress(vit, statistics=statistics).save_pretrained(tmp_path)
+    assert CompressionConfig.load(tmp_path / "compression_recipe.yaml") == compressor.config
+    assert compressor.report is not None
+    assert compressor.report.settings == compressor.config.to_dict()
 
 
 @pytest.mark.parametrize("method", ["default", "low rank"])
@@ -134,7 +172,7 @@ def statistics(vit: PreTrainedModel, pixels: Tensor) -> Statistics:
 
 def test_a_plan_decides_the_ranks(vit: PreTrainedModel, statistics: Statistics) -> None:
     names = ["vit.layers.0.mlp.fc1", "vit.layers.1.attention.o_proj"]
-    compressor = small_recipe(**LOW_RANK)
+    compressor = small_recipe(keep_ratio=None, **LOW_RANK)
     plan = low_rank_plan({names[0]: 3, names[1]: 7})
     model = compressor.compress(vit, statistics=statistics, plan=plan)
     assert {name: model.get_submodule(name).rank for name in factored_names(model)} == {names[0]: 3, names[1]: 7}

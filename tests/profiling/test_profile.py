@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import random
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from hf_vitcompress import LatencyProfile
 from hf_vitcompress.errors import ConfigError
 from hf_vitcompress.profiling.operations import Activation, Attention, Merge, Product, macs_of_operation, without_tokens
-from hf_vitcompress.profiling.profile import STEP, Grid, Steps, is_profile
+from hf_vitcompress.profiling.profile import STEP, Grid, Steps, content_digest, is_profile
 from support.profiles import CONDITIONS, even_profile, even_seconds, grid_of
 
 AXES = ((8, 24, 100), (3, 4, 50, 51))
@@ -126,17 +128,66 @@ DAMAGES: dict[str, Any] = {
     "an axis of nothing": lambda content: content["products"]["17"].update(axes=[[], [8, 64]], seconds=[]),
     "negative seconds": lambda content: content["activations"]["seconds"].__setitem__(0, -1.0),
     "no conditions": lambda content: content.update(conditions={}),
+    "seconds beyond any": lambda content: content["products"]["17"]["seconds"].__setitem__(0, 1e308),
+    "seconds that are none": lambda content: content["attentions"]["8"]["seconds"].__setitem__(0, math.nan),
+    "dense without end": lambda content: content.update(dense=math.inf),
+    "steps of no number": lambda content: content.update(steps={"inputs": [], "outputs": []}),
+    "steps beyond a step": lambda content: content["steps"].update(inputs=[0.0] * 7 + [1e9]),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_refused_in_one_line(damage: str, tmp_path: Path) -> None:
+    """Even where its digest was made to fit."""
     content = json.loads(even_profile([17]).to_json())
     DAMAGES[damage](content)
-    (tmp_path / "p.json").write_text(json.dumps(content))
+    own = {name: value for name, value in content.items() if name not in ("format", "digest")}
+    (tmp_path / "p.json").write_text(json.dumps({**content, "digest": content_digest(own)}))
     with pytest.raises(ConfigError, match=r"is damaged \(.*\); make it again with `vitcompress profile`") as caught:
         LatencyProfile.load(tmp_path / "p.json")
     assert "\n" not in str(caught.value)
+    assert "Value error" not in str(caught.value)
+
+
+EDITS: dict[str, Any] = {
+    "other seconds": lambda content: content["products"]["17"]["seconds"].__setitem__(0, 0.5),
+    "another device": lambda content: content["conditions"].update(device="another CPU"),
+    "no attentions": lambda content: content.pop("attentions"),
+    "no steps": lambda content: content.pop("steps"),
+    "no activations": lambda content: content.update(activations=None),
+    "no digest": lambda content: content.pop("digest"),
+    "something more": lambda content: content.update(note="mine"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_file_is_refused(edit: str, tmp_path: Path) -> None:
+    content = json.loads(even_profile([17]).to_json())
+    EDITS[edit](content)
+    (tmp_path / "p.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"it was changed after it was written\); make it again with `vitcompress"):
+        LatencyProfile.load(tmp_path / "p.json")
+
+
+def test_no_bit_of_a_file_changes_what_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "p.json"
+    content = even_profile([17]).to_json().encode()
+    for bit in random.Random(0).sample(range(8 * len(content.rstrip())), 200):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(damaged)
+        if content[bit // 8 : bit // 8 + 1] == b"e" and damaged[bit // 8] == ord("E"):
+            continue  # 1E-05 is 1e-05; a letter of a name would be refused
+        with pytest.raises(ConfigError, match="latency profile"):
+            LatencyProfile.load(file)
+
+
+def test_half_a_file_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(even_profile([17]).to_json()[:200])
+    with pytest.raises(
+        ConfigError, match=r"is not JSON that can be read: .*\. Make it again with `vitcompress profile`"
+    ):
+        LatencyProfile.load(tmp_path / "p.json")
 
 
 @pytest.mark.parametrize("name", list(asdict(CONDITIONS)))

@@ -30,6 +30,9 @@ print(*(name for name in ("evaluate", "datasets") if name in sys.modules))
 # A root folder of one computer, and not a part of an address or of a relative path.
 ABSOLUTE = re.compile(r"(?<![\w.~}\])-])/(?:work|tmp|home|root|Users)\b")
 
+OUTPUTS = {".json", ".onnx", ".parquet", ".png", ".pt2", ".pte", ".safetensors"}
+"""Suffixes of what the commands write, and of what they read."""
+
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -96,12 +99,16 @@ def test_links_and_pictures_of_the_readme_work_on_a_package_index() -> None:
     assert [target.split("/main/")[1] for target in absolute] == relative
 
 
-def tracked_text_files() -> list[Path]:
+def tracked_files() -> list[Path]:
     if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
         pytest.skip("not a git checkout")
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     paths = [REPOSITORY / name for name in listing.stdout.split("\0") if name]
-    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:8000]]
+    return [path for path in paths if path.is_file()]
+
+
+def tracked_text_files() -> list[Path]:
+    return [path for path in tracked_files() if b"\0" not in path.read_bytes()[:8000]]
 
 
 def test_no_file_names_a_place_of_one_computer() -> None:
@@ -112,6 +119,13 @@ def test_no_file_names_a_place_of_one_computer() -> None:
         if ABSOLUTE.search(line)
     ]
     assert not found
+
+
+def test_what_commands_and_examples_write_is_not_in_the_root() -> None:
+    """`inspect` writes `inspection.png` into the folder in which it is run, if nobody names another file."""
+    tracked = [path.name for path in tracked_files() if path.parent == REPOSITORY]
+    assert "README.md" in tracked
+    assert not [name for name in tracked if Path(name).suffix in OUTPUTS]
 
 
 @pytest.mark.parametrize("before", ['path = "', "see ", "(", "file://"])

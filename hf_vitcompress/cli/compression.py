@@ -18,9 +18,11 @@ from .profiling import ProfileFile
 from .recipe import with_recipe
 
 if TYPE_CHECKING:
+    from ..architectures.subject import Subject
     from ..compressor import ViTCompressor
     from ..images.images import ImageSource
     from ..images.options import DataOptions
+    from ..planning.plan import CompressionPlan
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Dense model: a Hub id or a folder.")]
 Data = Annotated[
@@ -196,7 +198,7 @@ def inspect_model(
         over_time = [(f"{one.speedup:.2f}", f"{one.milliseconds:.3g}", loss_text(one.loss)) for one in timed]
         title = f"over latencies, batch {clocked.conditions.batch_size} (dense {1000 * clocked.dense:.3g} ms)"
         show(table(("predicted speed-up", "ms", "predicted KL"), over_time, title=title))
-    title = f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"
+    title = _title(subject, plan)
     show(PartsTable(parts, title))
     if plan.latency is not None:
         print(f"{plan.latency.name}: {plan.latency.amount} ({plan.latency.origin})")
@@ -261,7 +263,7 @@ def plan_budget(
     else:
         plan.save(output)
         parts = group_reports(compressor.planner(subject, known), plan)
-        show(PartsTable(parts, f"{type(subject.model).__name__} at keep ratio {plan.keep_ratio:.3f}"))
+        show(PartsTable(parts, _title(subject, plan)))
         if plan.predicted_loss is not None:
             print(f"predicted KL {loss_text(plan.predicted_loss, plan.predicted_interval)}")
         if plan.search is not None:
@@ -279,6 +281,15 @@ def _compressor(config: CompressionConfig, quiet: bool, profile: Path | None) ->
         silence_libraries()
     known = None if profile is None else LatencyProfile.load(profile)
     return ViTCompressor(config, progress=not quiet, profile=known)
+
+
+def _title(subject: "Subject", plan: "CompressionPlan") -> str:
+    """Which model, the budgets that were asked for, and what is left."""
+    asked = (
+        f"{name.replace('_', ' ')} {f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}"
+        for name, value in plan.budget.items()
+    )
+    return f"{type(subject.model).__name__} for {', '.join(asked)}: {plan.keep_ratio:.1%} of the parameters kept"
 
 
 def _opened(

@@ -138,5 +138,6 @@ def _rendered(figures: "Comparison") -> "RenderableType":
         figures.disk_bytes,
         figures.evaluation,
         figures.latency,
+        figures.patch_tokens,
     )
     return table(("", "dense", "model", "change"), rows, title=Path(figures.model).name)

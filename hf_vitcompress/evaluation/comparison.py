@@ -13,7 +13,7 @@ from ..model.loading import load_model
 from ..model.towers import compressed_part
 from ..runtime.distributed import new_accelerator
 from ..runtime.weights import disk_bytes
-from .costs import Costs, count_costs
+from .costs import Costs, count_costs, patch_tokens
 from .evaluation import Evaluation, evaluate_model
 from .latency import LATENCY_BATCHES, Latency, measure_latency
 
@@ -48,7 +48,10 @@ class Candidate:
 
 @dataclass
 class Comparison:
-    """Figures of a model and, where one was given, of the dense model it is compared with."""
+    """Figures of a model and, where one was given, of the dense model it is compared with.
+
+    `patch_tokens` are those of one image in the first and in the last block, of a model that merges tokens.
+    """
 
     model: str
     against: str | None
@@ -60,6 +63,7 @@ class Comparison:
     evaluation: Evaluation
     latency: list[Latency]
     precision: str
+    patch_tokens: tuple[int, int] | None = None
 
 
 def compare(
@@ -113,6 +117,7 @@ def compare(
         evaluation=evaluation,
         latency=[] if other is None else [measure_latency(other, model, size, shape=shape) for size in sizes],
         precision=precision,
+        patch_tokens=patch_tokens(compressed_part(model, model).model, shape),
     )
 
 

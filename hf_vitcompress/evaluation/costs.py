@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architectures.constructors import constructor_options
-from ..architectures.inputs import example_inputs
+from ..architectures.inputs import example_inputs, height_and_width
+from ..architectures.merging import tokens_left
 from ..model.making import without_storage
 from ..runtime.weights import plain_tensors
+from ..tokens_factored import MergedTokensMixin, config_of
 from .shapes import Remembered
 
 
@@ -42,6 +44,20 @@ def count_costs(model: PreTrainedModel, shape: Sequence[int] | None = None) -> C
         macs=count_macs(model, shape),
         bytes=sum(tensor_bytes(p) for p in parameters),
     )
+
+
+def patch_tokens(model: PreTrainedModel, shape: Sequence[int]) -> tuple[int, int] | None:
+    """Patch tokens in the first and in the last block of a model that merges tokens; `None` of another.
+
+    Args:
+        shape: of one image's `pixel_values`.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, MergedTokensMixin)]
+    if not blocks:
+        return None
+    down, across = height_and_width(config_of(cast(nn.Module, blocks[0])).patch_size)
+    patches = (shape[-2] // down) * (shape[-1] // across)
+    return patches, tokens_left(patches, (block.merged_tokens for block in blocks))
 
 
 def tensor_bytes(tensor: Tensor) -> int:

@@ -42,6 +42,7 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
     "compensation.method": _WORDS,
     "evaluation.precision": _WORDS,
     "settings.target": _MODULE,
+    "a key of tokens": _MODULE,
     **{
         f"settings.{name}": _WORDS for name in ("metric", "mlp", "attention", "allocation", "criterion", "compensation")
     },
@@ -88,7 +89,7 @@ def _number_problems(number: float, place: str) -> Iterator[str]:
     if place in _SHARES and not 0 < number < LARGEST:
         yield f"{place}: {str(number)[:20]} is none"
         return
-    negative = number < 0 and place.rpartition(".")[2] in _COUNTS
+    negative = number < 0 and (place.rpartition(".")[2] in _COUNTS or place.startswith("tokens."))
     if negative or (isinstance(number, int) and abs(number) > LARGEST):
         yield f"{place}: {str(number)[:20]} is none" if abs(number) <= LARGEST else f"{place}: a number without end"
 
@@ -96,6 +97,7 @@ def _number_problems(number: float, place: str) -> Iterator[str]:
 _SHARES = {"timed.asked", "timed.predicted", "timed.measured.ratio"}
 """What a card divides by."""
 _COUNTS = {"parameters", "dense_parameters", "macs", "bytes", "images", "calibration_images", "bad_images", "rounds"}
+_COUNTS |= {"patch_tokens"}
 
 
 def for_markdown(value: Found) -> Found:

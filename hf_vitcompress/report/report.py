@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
-from ..architectures.merging import merging_blocks, tokens_left
 from ..compensation.course import CompensationReport
 from ..config import CompressionConfig
 from ..errors import ReportError
@@ -21,10 +20,10 @@ from ..planning.planner import Planner
 from ..runtime.files import write_text
 from ..runtime.text import loss_text, printable
 from ..runtime.weights import model_digest
-from ..tokens_factored import prefix_tokens
 from .outside import for_markdown, problem_of
 from .provenance import Environment, Origin
 from .tables import comparison_rows, format_bytes, table
+from .tokens import merged_by_block, patch_tokens
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -48,7 +47,8 @@ class CompressionReport:
         predicted_loss: predicted KL divergence from the dense model, nats per image, scaled to losses measured on
             images that are kept out of the statistics; `None` for metrics that predict no loss.
         predicted_interval: its 95 % interval, as far as those images differ.
-        patch_tokens: of one image, before the first block and after the last one that merges some; `None` if none does.
+        patch_tokens: of one image, in the first block and in the last one; `None` if no block merges any.
+        tokens: block → how many tokens it merges at its end, as in the plan.
         calibration_images: number of images behind the statistics.
         measuring_images: number of others, on which the predicted losses were corrected.
         bad_images: number of images that could not be read.
@@ -80,6 +80,7 @@ class CompressionReport:
     measuring_images: int = 0
     predicted_interval: tuple[float, float] | None = None
     patch_tokens: tuple[int, int] | None = None
+    tokens: dict[str, int] = field(default_factory=dict)
     bad_images: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -115,7 +116,8 @@ class CompressionReport:
             parts=group_reports(planner, plan),
             predicted_loss=plan.predicted_loss,
             predicted_interval=plan.predicted_interval,
-            patch_tokens=_patch_tokens(planner, plan),
+            patch_tokens=patch_tokens(planner, plan),
+            tokens=dict(plan.tokens),
             calibration_images=statistics.images,
             measuring_images=planner.correction.images,
             bad_images=statistics.bad_images,
@@ -183,7 +185,7 @@ class CompressionReport:
         return rows
 
     def to_markdown(self) -> str:
-        """The before/after table and the table of parts."""
+        """The before/after table, the table of parts, and the tokens that blocks merge."""
         shown = for_markdown(self)
         lines = [] if self.later_weights is None else [_changed(self), ""]
         lines += ["| | dense | compressed | change |", "|---|---|---|---|"]
@@ -194,6 +196,8 @@ class CompressionReport:
             f"{'' if part.predicted_loss is None else loss_text(part.predicted_loss)} |"
             for part in shown.parts
         ]
+        if merged := merged_by_block(shown.tokens):
+            lines += ["", merged]
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
@@ -263,16 +267,6 @@ class CompressionReport:
         with console.capture() as capture:
             console.print(self.render())
         return capture.get()
-
-
-def _patch_tokens(planner: Planner, plan: CompressionPlan) -> tuple[int, int] | None:
-    """Of images such as it was calibrated on."""
-    if not any(plan.tokens.values()):
-        return None
-    first = planner.groups[0]
-    prefix = prefix_tokens(first.model.get_submodule(first.layers[0].block_name)) or 0
-    patches = first.positions - prefix
-    return patches, tokens_left(patches, (plan.tokens.get(name, 0) for name in merging_blocks(first.model)))
 
 
 def _damaged(path: Path, problem: str) -> ReportError:

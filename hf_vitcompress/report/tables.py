@@ -32,12 +32,16 @@ def comparison_rows(
     latencies: Sequence[Latency],
     patch_tokens: tuple[int, int] | None = None,
 ) -> list[tuple[str, str, str, str]]:
-    """Rows (quantity, dense, model, change) of whatever is known."""
+    """Rows (quantity, dense, model, change) of whatever is known.
+
+    Args:
+        patch_tokens: of one image, in the first block and in the last one, where tokens are merged.
+    """
     tokens, tokens_left = patch_tokens or (None, None)
     counts: list[tuple[str, int | None, int | None, Callable[[int], str]]] = [
         ("parameters", None if dense is None else dense.parameters, model.parameters, _grouped),
         ("MACs per image", None if dense is None else dense.macs, model.macs, _grouped),
-        ("patch tokens after the blocks", tokens, tokens_left, _grouped),
+        ("patch tokens in the last block", tokens, tokens_left, _grouped),
         ("weights in memory", None if dense is None else dense.bytes, model.bytes, format_bytes),
         ("weights on disk", dense_disk, disk, format_bytes),
     ]

@@ -309,6 +309,8 @@ def test_inspect_shows_losses_over_budgets_and_by_part(run: Run, statistics: Pat
     figure = tmp_path / "figure.png"
     done = run("inspect", MODEL, "--statistics", statistics, "--keep-ratio", 0.4, *RECIPE, "--figure", figure, "-q")
     assert done.code == 0, done.err
+    title = r"ViTForImageClassification for keep ratio 0\.4: (39|40)\.\d% of the parameters kept"
+    assert re.search(title, " ".join(done.out.split()))
     assert "vit.layers" in done.out
     assert "3.mlp" in done.out
     assert re.search(r"rank \d+", done.out)

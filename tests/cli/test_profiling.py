@@ -1,6 +1,7 @@
 """`vitcompress profile`, and budgets of time on the command line; how long anything takes is made up or not asked."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def test_plan_says_what_was_asked_predicted_and_measured(run: Run, folder: Path,
     assert done.code == 0, done.err
     assert "speed-up when planned, batch 1: 1." in done.out
     assert "(asked 1.50, predicted " in done.out
+    assert " for keep ratio 0.9, speedup 1.5: " in " ".join(done.out.split())
     content = json.loads((tmp_path / "plan.json").read_text())
     assert content["budget"] == {"keep_ratio": 0.9, "speedup": 1.5}
     assert "latency" not in content
@@ -108,6 +110,8 @@ def test_inspect_shows_losses_over_latencies(run: Run, folder: Path, tmp_path: P
     assert done.code == 0, done.err
     assert "over latencies, batch 1 (dense " in done.out
     assert "predicted speed-up" in done.out
+    timed = run("inspect", MODEL, *known, "--profile", folder / "p.json", "--speedup", 1.5)
+    assert re.search(r" for speedup 1\.5: \d+\.\d% of the parameters kept", " ".join(timed.out.split()))
 
 
 WRONG: dict[str, tuple[list[Any], str]] = {

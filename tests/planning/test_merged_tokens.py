@@ -20,7 +20,7 @@ from transformers import (
 
 from hf_vitcompress import CompressionPlan, CompressionReport, to_dense
 from hf_vitcompress.errors import ConfigError, UnsupportedModelError
-from hf_vitcompress.evaluation.costs import count_macs
+from hf_vitcompress.evaluation.costs import count_macs, patch_tokens
 from hf_vitcompress.model.towers import compressed_part
 from hf_vitcompress.planning.building import merged_model
 from hf_vitcompress.publish.cards.citations import citations
@@ -76,7 +76,10 @@ def test_a_plan_with_tokens_is_built_saved_loaded_and_named(
     assert torch.equal(loaded(images).logits, small(images).logits)
     assert json.loads((tmp_path / "compression_plan.json").read_text())["tokens"] == TOKENS
     report = CompressionReport.load(tmp_path)
-    assert ("patch tokens after the blocks", "16", "13", "81.2% kept") in report.rows()
+    assert ("patch tokens in the last block", "16", "13", "81.2% kept") in report.rows()
+    assert "\n\nTokens merged at the end of blocks of `vit.layers`: 3 in 0.\n" in report.to_markdown()
+    assert patch_tokens(loaded, (3, 16, 16)) == report.patch_tokens
+    assert patch_tokens(without, (3, 16, 16)) is None
     assert report.predicted_loss is None  # of merged tokens nothing is predicted
     assert "similar tokens are merged" in (tmp_path / "README.md").read_text()
     assert "2210.09461" in (tmp_path / "README.md").read_text()

@@ -186,9 +186,12 @@ def test_a_config_of_no_class_makes_a_whole_model(whole: Path) -> None:
     assert type(made).__name__ == type(AutoModel.from_config(config)).__name__ == "FactoredTimmViTModel"
 
 
-def test_its_card_says_how_it_is_loaded(folder: Path) -> None:
+def test_its_card_says_how_it_is_loaded(folder: Path, small: Any) -> None:
+    """By `AutoModel`: `AutoBackbone` of transformers opens no folder on this disk."""
     card = (folder / "README.md").read_text()
-    assert 'AutoBackbone.from_pretrained("' in card
+    assert 'AutoModel.from_pretrained("path/or/hub-id")' in card
+    assert "AutoBackbone" not in card
+    assert type(AutoModel.from_pretrained(folder)) is type(small)
     assert "timm's own scripts" not in card
     assert "pipeline_tag" not in card
 

@@ -18,11 +18,13 @@ from . import wording
 from .citations import citations
 from .merging import END, START, renewed
 from .metadata import card_metadata
-from .subject import CardSubject
+from .subject import BACKBONE, CardSubject
+from .ways import parts
 
 TEMPLATE = Path(__file__).parent / "template.md"
 
-PLACEHOLDER_ID = "path/or/hub-id"
+HUB_ID = "hub-id"
+PLACEHOLDER_ID = f"path/or/{HUB_ID}"
 """Stands for the repository until it is known."""
 
 
@@ -80,16 +82,21 @@ def model_card(
         rows=wording.rows(subject),
         measured=wording.measured(subject),
         figure=FIGURE_FILE,
-        parts=wording.parts(report),
-        auto_class=subject.auto_class,
-        repo_id=repo_id or PLACEHOLDER_ID,
-        quantized=report.quantization is not None,
+        parts=parts(report),
+        auto_class=subject.loading_class,
+        repo_id=repo_id or (HUB_ID if subject.loading_class == BACKBONE else PLACEHOLDER_ID),
+        use=wording.use(subject),
         packages=wording.packages(subject),
         modeling_file=subject.modeling_file,
         timm=subject.timm,
         making=wording.making(subject),
         recipe=subject.recipe,
         limits=wording.limits(subject),
-        references=citations(report.settings, subject.timm is not None, report.patch_tokens is not None),
+        references=citations(
+            report.settings,
+            subject.timm is not None,
+            report.patch_tokens is not None,
+            any(part.shapes for part in report.parts),
+        ),
     )
     return Card(card.data.to_dict(), card.text.strip())

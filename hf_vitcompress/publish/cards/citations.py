@@ -65,12 +65,13 @@ WIGHTMAN = """@misc{wightman2019timm,
 }"""
 
 
-def citations(settings: Mapping[str, Any], timm: bool = False, tokens: bool = False) -> list[str]:
+def citations(settings: Mapping[str, Any], timm: bool = False, tokens: bool = False, layers: bool = True) -> list[str]:
     """BibTeX entries of the methods that a recipe (`CompressionConfig.to_dict()`) uses, each once.
 
     Args:
         timm: whether the model is one of timm.
         tokens: whether it merges tokens.
+        layers: whether any layer was compressed.
     """
     settings = {**CompressionConfig().to_dict(), **renamed(settings)}  # an older recipe lacks what is newer
     metric, mlp, attention = settings["metric"], settings["mlp"], settings["attention"]
@@ -79,7 +80,7 @@ def citations(settings: Mapping[str, Any], timm: bool = False, tokens: bool = Fa
     compensation = settings["compensation"]
     distills = compensation in ("distill", "both")
     whitened = metric == "activation"
-    used = {
+    of_layers = {
         AZIZI: compensation in ("residual", "both") or (whitened and settings["allocation"] == "greedy"),
         WANG: whitened and settings["allocation"] == "uniform",
         HSU: metric == "row_fisher",
@@ -87,6 +88,9 @@ def citations(settings: Mapping[str, Any], timm: bool = False, tokens: bool = Fa
         FRANTAR: settings["repair"] and (prunes_mlp or prunes_heads),
         KUMAR: mlp == "prune" and attention in ("low_rank", "joint"),
         ZHU: learned,
+    }
+    used = {
+        **{entry: layers and applies for entry, applies in of_layers.items()},
         HINTON: distills,
         VYAS: distills and settings["optimizer"] == "preconditioned",
         BOLYA: tokens,

@@ -20,7 +20,7 @@ from ...report.report import CompressionReport
 from ...runtime.text import printable
 from ...runtime.weights import disk_bytes, folder_digest, stored_dtypes
 
-CLASSIFIER = "AutoModelForImageClassification"
+CLASSIFIER, BACKBONE = "AutoModelForImageClassification", "AutoBackbone"
 
 _ARCHITECTURE = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
@@ -50,6 +50,11 @@ class CardSubject:
     dtypes: list[str]
     same_weights: bool
     evaluation: Evaluation | None
+
+    @property
+    def loading_class(self) -> str:
+        """Name of the Auto class for lines of code: `AutoBackbone` opens no folder, and `AutoModel` those of timm."""
+        return "AutoModel" if self.timm is not None and self.auto_class == BACKBONE else self.auto_class
 
     @classmethod
     def read(

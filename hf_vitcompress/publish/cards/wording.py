@@ -1,22 +1,11 @@
 """What a card says. Nothing is claimed that was not measured on these very weights; what was not measured is named."""
 
+from ...evaluation.latency import latency_row
 from ...report.report import CompressionReport
 from ...report.tables import NOT_MEASURED, comparison_rows
 from ...runtime.text import loss_text, seconds_text
-from .subject import CLASSIFIER, CardSubject
-
-TRAITS = {
-    "attention": {
-        "joint": "queries and keys share a projection, values lose directions",
-        "low_rank": "projections of attention are low-rank",
-        "prune": "heads are pruned",
-    },
-    "mlp": {
-        "auto": "feed-forward layers are pruned, low-rank, or both",
-        "low_rank": "feed-forward layers are low-rank",
-        "prune": "neurons of feed-forward layers are pruned",
-    },
-}
+from .subject import BACKBONE, CLASSIFIER, CardSubject
+from .ways import dense_form, ways
 
 
 def title(subject: CardSubject) -> str:
@@ -40,9 +29,7 @@ def summary(subject: CardSubject) -> str:
     if report.origin.base_model is None:
         dense = f"{kind} that is not published"
     kept = f"{report.compressed.parameters:,} of {report.dense.parameters:,} parameters ({report.keep_ratio:.1%})"
-    ways = [TRAITS[name].get(report.settings.get(name, "")) for name in TRAITS]
-    ways.append("similar tokens are merged" if report.patch_tokens else None)
-    how = "; ".join(way for way in ways if way)
+    how = "; ".join(ways(report)) or "nothing was changed"
     text = f"This is {dense}, compressed by `hf_vitcompress` to {kept}: {how}."
     if (target := report.settings.get("target")) is not None:
         text = (
@@ -75,6 +62,9 @@ def rows(subject: CardSubject) -> list[tuple[str, str, str, str]]:
     if not subject.same_weights and report.quantization is None:
         found = [row for row in found if row[0] != "weights in memory"]  # they may be of another type now
     found = [_with_dtypes(row, report.origin.dtypes, subject.dtypes) if "disk" in row[0] else row for row in found]
+    if report.timed is not None and not report.latency:
+        name, *cells = latency_row(report.timed.measured)
+        found.append((name.replace("latency", "latency when planned", 1), cells[0], cells[1], cells[2]))
     names = " ".join(name for name, *_ in found)
     wanted = ("top-1", "agreement", "latency") if subject.auto_class == CLASSIFIER else ("latency",)
     missing = [name for name in wanted if name not in names]
@@ -104,6 +94,12 @@ def measured(subject: CardSubject) -> list[str]:
             f"Latency: one forward pass, median of {first.rounds}, on {first.device}; both models "
             "in turn; in brackets the quartiles of the ratio."
         )
+    elif report.timed is not None:
+        timed = report.timed.measured
+        sentences.append(
+            "Latency when planned: of a model with these shapes, before its weights were computed; one forward pass, "
+            f"median of {timed.rounds}, on {timed.device}; both models in turn; in brackets the quartiles of the ratio."
+        )
     return sentences
 
 
@@ -112,12 +108,6 @@ def _place(dataset: str | None, split: str | None) -> str:
     if not dataset:
         return f" of the split `{split}`" if split else ""
     return f" of `{dataset}`" + (f", split `{split}`" if split else "")
-
-
-def parts(report: CompressionReport) -> str:
-    """How many parts of the blocks were compressed."""
-    changed = [part for part in report.parts if part.shapes]
-    return f"{len(changed)} of {len(report.parts)} parts of the blocks were compressed, the others are as they were."
 
 
 def making(subject: CardSubject) -> list[str]:
@@ -185,8 +175,10 @@ def limits(subject: CardSubject) -> list[str]:
         sentences.append(f"Its accuracy was not measured{'' if report.predicted_loss is None else estimate}.")
     elif judged.top1 is None and subject.auto_class == CLASSIFIER:
         sentences.append("There were no labels to measure top-1 accuracy with.")
-    if not report.latency:
+    if not report.latency and report.timed is None:
         sentences.append("Its speed was not measured.")
+    elif not report.latency and report.quantization is not None:
+        sentences.append("Its speed was measured before it was quantized, and not since.")
     sentences += [
         "Not measured: accuracy by class, on rare or shifted inputs and on other data than the above; fairness between "
         "groups; other hardware, precisions and batch sizes. Compression can cost rare cases more than the average.",
@@ -195,4 +187,37 @@ def limits(subject: CardSubject) -> list[str]:
     ]
     if report.origin.license is None:
         sentences.append("The licence of the dense model is not known here; it applies to this one, too.")
+    return sentences
+
+
+def use(subject: CardSubject) -> list[str]:
+    """What can be done with the loaded model, and what cannot."""
+    report = subject.report
+    if report.quantization is not None:
+        sentences = [
+            "It is an ordinary quantized model of `transformers`: `pipeline` and `save_pretrained` work on it.",
+        ]
+    else:
+        sentences = [
+            "It is an ordinary model of `transformers`: `Trainer`, `pipeline` and `save_pretrained` work on it.",
+            f"With the package, `model.to_dense()` {dense_form(report)}, for tools that know only that.",
+        ]
+        if report.patch_tokens is not None:
+            sentences.append("The dense form merges no tokens, so that the figures above are not those of it.")
+        if subject.timm is not None and subject.auto_class != BACKBONE:
+            sentences.append(
+                "Its `timm_model` is the module of timm that computes it; the documentation of hf_vitcompress says how "
+                "timm's own scripts open it."
+            )
+    if report.patch_tokens is not None:
+        sentences.append(
+            "Because tokens are merged, attention that takes no mask of numbers, such as `flash_attention_2`, is "
+            "refused (`sdpa` and `eager` work), and gradient checkpointing has to be non-reentrant "
+            '(`gradient_checkpointing_kwargs={"use_reentrant": False}`).'
+        )
+    if subject.auto_class == BACKBONE and subject.timm is None:
+        sentences.append(
+            f"`{BACKBONE}` takes a Hub id and no folder; a folder is opened by `{report.model}.from_pretrained`, after "
+            f"`from hf_vitcompress.modeling_factored import {report.model}`."
+        )
     return sentences

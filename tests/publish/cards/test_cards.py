@@ -24,6 +24,7 @@ from hf_vitcompress import CompressionConfig, CompressionReport, ViTCompressor
 from hf_vitcompress.compensation.course import CompensationReport
 from hf_vitcompress.config import PRESETS
 from hf_vitcompress.errors import ReportError
+from hf_vitcompress.evaluation.latency import LatencyReport
 from hf_vitcompress.importance.report import GatePoint, GateReport
 from hf_vitcompress.planning.plan import SearchReport
 from hf_vitcompress.publish.cards import model_card, write_card
@@ -80,6 +81,28 @@ def test_what_was_not_measured_is_named(made: Made) -> None:
     assert "Its accuracy was not measured; the KL divergence that the report predicts is an estimate." in text
     assert "Its speed was not measured." in text
     assert "Its accuracy was not measured." in text_with(made, evaluation=None, predicted_loss=None)
+
+
+TIMED = LatencyReport(0.5, 0.48, replace(LATENCY, ratio=0.4, batch_size=4, device="a CPU (2 threads)"))
+
+
+def test_a_latency_that_was_measured_when_planned_is_no_missing_one(made: Made) -> None:
+    text = text_with(made, latency=[], timed=TIMED)
+    rows = rows_of(text)
+    assert rows["latency when planned, batch 4"] == ["20.0 ms", "15.0 ms", "0.40 × (0.70 to 0.80)"]
+    assert "latency" not in rows
+    assert "Latency when planned: of a model with these shapes, before its weights were computed" in text
+    assert "median of 15, on a CPU (2 threads)" in text
+    assert "speed was not measured" not in text
+    quantized = text_with(made, latency=[], timed=TIMED, quantization="int8_dynamic")
+    assert "Its speed was measured before it was quantized, and not since." in quantized
+
+
+def test_a_latency_of_the_model_itself_takes_the_place_of_that_when_planned(made: Made) -> None:
+    text = text_with(made, latency=[LATENCY], timed=TIMED)
+    assert "latency, batch 32" in rows_of(text)
+    assert "latency when planned, batch 4" not in rows_of(text)
+    assert "Latency when planned" not in text
 
 
 def test_accuracy_without_labels_is_named_as_not_measured(made: Made) -> None:

@@ -38,7 +38,8 @@ def parts(report: CompressionReport) -> list[str]:
     sentences = [left if changed else f"All {total} parts of the blocks are as they were."]
     if gone := removed_modules(report):
         mean = "the mean of its output" if report.settings.get("correct_bias", True) else "its bias"
-        sentences.append(f"{gone}: in the place of each {mean} is left, the same for every token.")
+        whose = "its place" if gone.endswith("is removed") else "the place of each"
+        sentences.append(f"{gone}: in {whose} {mean} is left, the same for every token.")
     if report.patch_tokens is not None:
         before, after = report.patch_tokens
         sentences.append(

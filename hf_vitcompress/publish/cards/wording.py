@@ -62,13 +62,18 @@ def rows(subject: CardSubject) -> list[tuple[str, str, str, str]]:
     if not subject.same_weights and report.quantization is None:
         found = [row for row in found if row[0] != "weights in memory"]  # they may be of another type now
     found = [_with_dtypes(row, report.origin.dtypes, subject.dtypes) if "disk" in row[0] else row for row in found]
-    if report.timed is not None and not report.latency:
-        name, *cells = latency_row(report.timed.measured)
-        found.append((name.replace("latency", "latency when planned", 1), cells[0], cells[1], cells[2]))
     names = " ".join(name for name, *_ in found)
-    wanted = ("top-1", "agreement", "latency") if subject.auto_class == CLASSIFIER else ("latency",)
-    missing = [name for name in wanted if name not in names]
-    return [*found, *((name, NOT_MEASURED, NOT_MEASURED, "") for name in missing)]
+    wanted = ("top-1", "agreement") if subject.auto_class == CLASSIFIER else ()
+    found += [(name, NOT_MEASURED, NOT_MEASURED, "") for name in wanted if name not in names]
+    return found if report.latency else [*found, _latency_when_planned(report)]
+
+
+def _latency_when_planned(report: CompressionReport) -> tuple[str, str, str, str]:
+    """Of a model that was not timed since; for another budget than one of time nothing was timed."""
+    if report.timed is None:
+        return "latency", NOT_MEASURED, NOT_MEASURED, ""
+    name, dense, compressed, change = latency_row(report.timed.measured)
+    return name.replace("latency", "latency when planned", 1), dense, compressed, change
 
 
 def _with_dtypes(row: tuple[str, str, str, str], dense: list[str], own: list[str]) -> tuple[str, str, str, str]:

@@ -62,6 +62,8 @@ def test_a_card_says_what_stands_for_removed_modules(made: Made) -> None:
     parts = WAYS["attention removed"][0]
     text = card_with(made, parts=parts).text
     assert "2 attentions and 1 feed-forward are removed: in the place of each the mean of its output is left" in text
+    one = card_with(made, parts=WAYS["a feed-forward removed"][0]).text
+    assert "1 feed-forward is removed: in its place the mean of its output is left" in one
     plain = {**made.report.settings, "correct_bias": False}
     assert "in the place of each its bias is left" in card_with(made, parts=parts, settings=plain).text
     assert "removed" not in card_with(made).text

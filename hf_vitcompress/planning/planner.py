@@ -12,7 +12,6 @@ from ..architectures.inputs import image_shape
 from ..architectures.layers import (
     LayerInfo,
     block_names,
-    feature_pairs,
     find_layers,
 )
 from ..architectures.subject import Subject
@@ -22,12 +21,11 @@ from ..evaluation.costs import Costs, count_costs
 from ..metrics import METRICS
 from ..model.assembly import Tokens
 from ..runtime.distributed import deal, gather_objects, local_work
-from ..runtime.identity import differences
 from ..runtime.run import Run
-from ..statistics.identity import subject_identity, weights_in
 from ..statistics.loss_correction import LossCorrection
 from ..statistics.statistics import Statistics
 from .allocation import Budget, Table, make_plan
+from .belonging import check_statistics
 from .clock import Clock
 from .grouping import make_groups
 from .groups.base import COUNTED, Choice, Cost, Given, LayerGroup
@@ -272,7 +270,7 @@ def make_planner(
     """
     model, config = subject.model, run.config
     layers = find_layers(model, config.target_modules, config.skip_modules)
-    _check_statistics(statistics, subject, config, layers)
+    check_statistics(statistics, subject, config, layers)
     statistics.to(model.device).check_layers(layers)
     given = Given(model, statistics, config, importance or {})
     groups = make_groups(layers, given)
@@ -289,7 +287,7 @@ def make_planner(
 
 def _key(config: CompressionConfig, method: str) -> str:
     """All that solutions depend on, besides the moments and weights."""
-    settings = {name: value for name, value in config.to_dict().items() if name not in BUDGET_SETTINGS}
+    settings = {name: value for name, value in config.to_dict().items() if name not in (*BUDGET_SETTINGS, "tokens")}
     return json.dumps([method, settings], sort_keys=True)
 
 
@@ -316,38 +314,3 @@ def _solved(group: LayerGroup) -> Any:
             f"What the statistics hold about {group.name!r} are not the moments of any activations and gradients. "
             'Calibrate again, with precision="float32" if it happens again.'
         ) from error
-
-
-def _check_statistics(
-    statistics: Statistics, subject: Subject, config: CompressionConfig, layers: Sequence[LayerInfo]
-) -> None:
-    now = subject_identity(subject)
-    different = differences(statistics.identity, now)
-    if different or statistics.weights != weights_in(now):
-        raise CalibrationError(
-            f"The statistics were collected from {different or 'another model'}. Calibrate this "
-            f"{type(subject.model).__name__}, or give what they were collected from."
-        )
-    if not statistics.is_complete:
-        seen = statistics.images + statistics.bad_images
-        raise CalibrationError(
-            f"The calibration was interrupted after {seen} of {statistics.settings['images']} images. Finish it first, "
-            "by giving its images again (--data) with the same statistics file."
-        )
-    if statistics.settings.get("metric") != config.metric:
-        raise CalibrationError(
-            f"The statistics were collected for metric={statistics.settings.get('metric')!r} and the config asks for "
-            f"{config.metric!r}. Calibrate again, or use that metric."
-        )
-    if config.needs_gradients and statistics.settings.get("calibration_loss", "output") != config.calibration_loss:
-        raise CalibrationError(
-            f"The statistics were collected with another calibration_loss than {config.calibration_loss!r}. Calibrate "
-            "again, or use that one."
-        )
-    known = set(statistics.settings.get("prunable_inputs", []))
-    for *_, reader in feature_pairs(layers, config):
-        if reader.name not in known:
-            raise CalibrationError(
-                f"The statistics do not cover the neurons before {reader.name!r}, which mlp={config.mlp!r} may prune. "
-                'Calibrate again with that setting, or use mlp="low_rank".'
-            )

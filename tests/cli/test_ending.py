@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,14 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.fixture
+def heeding() -> Iterator[None]:
+    """Ctrl-C counts, also where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Swallowing:
     """Python ignores what is raised when it goes."""
 
@@ -147,6 +155,7 @@ def test_an_interruption_that_an_import_swallows_ends_the_process(
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.usefixtures("heeding")
 @pytest.mark.parametrize(("raised", "ends"), [(KeyboardInterrupt(), KeyboardInterrupt), (SystemExit(143), SystemExit)])
 def test_a_signal_that_is_swallowed_comes_again(raised: BaseException, ends: type[BaseException]) -> None:
     def command() -> None:
@@ -159,6 +168,7 @@ def test_a_signal_that_is_swallowed_comes_again(raised: BaseException, ends: typ
     assert sys.unraisablehook is before
 
 
+@pytest.mark.usefixtures("heeding")
 def test_a_signal_that_comes_back_at_once_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine it may come while the thread that sends it is still being started."""
     start, early = threading.Timer.start, iter([KeyboardInterrupt])

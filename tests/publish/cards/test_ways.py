@@ -106,7 +106,7 @@ def test_of_tokens_alone_a_card_names_no_method_for_layers(made: Made) -> None:
 def backbone() -> PreTrainedModel:
     settings = {name: value for name, value in TINY.items() if name != "num_labels"}
     model = seeded(Dinov2Backbone, Dinov2Config(**{**settings, "mlp_ratio": 3, "out_indices": [1, 2]}))
-    config = CompressionConfig(keep_ratio=0.6, rank_multiple=1, measuring_images=0, precision="float32")
+    config = CompressionConfig(rank_multiple=1, measuring_images=0, precision="float32")
     small: PreTrainedModel = ViTCompressor(config, progress=False).compress(
         model, random_images(24), plan=CompressionPlan({"encoder.layer.0.mlp.fc1": {"rank": 4}})
     )

@@ -19,6 +19,7 @@ from .clock import Clock
 from .plan import CompressionPlan
 from .planner import Planner
 from .profiles import forward_pass, rounds_for
+from .tokens import Merged
 
 TOLERANCE, ATTEMPTS = 0.05, 4
 """How far a measured latency may be from the predicted one, as a share; and how many plans are timed at most."""
@@ -36,12 +37,36 @@ def plan_for_latency(planner: Planner, run: Run, profile: LatencyProfile) -> Com
     Raises:
         BudgetError: no plan is fast enough.
     """
+    every = planner.schedules(run.config)
+    found: list[CompressionPlan] = []
+    failure: BudgetError | None = None
+    # A clock that is right about plans with all tokens is not yet right about those with fewer.
+    for schedules in filter(None, (every[:1], every[1:])):
+        try:
+            found += _timed_plans(planner, run, profile, schedules)
+        except BudgetError as error:
+            failure = failure or error
+    if failure is not None and not found:
+        raise failure
+    best = best_of(found)
+    _check_speed(best, len(found))
+    return best
+
+
+def _timed_plans(
+    planner: Planner, run: Run, profile: LatencyProfile, schedules: Sequence[Merged]
+) -> list[CompressionPlan]:
+    """Plans with one of these schedules, each made after the former was timed, until prediction and timing agree.
+
+    Raises:
+        BudgetError: another budget than one of time is out of reach.
+    """
     dense = [group.choice({}) for group in planner.groups]
     clock = Clock.of(profile, dense, share_of(run.config, profile.dense))
     found: list[CompressionPlan] = []
     with run.bar("timing", "plans", total=ATTEMPTS) as bar:
         while len(found) < ATTEMPTS:
-            plan = _as_predicted(planner, run.config, clock)
+            plan = _as_predicted(planner, run.config, clock, schedules)
             choices, known = planner.taken(plan), next((one for one in found if one == plan), None)
             if known is None:
                 latency = timed_plan(planner, plan, run)
@@ -56,23 +81,23 @@ def plan_for_latency(planner: Planner, run: Run, profile: LatencyProfile) -> Com
             if known is not None or (plan.latency.error <= TOLERANCE and plan.latency.excess <= EXCEEDED):
                 break
             clock = replace(clock.corrected(choices, latency.ratio), limit=asked, pace=latency.dense / profile.dense)
-    best = best_of(found)
-    _check_speed(best, len(found))
-    return best
+    return found
 
 
-def _as_predicted(planner: Planner, config: CompressionConfig, clock: Clock) -> CompressionPlan:
+def _as_predicted(
+    planner: Planner, config: CompressionConfig, clock: Clock, schedules: Sequence[Merged]
+) -> CompressionPlan:
     """A plan that the clock finds fast enough, or the fastest, which then has to be timed: one timing may be wrong.
 
     Raises:
         BudgetError: another budget is out of reach.
     """
     try:
-        return planner.plan(config, exact=False, clock=clock)
+        return planner.plan(config, exact=False, clock=clock, schedules=schedules)
     except BudgetError:
         if set(config.budgets) - set(LATENCY_BUDGETS):
             raise
-        return planner.fastest(config, clock)
+        return planner.fastest(config, clock, schedules)
 
 
 def _check_speed(best: CompressionPlan, timed: int) -> None:

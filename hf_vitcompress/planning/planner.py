@@ -112,6 +112,7 @@ class Planner:
         weights: Mapping[str, float] | None = None,
         exact: bool = True,
         clock: Clock | None = None,
+        schedules: Sequence[Merged] = (),
     ) -> CompressionPlan:
         """Spend the budgets of `config`.
 
@@ -119,9 +120,10 @@ class Planner:
             weights: factors on the roles' errors instead of the measured ones.
             exact: whether to warn of a plan that stays further below the budget than its tolerance.
             clock: predicts latencies, for budgets of time.
+            schedules: of merged tokens, to choose from; by default all that `config` allows.
         """
         best, failure = None, None
-        for merged in self._schedules(config):
+        for merged in schedules or self.schedules(config):
             try:
                 plan = self._planned(config, weights, exact and best is None, clock, merged)
             except BudgetError as error:
@@ -134,9 +136,10 @@ class Planner:
             raise failure
         return best
 
-    def _schedules(self, config: CompressionConfig) -> list[Merged]:
+    def schedules(self, config: CompressionConfig) -> list[Merged]:
         """Nothing merged first, and what was measured where that lowers a cost of the budget."""
-        if not self.statistics.merging or not wants_merging(self.subject, config):
+        comparable = self.correction.loss(1.0) is not None  # what merging loses is measured
+        if not (self.statistics.merging and comparable and wants_merging(self.subject, config)):
             return [NOTHING_MERGED]
         return [NOTHING_MERGED, *(self._merged(one.tokens, one.loss) for one in self.statistics.merging)]
 
@@ -181,10 +184,10 @@ class Planner:
         ]
         return with_removals(tables, self.groups, config, costs)
 
-    def fastest(self, config: CompressionConfig, clock: Clock) -> CompressionPlan:
-        """The plan that the clock finds the fastest of all, whatever it loses."""
+    def fastest(self, config: CompressionConfig, clock: Clock, schedules: Sequence[Merged]) -> CompressionPlan:
+        """The plan that the clock finds the fastest of all with one of these schedules, whatever it loses."""
         found = []
-        for merged in self._schedules(config):
+        for merged in schedules:
             tables = self._tables(config, None, clock, merged, [clock.cost])
             choices = [min(table.choices, key=clock.cost) for table in tables]
             shapes = {name: shape for choice in choices for name, shape in choice.shapes.items()}

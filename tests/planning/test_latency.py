@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from hf_vitcompress.architectures.merging import merging_blocks
 from hf_vitcompress.errors import BudgetError, BudgetWarning
 from hf_vitcompress.evaluation.costs import count_costs
 from hf_vitcompress.evaluation.latency import Latency, LatencyReport
@@ -16,6 +17,8 @@ from hf_vitcompress.planning.latency import EXCEEDED, TOLERANCE, best_of, plan_f
 from hf_vitcompress.planning.plan import CompressionPlan
 from hf_vitcompress.planning.planner import Planner
 from hf_vitcompress.profiling.profile import LatencyProfile
+from hf_vitcompress.statistics.loss_correction import LossCorrection
+from hf_vitcompress.statistics.statistics import Merging
 from support.groups import config_of, prepared
 from support.profiles import even_profile
 from support.stages import quiet
@@ -139,6 +142,22 @@ def test_timings_that_stay_away_from_what_is_predicted_are_told(monkeypatch: pyt
     config = config_of(**settings(speedup=1.1))
     with pytest.warns(BudgetWarning, match=r"predicted to have a speed-up of .*, and timing it gave 2\.00.*other work"):
         plan_for_latency(ready, quiet(config), profile_for(ready))
+
+
+@pytest.mark.parametrize(("loss", "merges"), [(1e6, False), (0.0, True)])
+def test_plans_with_merged_tokens_are_timed_beside_those_with_all_and_the_better_one_is_taken(
+    loss: float, merges: bool, by_macs: Callable[..., Timed]
+) -> None:
+    seen, ready = by_macs(), prepared()
+    block = merging_blocks(ready.subject.model)[0]
+    ready.statistics.merging = [Merging({block: 4}, loss)]
+    ready.statistics.corrections = {ready.method: LossCorrection(points=[(0.1, 0.1), (1.0, 1.0)])}
+    config = config_of(speedup=1.25, rank_multiple=1)
+    plan = plan_for_latency(ready, quiet(config), profile_for(ready))
+    assert bool(plan.tokens) is merges
+    assert len(seen) >= 2
+    assert plan.latency is not None
+    assert plan.latency.excess <= EXCEEDED
 
 
 def test_a_budget_in_milliseconds_is_answered_in_milliseconds(by_macs: Callable[..., Timed]) -> None:

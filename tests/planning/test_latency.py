@@ -146,12 +146,13 @@ def test_timings_that_stay_away_from_what_is_predicted_are_told(monkeypatch: pyt
 
 @pytest.mark.parametrize(("loss", "merges"), [(1e6, False), (0.0, True)])
 def test_plans_with_merged_tokens_are_timed_beside_those_with_all_and_the_better_one_is_taken(
-    loss: float, merges: bool, by_macs: Callable[..., Timed]
+    loss: float, merges: bool, by_macs: Callable[..., Timed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, ready = by_macs(), prepared()
     block = merging_blocks(ready.subject.model)[0]
-    ready.statistics.merging = [Merging({block: 4}, loss)]
-    ready.statistics.corrections = {ready.method: LossCorrection(points=[(0.1, 0.1), (1.0, 1.0)])}
+    monkeypatch.setattr(ready.statistics, "merging", [Merging({block: 4}, loss)])
+    measured = LossCorrection(points=[(0.1, 0.1), (1.0, 1.0)])
+    monkeypatch.setitem(ready.statistics.corrections, ready.method, measured)
     config = config_of(speedup=1.25, rank_multiple=1)
     plan = plan_for_latency(ready, quiet(config), profile_for(ready))
     assert bool(plan.tokens) is merges

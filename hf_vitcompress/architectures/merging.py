@@ -85,9 +85,17 @@ def merging_blocks(model: PreTrainedModel) -> list[str]:
 def patches_of(model: PreTrainedModel, block: str) -> int | None:
     """Patch tokens that enter the stack of a block for an image of the size in the config, which may state none."""
     config: Any = config_of(model.get_submodule(block))
-    if getattr(config, "image_size", None) is None:
-        return None
-    (height, width), (down, across) = height_and_width(config.image_size), height_and_width(config.patch_size)
+    return None if getattr(config, "image_size", None) is None else patches_in(config, config.image_size)
+
+
+def patches_in(config: Any, image_size: Any) -> int:
+    """Patch tokens of an image of that size, those that a model masks left out.
+
+    Args:
+        config: of the model that the blocks are part of.
+        image_size: pixels, one number or height and width.
+    """
+    (height, width), (down, across) = height_and_width(image_size), height_and_width(config.patch_size)
     return int((height // down) * (width // across) * (1 - getattr(config, "mask_ratio", 0.0)))
 
 

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architectures.constructors import constructor_options
-from ..architectures.inputs import example_inputs, height_and_width
-from ..architectures.merging import tokens_left
+from ..architectures.inputs import example_inputs
+from ..architectures.merging import patches_in, tokens_left
 from ..model.making import without_storage
 from ..runtime.weights import plain_tensors
 from ..tokens_factored import MergedTokensMixin, config_of
@@ -55,8 +55,7 @@ def patch_tokens(model: PreTrainedModel, shape: Sequence[int]) -> tuple[int, int
     blocks = [module for module in model.modules() if isinstance(module, MergedTokensMixin)]
     if not blocks:
         return None
-    down, across = height_and_width(config_of(cast(nn.Module, blocks[0])).patch_size)
-    patches = (shape[-2] // down) * (shape[-1] // across)
+    patches = patches_in(config_of(cast(nn.Module, blocks[0])), shape[-2:])
     return patches, tokens_left(patches, (block.merged_tokens for block in blocks))
 
 

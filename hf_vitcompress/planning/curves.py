@@ -39,7 +39,7 @@ def latency_curve(
     curve: list[TimedPoint] = []
     if planner.correction.loss(1.0) is None:
         return curve
-    clock = Clock.of(profile, [group.choice({}) for group in planner.groups], 1.0)
+    clock = Clock.of(profile, planner.dense_choices, 1.0)
     if measured is not None and measured.latency is not None:
         clock = clock.corrected(planner.taken(measured), measured.latency.measured.ratio)
     for speedup in SPEEDUPS:

@@ -61,8 +61,7 @@ def _timed_plans(
     Raises:
         BudgetError: another budget than one of time is out of reach.
     """
-    dense = [group.choice({}) for group in planner.groups]
-    clock = Clock.of(profile, dense, share_of(run.config, profile.dense))
+    clock = Clock.of(profile, planner.dense_choices, share_of(run.config, profile.dense))
     found: list[CompressionPlan] = []
     with run.bar("timing", "plans", total=ATTEMPTS) as bar:
         while len(found) < ATTEMPTS:

@@ -75,6 +75,11 @@ class Planner:
         return self.statistics.image_shape or image_shape(self.subject.model)
 
     @property
+    def dense_choices(self) -> list[Choice]:
+        """What changes nothing, of each group."""
+        return [group.choice({}) for group in self.groups]
+
+    @property
     def roles(self) -> list[str]:
         return list(dict.fromkeys(group.role for group in self.groups))
 
@@ -99,7 +104,7 @@ class Planner:
         """
         found = parameter_budgets(config, self.costs.parameters, self.fixed_parameters)
         if config.max_macs is not None:
-            fixed = self.costs.macs - sum(group.choice({}).macs for group in self.groups)
+            fixed = self.costs.macs - sum(choice.macs for choice in self.dense_choices)
             found.append(Budget(config.max_macs, self.costs.macs, fixed, "macs"))
         if config.times:
             assert clock is not None

@@ -6,7 +6,7 @@ Merging early saves most, because all later blocks have fewer tokens. Where that
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
@@ -16,7 +16,7 @@ from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..evaluation.reference import Reference
 from ..model.assembly import Tokens
-from ..profiling.operations import Merge, Operation, macs_of_operation, without_tokens
+from ..profiling.operations import Merge, Operation, without_tokens
 from ..runtime.run import Run
 from ..statistics.statistics import Merging
 from .building import merged_model
@@ -68,15 +68,14 @@ class Merged:
             if own := tokens.get(name, 0):
                 operations.append(Merge(count - gone, width))
             gone += own
-        macs = sum(map(macs_of_operation, operations))
-        return cls(tokens, loss, before, Choice(0, macs, loss, {}, tuple(operations)))
+        return cls(tokens, loss, before, Choice.of(0, loss, {}, operations))
 
     def gone(self, layer: LayerInfo) -> int:
         """Tokens that a layer does not see."""
         return self.before.get(layer.block_name, 0)
 
 
-NOTHING_MERGED = Merged({}, 0.0, {}, Choice(0, 0, 0.0, {}))
+NOTHING_MERGED = Merged({}, 0.0, {}, Choice.of(0, 0.0, {}, ()))
 
 
 def wants_merging(subject: Subject, config: CompressionConfig) -> bool:
@@ -142,6 +141,5 @@ def with_fewer_tokens(choice: Choice, merged: int) -> Choice:
     """The same choice in a block that so many fewer tokens pass through."""
     if not merged:
         return choice
-    operations = tuple(without_tokens(operation, merged) for operation in choice.operations)
-    spared = sum(map(macs_of_operation, choice.operations)) - sum(map(macs_of_operation, operations))
-    return replace(choice, macs=choice.macs - spared, operations=operations)
+    operations = (without_tokens(operation, merged) for operation in choice.operations)
+    return Choice.of(choice.parameters, choice.error, choice.shapes, operations)

@@ -15,7 +15,7 @@ the bias that is left. `QueryKeyGroup` and the `PairGroup` of v and o are remove
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ from ...config import CompressionConfig
 from ...errors import ConfigError, shown
 from ...metrics import METRICS
 from ...model.assembly import Shapes
-from ...profiling.operations import Attention, Operation, Product
+from ...profiling.operations import Attention, Operation, Product, macs_of_operation
 from ...statistics.statistics import Statistics
 from ..closed_form import balanced
 from ..layer_moments import LayerMoments
@@ -51,6 +51,12 @@ class Choice:
     error: float
     shapes: Shapes
     operations: tuple[Operation, ...] = ()
+
+    @classmethod
+    def of(cls, parameters: int, error: float, shapes: Shapes, operations: Iterable[Operation]) -> "Choice":
+        """One whose multiply-accumulates are those of its operations."""
+        run = tuple(operations)
+        return cls(parameters, sum(map(macs_of_operation, run)), error, shapes, run)
 
 
 Cost = Callable[[Choice], int]
@@ -154,11 +160,6 @@ class LayerGroup(ABC):
     def positions_of(self, layer: LayerInfo) -> int:
         """Vectors per image that pass through a layer: attention that pools its queries gives fewer than it reads."""
         return round(self.statistics.tokens[layer.input_name] / max(self.statistics.images, 1))
-
-    @cached_property
-    def products(self) -> int:
-        """Multiply-accumulates per image of one of the products of attention, for each feature: queries × keys."""
-        return self.positions * attention_keys(self.model, self.layers[0], self.positions)
 
     def products_of(self, layer: LayerInfo, inputs: int, outputs: int, rank: int | None) -> list[Operation]:
         """What a layer of that shape runs for one image."""

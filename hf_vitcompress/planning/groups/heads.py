@@ -76,10 +76,7 @@ class HeadsGroup(LayerGroup):
             return removed_choice(self, float(self.solution[1][0]))
         width = shapes.get(self.layers[-1].name, {}).get("in_features", self.layers[-1].in_features)
         kept = width // self.size
-        parameters = self._parameters(kept)
-        weights = sum(layer.parameters for layer in self.layers) * kept // self.heads
-        macs = weights * self.positions + 2 * self.products * width  # with scores and their use
-        return Choice(parameters, macs, float(self.solution[1][kept]), shapes, tuple(self._operations(kept)))
+        return Choice.of(self._parameters(kept), float(self.solution[1][kept]), shapes, self._operations(kept))
 
     def _operations(self, kept: int) -> list[Operation]:
         width = kept * self.size

@@ -1,18 +1,19 @@
 """One layer, factored by itself."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from ...model.assembly import Shapes
 from ...profiling.operations import Operation
 from ..closed_form import Factorization, error_curve, factorize, roots
 from ..pareto import ranks_below
-from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, factored, refuse
+from .base import RegressionTarget, factored, refuse
+from .ranked import RankedGroup
 
 
-class SingleLayerGroup(LayerGroup):
+class SingleLayerGroup(RankedGroup):
     """One layer, factored."""
+
+    shape_key = "rank"
 
     @property
     def role(self) -> str:  # type: ignore[override]
@@ -23,33 +24,16 @@ class SingleLayerGroup(LayerGroup):
         narrow, wide = self.moments[0].sides
         return self.energy_scale(error_curve(roots(narrow, self.config.damping)[0], wide))
 
-    def _parameters(self, rank: int | None) -> int:
+    def parameters_at(self, rank: int | None) -> int:
         layer = self.layers[0]
         return layer.parameters if rank is None else rank * layer.parameters_per_rank
 
-    def choice(self, shapes: Shapes) -> Choice:
-        rank = shapes.get(self.layers[0].name, {}).get("rank")
-        parameters = self._parameters(rank)
-        error = 0.0 if rank is None else float(self.solution[rank])
-        return Choice(parameters, parameters * self.positions, error, shapes, tuple(self._operations(rank)))
-
-    def _operations(self, rank: int | None) -> list[Operation]:
+    def operations_at(self, rank: int | None) -> list[Operation]:
         layer = self.layers[0]
         return self.products_of(layer, layer.in_features, layer.out_features, rank)
 
-    def _ranks(self, multiple: int) -> range:
+    def ranks(self, multiple: int) -> range:
         return ranks_below(self.layers[0].in_features, self.layers[0].out_features, multiple)
-
-    def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
-        name = self.layers[0].name
-        return [self.choice({name: {"rank": rank}}) for rank in self._ranks(multiple)] + [self.choice({})]
-
-    def spanning(self, multiple: int) -> list[Operation]:
-        ranks = self._ranks(multiple)
-        return [one for rank in (*ranks[:1], *ranks[-1:], None) for one in self._operations(rank)]
-
-    def smallest(self, multiple: int) -> int:
-        return min(self._parameters(rank) for rank in [*self._ranks(multiple)[:1], None])
 
     def check(self, shapes: Shapes) -> None:
         for name, shape in shapes.items():

@@ -186,18 +186,9 @@ class PairGroup(LayerGroup):
     def _pruned_error(self, width: int) -> float:
         return float(self.solution.pruned[width]) if width < self.width else 0.0
 
-    @cached_property
-    def _attention(self) -> int:
-        """Multiply-accumulates per image of the weighted sums over tokens, for each feature of the values."""
-        if self.role != "vo" or pads_values(self.model, self.layers[0].parent):
-            return 0
-        return self.products
-
     def _choice(self, width: int, ranks: Ranks, error: float, shapes: Shapes) -> Choice:
         weights = [width * o if r is None else r * (width + o) for o, r in zip(self._sides, ranks, strict=True)]
-        macs = sum(own * self.positions_of(layer) for own, layer in zip(weights, self.layers, strict=True))
-        parameters, operations = sum(weights) + self._biases(width), tuple(self._operations(width, ranks))
-        return Choice(parameters, macs + self._attention * width, error, shapes, operations)
+        return Choice.of(sum(weights) + self._biases(width), error, shapes, self._operations(width, ranks))
 
     def _operations(self, width: int, ranks: Ranks) -> Iterator[Operation]:
         for layer, rank in zip(self.layers, ranks, strict=True):
@@ -208,7 +199,8 @@ class PairGroup(LayerGroup):
             yield Activation(self.positions_of(self.consumer), width)
         else:
             size = self.width // self.heads
-            yield self.attention_of(self.heads, size, width // self.heads)
+            pads = pads_values(self.model, self.layers[0].parent)
+            yield self.attention_of(self.heads, size, size if pads else width // self.heads)
 
     @property
     def removal(self) -> Shapes | None:

@@ -1,6 +1,5 @@
 """Queries and keys on one shared projection."""
 
-from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -12,11 +11,12 @@ from ...model.assembly import Shapes
 from ...profiling.operations import Operation, Product
 from ..closed_form import balanced, error_curve, roots, solve
 from ..pareto import ranks_below
-from .base import COUNTED, Choice, Cost, LayerGroup, RegressionTarget, refuse, shifted
+from .base import Choice, RegressionTarget, refuse, shifted
+from .ranked import RankedGroup
 from .removal import check_removed, is_removed
 
 
-class QueryKeyGroup(LayerGroup):
+class QueryKeyGroup(RankedGroup):
     """q and k, which meet only in their product, on one `down`.
 
     `[W_q; W_k]` is factored as one weight whose metric on the output side is block-diagonal. Both then see the same
@@ -26,7 +26,7 @@ class QueryKeyGroup(LayerGroup):
     not see the keys' mean error, but with rotary positions it differs from key to key.
     """
 
-    role = "qk"
+    role, shape_key = "qk", "qk_rank"
 
     @property
     def name(self) -> str:
@@ -56,10 +56,10 @@ class QueryKeyGroup(LayerGroup):
     def _outputs(self) -> int:
         return sum(layer.out_features for layer in self.layers)
 
-    def _ranks(self, multiple: int) -> range:
+    def ranks(self, multiple: int) -> range:
         return ranks_below(self.layers[0].in_features, self._outputs, multiple)
 
-    def _parameters(self, rank: int | None) -> int:
+    def parameters_at(self, rank: int | None) -> int:
         if rank is None:
             return self.dense_parameters
         return rank * (self.layers[0].in_features + self._outputs) + self._biases
@@ -72,11 +72,6 @@ class QueryKeyGroup(LayerGroup):
     def _biases(self) -> int:
         return sum(linear.bias.numel() for linear in self.linears if linear.bias is not None)
 
-    @cached_property
-    def _scores(self) -> int:
-        """Multiply-accumulates per image of the products of queries and keys, which no rank changes."""
-        return self.products * self.layers[0].out_features
-
     @property
     def removal(self) -> Shapes | None:
         """Only with the values; not in attention of timm, whose own forward pass has to run."""
@@ -86,28 +81,13 @@ class QueryKeyGroup(LayerGroup):
 
     def choice(self, shapes: Shapes) -> Choice:
         if is_removed(shapes):
-            return Choice(0, 0, 0.0, shapes)  # what it loses is that of the values
-        rank = shapes.get(self.name, {}).get("qk_rank")
-        parameters = self._parameters(rank)
-        error = 0.0 if rank is None else float(self.solution[rank])
-        macs = (parameters - self._biases) * self.positions + self._scores
-        return Choice(parameters, macs, error, shapes, tuple(self._operations(rank)))
+            return Choice.of(0, 0.0, shapes, ())  # what it loses is that of the values
+        return super().choice(shapes)
 
-    def _operations(self, rank: int | None) -> list[Operation]:
-        inputs = self.layers[0].in_features
-        rows = self.positions
+    def operations_at(self, rank: int | None) -> list[Operation]:
+        inputs, rows = self.layers[0].in_features, self.positions
         shared = [] if rank is None else [Product(rows, inputs, rank)]
         return [*shared, *(Product(rows, inputs if rank is None else rank, one.out_features) for one in self.layers)]
-
-    def choices(self, multiple: int, costs: Sequence[Cost] = COUNTED) -> list[Choice]:
-        return [self.choice({self.name: {"qk_rank": rank}}) for rank in self._ranks(multiple)] + [self.choice({})]
-
-    def spanning(self, multiple: int) -> list[Operation]:
-        ranks = self._ranks(multiple)
-        return [one for rank in (*ranks[:1], *ranks[-1:], None) for one in self._operations(rank)]
-
-    def smallest(self, multiple: int) -> int:
-        return min(self._parameters(rank) for rank in [*self._ranks(multiple)[:1], None])
 
     def check(self, shapes: Shapes) -> None:
         if check_removed(self, shapes):

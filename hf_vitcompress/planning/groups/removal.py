@@ -53,7 +53,7 @@ def removed_choice(group: LayerGroup, error: float) -> Choice:
     if own.bias is None and group.config.correct_bias and METRICS[group.config.metric].is_loss:
         mean = own.weight @ own.mean
         error = max(0.0, error - float(mean @ as_matrix(own.output_side) @ mean) / 2)
-    return Choice(left_parameters(group), 0, error * UNDERESTIMATED, removed_shapes(group.layers))
+    return Choice.of(left_parameters(group), error * UNDERESTIMATED, removed_shapes(group.layers), ())
 
 
 def removed_tensors(group: LayerGroup) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ def merged_backbone_config(config: TimmViTConfig) -> PreTrainedConfig:
 
 HEADS: dict[str, tuple[str, ...]] = {
     "AutoBackbone": ("TimmViTBackbone",),
-    "AutoModel": ("TimmViTModel", "TimmViTBackbone"),  # AutoBackbone opens no folder on this disk
+    "AutoModel": ("TimmViTModel", "TimmViTBackbone"),  # AutoBackbone opens no local folder
     "AutoModelForImageClassification": ("TimmViTForImageClassification",),
 }
 

@@ -337,11 +337,8 @@ def __getattr__(name: str) -> type:
         return factored_model_class(dense)
     if (own := _own_class(name)) is not None:
         return factored_model_class(own)
-    for module in (
-        configuration_factored,
-        layers_factored,
-        tokens_factored,
-    ):  # checkpoints and pickles of old name this file for all
+    # Checkpoints and pickles of old name this file for all.
+    for module in (configuration_factored, layers_factored, tokens_factored):
         if (found := getattr(module, name, None)) is not None:
             return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

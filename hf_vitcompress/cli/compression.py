@@ -200,8 +200,7 @@ def inspect_model(
         show(table(("predicted speed-up", "ms", "predicted KL"), over_time, title=title))
     title = _title(subject, plan)
     show(PartsTable(parts, title))
-    if plan.latency is not None:
-        print(f"{plan.latency.name}: {plan.latency.amount} ({plan.latency.origin})")
+    _tell_latency(plan)
     if figure is not None:
         point = None if plan.predicted_loss is None else (plan.keep_ratio or 0.0, plan.predicted_loss)
         over_time_too = [(one.milliseconds, one.loss) for one in timed], point_of(plan, timed)
@@ -268,8 +267,7 @@ def plan_budget(
             print(f"predicted KL {loss_text(plan.predicted_loss, plan.predicted_interval)}")
         if plan.search is not None:
             print(f"{plan.search.name}: {plan.search.amount}")
-        if plan.latency is not None:
-            print(f"{plan.latency.name}: {plan.latency.amount} ({plan.latency.origin})")
+        _tell_latency(plan)
         print(f"saved to {printable(str(output))}")
 
 
@@ -281,6 +279,12 @@ def _compressor(config: CompressionConfig, quiet: bool, profile: Path | None) ->
         silence_libraries()
     known = None if profile is None else LatencyProfile.load(profile)
     return ViTCompressor(config, progress=not quiet, profile=known)
+
+
+def _tell_latency(plan: "CompressionPlan") -> None:
+    """What became of a budget of time."""
+    if plan.latency is not None:
+        print(f"{plan.latency.name}: {plan.latency.amount} ({plan.latency.origin})")
 
 
 def _title(subject: "Subject", plan: "CompressionPlan") -> str:

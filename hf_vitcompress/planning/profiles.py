@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..architectures.inputs import example_inputs, image_shape
 from ..architectures.layers import LayerInfo, find_layers
-from ..architectures.running import attention_implementations, evaluating
+from ..architectures.running import attention_implementations, without_dropout
 from ..architectures.subject import Subject
 from ..config import CompressionConfig
 from ..evaluation.latency import time_forward
@@ -105,7 +105,7 @@ def tokens_of(model: PreTrainedModel, layers: Sequence[LayerInfo], shape: tuple[
         for layer in layers
     ]
     try:
-        with evaluating(model):
+        with without_dropout(model), torch.inference_mode():
             model(**example_inputs(model, 1, shape))
     finally:
         for hook in hooks:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..compensation.course import CompensationReport
 from ..config import CompressionConfig
 from ..errors import ReportError
-from ..evaluation.costs import Costs, count_costs
+from ..evaluation.costs import Costs, count_costs, patch_tokens
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.latency import Latency, LatencyReport
 from ..importance.report import GateReport
@@ -23,7 +23,7 @@ from ..runtime.weights import model_digest
 from .outside import for_markdown, problem_of
 from .provenance import Environment, Origin
 from .tables import comparison_rows, format_bytes, table
-from .tokens import merged_by_block, patch_tokens
+from .tokens import merged_by_block
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -116,7 +116,7 @@ class CompressionReport:
             parts=group_reports(planner, plan),
             predicted_loss=plan.predicted_loss,
             predicted_interval=plan.predicted_interval,
-            patch_tokens=patch_tokens(planner, plan),
+            patch_tokens=patch_tokens(small, planner.image_shape),
             tokens=dict(plan.tokens),
             calibration_images=statistics.images,
             measuring_images=planner.correction.images,
